@@ -1,0 +1,54 @@
+# convoy: the commands that people type. `make` alone lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON ?= python3
+LOCK := $(if $(GPU),requirements-gpu.lock,requirements.lock)
+READY := .venv/.ready-$(LOCK)
+PORT ?= 5000
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export DVC_NO_ANALYTICS := 1
+export DO_NOT_TRACK := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
+
+.PHONY: help
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+
+.PHONY: setup
+setup: $(READY)  ## install the locked dependencies into .venv (GPU=1: with CUDA)
+
+# The lock is complete, so pip only fetches and checks hashes (--no-deps); it compiles the bytecode on the way.
+$(READY): $(LOCK)
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "convoy needs Python 3.11 to 3.13; $(PYTHON) is $$($(PYTHON) -V). Choose one: make PYTHON=python3.12 ..."; exit 2; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(LOCK)
+	@rm -f .venv/.ready-*; touch $@
+
+.PHONY: repro
+repro: setup  ## raw data -> registered models: whatever is not up to date (dvc repro)
+	@since=$$(date +%s); python -m stages check && dvc repro && python -m flows results --since $$since
+
+.PHONY: ui
+ui: setup  ## browse runs, models and the registry (PORT=5000)
+	@echo "MLflow: http://127.0.0.1:$(PORT)  (Ctrl-C ends it)"
+	@mlflow server --backend-store-uri "$(MLFLOW_TRACKING_URI)" --host 127.0.0.1 --port $(PORT)
+
+.PHONY: test
+test: setup  ## run the tests
+	@python -m pytest
+
+.PHONY: lint
+lint: setup  ## check style and the directions of imports
+	@ruff check . && ruff format --check . && lint-imports
+
+.PHONY: lock
+lock: setup  ## renew both lock files from pyproject.toml
+	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--no-emit-index-url --extra dev pyproject.toml -o requirements.lock
+	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--no-emit-index-url --extra dev --extra gpu -c requirements.lock pyproject.toml -o requirements-gpu.lock

@@ -1,0 +1,81 @@
+"""The table at the end of a run: every model, what it scored, whether it ran, and who is champion."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from ruamel.yaml import YAML
+
+from stages import params, tracking
+from stages.shards import sha256
+
+JOURNAL = Path("data/journal.jsonl")
+
+
+def ran_since(since: int, journal: Path = JOURNAL) -> dict[str, dict]:
+    """Returns the last journal entry of every stage that started at or after ``since``, in Unix seconds."""
+    lines = journal.read_text().splitlines() if journal.exists() else []
+    entries = [json.loads(line) for line in lines]
+    return {entry["stage"]: entry for entry in entries if datetime.fromisoformat(entry["started"]).timestamp() >= since}
+
+
+def show(since: int | None) -> None:
+    """Prints the table, and under it what ran and how to look further.
+
+    Args:
+        since: start of the run that ends now, in Unix seconds; None leaves out what ran.
+    """
+    console = Console(width=None if Console().is_terminal else 120)
+    ran = {} if since is None else ran_since(since)
+    for dataset in params.load()["ingest"]:
+        console.print(_table(dataset, ran, since is not None))
+        decision = _read(Path("data/register", dataset, "decision.json"))
+        if decision:
+            verdict = "promoted" if decision["promoted"] else "not promoted"
+            console.print(f"version {decision['version']} ({decision['model']}) {verdict}: {decision['reason']}\n")
+    if since is not None:
+        lock = Path("dvc.lock")
+        stages = len(YAML(typ="safe", pure=True).load(lock.read_text())["stages"]) if lock.exists() else 0
+        seconds = sum(entry["seconds"] for entry in ran.values())
+        if ran:
+            console.print(f"{len(ran)} stages ran in {seconds:.0f} s: {', '.join(ran)}.", highlight=False)
+        else:
+            console.print(f"Nothing to do: all {stages} stages are up to date.", highlight=False)
+    console.print("Curves, pictures and the registry: make ui", highlight=False)
+
+
+def _table(dataset: str, ran: dict[str, dict], with_state: bool) -> Table:
+    holder = tracking.champion(dataset)
+    table = Table(title=dataset, title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("model", "parameters", "test accuracy", "95 % interval", "validation", "seconds"):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    if with_state:
+        table.add_column("state")
+    table.add_column("registry")
+    for model in params.models(dataset):
+        facts = _read(Path("data/train", dataset, model, "run.json"))
+        metrics = _read(Path("data/evaluate", dataset, model, "metrics.json"))
+        state = ["ran" if f"train@{model}" in ran else "cached" if facts else "not run"] if with_state else []
+        if not facts or not metrics:
+            table.add_row(model, *["-"] * 5, *state, "")
+            continue
+        digest = sha256(Path("data/train", dataset, model, "model.keras"))
+        current = holder is not None and holder.tags.get("model_sha256") == digest
+        table.add_row(
+            model,
+            f"{metrics['parameters']:,}",
+            f"{metrics['accuracy']:.2%}",
+            f"{metrics['accuracy_low']:.1%} - {metrics['accuracy_high']:.1%}",
+            f"{metrics['val_accuracy']:.2%}",
+            f"{facts['seconds']:.0f}",
+            *state,
+            f"champion, version {holder.version}" if current else "",
+        )
+    return table
+
+
+def _read(path: Path) -> dict | None:
+    return json.loads(path.read_text()) if path.exists() else None

@@ -1,0 +1,131 @@
+"""Run one stage: ``python -m stages train lenet5``. Check all of params.yaml first: ``python -m stages check``."""
+
+import inspect
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, ValidationError, create_model
+
+from stages import params
+from stages.errors import ConfigurationError, StageError
+
+JOURNAL = Path("data/journal.jsonl")
+
+
+def main(*words: str) -> int:
+    """Returns the exit status; see ``errors.py``."""
+    try:
+        match words:
+            case ["check"]:
+                check()
+            case [stage, name]:
+                run(stage, name)
+            case _:
+                raise ConfigurationError(
+                    f"got {' '.join(words) or 'nothing'}. Usage: python -m stages STAGE NAME, or python -m stages "
+                    f"check. Stages: {', '.join(params.STAGES)}."
+                )
+    except StageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.status
+    return 0
+
+
+def run(stage: str, name: str) -> None:
+    """Runs one stage on one name, and notes how it ended in the journal."""
+    entry = params.read(stage, name)
+    if stage in ("train", "evaluate", "register"):
+        _import_keras_quietly()
+    function, arguments = _prepare(stage, name, entry)
+    started, status = time.time(), 1
+    try:
+        function(name, **arguments)
+        status = 0
+    except StageError as error:
+        status = error.status
+        raise
+    finally:
+        entry = {
+            "stage": f"{stage}@{name}",
+            "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.time() - started, 1),
+            "status": status,
+        }
+        with JOURNAL.open("a") as file:  # one short line is one write, so parallel stages do not mix
+            file.write(json.dumps(entry) + "\n")
+
+
+def check() -> None:
+    """Checks every entry of params.yaml against its stage, without running any.
+
+    Raises:
+        ConfigurationError: names the first entry that is wrong, and what is allowed there.
+    """
+    sections = params.load()
+    for stage, entries in sections.items():
+        for name, entry in entries.items():
+            _, arguments = _prepare(stage, name, entry)
+            dataset = {"train": arguments.get("dataset"), "augment": name, "register": name}.get(stage)
+            if dataset is not None and dataset not in sections["ingest"]:
+                raise ConfigurationError(
+                    f"params.yaml, {stage}.{name}: unknown data set {dataset!r}. "
+                    f"Data sets of ingest: {', '.join(sections['ingest']) or 'none'}."
+                )
+
+
+def _prepare(stage: str, name: str, entry: dict[str, Any]) -> tuple[Callable[..., None], dict[str, Any]]:
+    """Returns the function of a stage and its checked keyword arguments: its signature is the schema of its section."""
+    function = getattr(import_module(f"stages.{stage}.{stage}"), stage)
+    keywords = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    schema = create_model(
+        stage,
+        __config__=ConfigDict(extra="forbid", protected_namespaces=()),
+        **{p.name: (p.annotation, ... if p.default is p.empty else p.default) for p in keywords},
+    )
+    where = f"params.yaml, {stage}.{name}"
+    try:
+        checked = schema.model_validate(entry)
+    except ValidationError as error:
+        keys = ", ".join(p.name for p in keywords)
+        raise ConfigurationError(f"{where}: {'; '.join(map(_say, error.errors()))}. Keys: {keys}.") from None
+    if stage == "train":
+        import_module("stages.train.train").check_sizes(where, checked.architecture, checked.sizes)
+    return function, {p.name: getattr(checked, p.name) for p in keywords}
+
+
+def _import_keras_quietly() -> None:
+    """Imports Keras with the process's stderr shut: TensorFlow's C++ start-up notes heed no log level."""
+    saved = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        import_module("keras")
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def _say(error: dict[str, Any]) -> str:
+    key = ".".join(map(str, error["loc"]))
+    match error["type"]:
+        case "extra_forbidden":
+            return f"unknown key {key!r}"
+        case "missing":
+            return f"the key {key!r} is missing"
+        case _:
+            return f"{key} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+if __name__ == "__main__":
+    # Before any library is imported that reads them.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up notes are no news to the user
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    sys.exit(main(*sys.argv[1:]))

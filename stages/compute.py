@@ -1,0 +1,28 @@
+"""What depends on the backend and the device: memory, compilation."""
+
+import keras
+
+
+def prepare() -> None:
+    """Lets TensorFlow take GPU memory as it needs it, so that trainings can share a device."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        for device in tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.set_memory_growth(device, True)
+
+
+def compilation() -> bool | str:
+    """Returns Keras' ``jit_compile``: XLA made every one of our networks slower on TensorFlow's CPU, so not there."""
+    on_cpu = all(device.startswith("cpu") for device in devices())
+    return False if keras.backend.backend() == "tensorflow" and on_cpu else "auto"
+
+
+def devices() -> list[str]:
+    """Returns the devices that Keras sees, e.g. ``["cpu:0"]`` or ``["gpu:0", "gpu:1"]``."""
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return [f"gpu:{number}" for number in range(torch.cuda.device_count())] or ["cpu:0"]
+    gpus = keras.distribution.list_devices("gpu")
+    return [device.lower() for device in gpus] or ["cpu:0"]

@@ -1,0 +1,37 @@
+"""What can go wrong, and the exit status with which a stage says so."""
+
+
+class StageError(Exception):
+    """A failure that its message explains: what came in, where, and what is allowed."""
+
+    status = 1
+
+
+class ConfigurationError(StageError):
+    """params.yaml, dvc.yaml or the command line asks for something that does not exist."""
+
+    status = 2
+
+
+class InputRefusedError(StageError):
+    """Raw data that cannot be used as it is."""
+
+    status = 3
+
+
+class IntegrityError(StageError):
+    """A file is not what its checksum says it should be."""
+
+    status = 4
+
+
+class ResourceError(StageError):
+    """An outside service or a resource is missing; the same command may succeed later."""
+
+    status = 6
+
+
+class DivergedError(StageError):
+    """Training left the finite numbers."""
+
+    status = 7

@@ -1,0 +1,78 @@
+"""Scores one model on data it has not seen: -> data/evaluate/<dataset>/<model>."""
+
+import json
+import shutil
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+
+from stages import compute, tracking
+from stages.evaluate import classification
+from stages.shards import Shards
+
+BLOCK = 512  # examples predicted at a time; bounds memory
+
+
+def evaluate(model: str, *, dataset: str) -> None:
+    """Reads data/train/<dataset>/<model> and the val and test splits; writes data/evaluate/<dataset>/<model>.
+
+    ``metrics.json`` (``metric`` names the main one; the test's scores, and for the choice between models the
+    validation's), ``predictions.parquet`` (one row per test example), ``classes.csv`` (precision, recall, F1),
+    ``confusion.csv`` and ``confusion.png``. The scores and files also go to the MLflow run of the training.
+
+    Args:
+        model: an entry of train.
+        dataset: its data set.
+    """
+    trained, source = Path("data/train", dataset, model), Path("data/ingest", dataset)
+    target = Path("data/evaluate", dataset, model)
+    about = json.loads((source / "about.json").read_text())
+    facts = json.loads((trained / "run.json").read_text())
+    compute.prepare()
+    network = keras.saving.load_model(trained / "model.keras", compile=False)
+    network.jit_compile = compute.compilation()
+    test, val = Shards(source / "test"), Shards(source / "val")
+    expected, probabilities = test.column("label"), predict(network, test)
+    scores = classification.scores(expected, probabilities)
+    val_scores = classification.scores(val.column("label"), predict(network, val))
+    metrics = {
+        "metric": "accuracy",
+        **scores,
+        "val_accuracy": val_scores["accuracy"],
+        "val_log_loss": val_scores["log_loss"],
+        "parameters": facts["parameters"],
+    }
+
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    (target / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    classes = about["classes"]
+    predictions(source, test, classes, probabilities).to_parquet(target / "predictions.parquet", index=False)
+    classification.per_class(expected, probabilities, classes).to_csv(target / "classes.csv", index=False)
+    confusion = classification.confusion(expected, probabilities, classes)
+    confusion.to_csv(target / "confusion.csv")
+    classification.draw_confusion(confusion, f"{model} on {dataset}").savefig(target / "confusion.png")
+    with tracking.reopened(facts):
+        numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+        tracking.log_metrics({f"test_{key}" if key in scores else key: value for key, value in numbers.items()})
+        tracking.log_files(target)
+    low, high = scores["accuracy_low"], scores["accuracy_high"]
+    print(f"{target}: test accuracy {scores['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})")
+
+
+def predict(network: keras.Model, shards: Shards) -> np.ndarray:
+    """Returns the probabilities of all examples, float32 of shape (examples, classes), in bounded memory."""
+    return np.concatenate([network.predict(block["image"], verbose=0) for block in shards.blocks(BLOCK)])
+
+
+def predictions(source: Path, test: Shards, classes: list[str], probabilities: np.ndarray) -> pd.DataFrame:
+    """Returns one row per test example: its raw file, label, prediction and probabilities, in the order of the shards."""
+    manifest = pd.read_parquet(source / "manifest.parquet", columns=["path", "sha256", "label"])
+    table = manifest.iloc[test.column("row")].reset_index(drop=True)
+    table["predicted"] = np.asarray(classes)[probabilities.argmax(axis=1)]
+    table["correct"] = table["label"] == table["predicted"]
+    table["probability"] = probabilities.max(axis=1)
+    table["probabilities"] = list(probabilities)
+    return table

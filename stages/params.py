@@ -1,0 +1,68 @@
+"""The only reader of params.yaml: one section per stage, one entry per name.
+
+``evaluate`` has no section: every model of ``train`` is evaluated, on its own data set.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+
+from stages.errors import ConfigurationError
+
+PARAMS = Path("params.yaml")
+STAGES = ("fetch", "ingest", "augment", "train", "evaluate", "register")
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def load(path: Path = PARAMS) -> dict[str, dict[str, dict[str, Any]]]:
+    """Returns every section of params.yaml.
+
+    Raises:
+        ConfigurationError: the file is missing, is not YAML, or has sections that are no stage.
+    """
+    try:
+        # YAML 1.2, the dialect in which DVC reads the same file: 1e-3 is a number, and a repeated key an error.
+        sections = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigurationError(
+            f"{path} not found in {Path.cwd()}. Run this from the root of the checkout."
+        ) from None
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise ConfigurationError(f"{path}, line {line}: {error.problem}") from error
+    expected = [stage for stage in STAGES if stage != "evaluate"]
+    if not isinstance(sections, dict) or set(sections) - set(expected):
+        found = sorted(sections, key=str) if isinstance(sections, dict) else type(sections).__name__
+        raise ConfigurationError(f"{path} has the sections {found}. Sections: {', '.join(expected)}.")
+    for section, entries in sections.items():
+        for name, entry in (entries or {}).items():
+            if not isinstance(entry, dict):
+                raise ConfigurationError(f"{path}, {section}.{name}: {entry!r} is not a mapping of keys to values.")
+    return {stage: sections.get(stage) or {} for stage in expected}
+
+
+def read(stage: str, name: str, path: Path = PARAMS) -> dict[str, Any]:
+    """Returns the keyword arguments of one stage run, e.g. ``read("train", "lenet5")``.
+
+    Raises:
+        ConfigurationError: there is no such stage, or no such entry in its section.
+    """
+    if stage not in STAGES:
+        raise ConfigurationError(f"unknown stage {stage!r}. Stages: {', '.join(STAGES)}.")
+    sections = load(path)
+    section = sections["train" if stage == "evaluate" else stage]
+    if name not in section:
+        raise ConfigurationError(f"{path} has no {stage} entry {name!r}. Entries: {', '.join(section) or 'none'}.")
+    return {"dataset": section[name].get("dataset")} if stage == "evaluate" else section[name]
+
+
+def models(dataset: str, path: Path = PARAMS) -> list[str]:
+    """Returns the names of the ``train`` entries that use ``dataset``, in the order of params.yaml."""
+    return [name for name, entry in load(path)["train"].items() if entry.get("dataset") == dataset]

@@ -1,0 +1,175 @@
+"""Registers the best model of a data set with MLflow and, if it is better, makes it champion."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from ruamel.yaml import YAML
+
+from stages import params, tracking
+from stages.errors import InputRefusedError, IntegrityError
+from stages.params import Share
+from stages.register import gate
+from stages.shards import INDEX, Shards, sha256
+
+COMPARED = 32  # test examples on which the stored model has to repeat its predictions
+TOLERANCE = 1e-4  # of a probability; the same network on the same machine differs in the last bits of float32
+
+
+def register(dataset: str, *, min_gain: Share = 0.0) -> None:
+    """Reads every evaluation of ``dataset``; writes data/register/<dataset>/decision.json.
+
+    The best is the model of the highest validation accuracy (then the lowest validation log loss), so that its test
+    accuracy stays an honest figure. It becomes a new version of the registered model ``dataset`` unless it is one
+    already; first the stored copy is loaded in a fresh process, without our code, and has to repeat the predictions
+    of evaluate. The alias ``champion`` goes to it if it beats the champion on the present test split.
+
+    Args:
+        dataset: a name in ingest.
+        min_gain: accuracy by which a challenger has to exceed the champion.
+
+    Raises:
+        InputRefusedError: no model of this data set was evaluated.
+        IntegrityError: the stored copy does not repeat the predictions.
+    """
+    model, metrics = best(dataset)
+    trained, evaluated = Path("data/train", dataset, model), Path("data/evaluate", dataset, model)
+    facts = json.loads((trained / "run.json").read_text())
+    test = Shards(Path("data/ingest", dataset, "test"))
+    predictions = pd.read_parquet(evaluated / "predictions.parquet")
+    digest = sha256(trained / "model.keras")
+
+    version = tracking.version_with(dataset, "model_sha256", digest)
+    if version is None:
+        import keras
+
+        network = keras.saving.load_model(trained / "model.keras", compile=False)
+        example = test[:COMPARED]["image"]
+        expected = np.stack(predictions["probabilities"][:COMPARED])
+        with tracking.reopened(facts) as run_id:
+            address = tracking.log_model(network, example, expected)
+            reload(address, example, expected)
+        tags = {
+            "model": model,
+            "model_sha256": digest,
+            "test_sha256": sha256(test.folder / INDEX),
+            **{f"evaluation.{key}": str(value) for key, value in metrics.items()},
+            **{f"library.{name}": version for name, version in facts["libraries"].items()},
+            **dependencies(f"train@{model}"),
+        }
+        version = tracking.add_version(dataset, address, run_id, tags, description(model, facts, metrics))
+        print(f"registered {dataset} version {version.version}: {model}")
+    else:
+        print(f"{model} is version {version.version} of {dataset} already; not registered again")
+
+    holder = tracking.champion(dataset)
+    if holder is not None and holder.version == version.version:
+        decision = gate.Decision(True, json.loads(holder.tags.get("decision", '"already champion"')))
+    else:
+        labels = test.column("label")
+        challenger = np.stack(predictions["probabilities"]).argmax(axis=1)
+        decision = gate.decide(
+            labels,
+            challenger,
+            None if holder is None else answers(dataset, holder.version, test),
+            majority=metrics["majority"],
+            min_gain=min_gain,
+        )
+        tracking.tag_version(version, {"decision": json.dumps(decision.reason)})
+        if decision.promote:
+            tracking.promote(version)
+    holder = tracking.champion(dataset)
+    outcome = {
+        "dataset": dataset,
+        "model": model,
+        "version": int(version.version),
+        "promoted": decision.promote,
+        "reason": decision.reason,
+        "champion": None if holder is None else {"version": int(holder.version), "model": holder.tags["model"]},
+    }
+    target = Path("data/register", dataset)
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "decision.json").write_text(json.dumps(outcome, indent=1))
+    print(f"{'champion' if decision.promote else 'not champion'}: {decision.reason}")
+
+
+def best(dataset: str) -> tuple[str, dict]:
+    """Returns the name and the metrics of the model of ``dataset`` that did best on the validation split.
+
+    Only models that params.yaml lists take part; folders of former ones may still lie there.
+    """
+    found = {}
+    for model in params.models(dataset):
+        file = Path("data/evaluate", dataset, model, "metrics.json")
+        if file.exists():
+            found[model] = json.loads(file.read_text())
+    if not found:
+        raise InputRefusedError(f"no model of {dataset} was evaluated; params.yaml lists {params.models(dataset)}.")
+    return max(found.items(), key=lambda item: (item[1]["val_accuracy"], -item[1]["val_log_loss"]))
+
+
+def reload(address: str, example: np.ndarray, expected: np.ndarray) -> None:
+    """Loads a stored model in a fresh process by MLflow's own command, and compares what it predicts.
+
+    Args:
+        address: of the model in MLflow.
+        example: inputs, shape (n, ...).
+        expected: probabilities, shape (n, classes).
+
+    Raises:
+        IntegrityError: the process failed, or a probability differs by more than TOLERANCE.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        asked, answered = Path(scratch, "inputs.json"), Path(scratch, "predictions.json")
+        asked.write_text(json.dumps({"inputs": example.tolist()}))
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "mlflow", "models", "predict", "--env-manager", "local"),
+                *("-m", address, "-i", str(asked), "-o", str(answered), "-t", "json"),
+            ],
+            cwd=scratch,  # not the checkout: the model has to load without its code
+            env=os.environ | {"MLFLOW_TRACKING_URI": tracking.uri()},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise IntegrityError(f"{address} does not load in a fresh process: {done.stderr.strip()[-2000:]}")
+        found = np.asarray(json.loads(answered.read_text())["predictions"], np.float64)
+    if found.shape != expected.shape or not np.allclose(found, expected, rtol=0, atol=TOLERANCE):
+        raise IntegrityError(f"{address}, loaded in a fresh process, predicts other probabilities than evaluate saw.")
+
+
+def answers(dataset: str, version: str, test: Shards) -> np.ndarray | None:
+    """Returns the classes that a registered version predicts for ``test``, or None if it cannot read such examples."""
+    from stages import compute  # imports Keras, which is not needed where nothing changed
+
+    network = tracking.load_model(f"models:/{dataset}/{version}")
+    if network.input_shape[1:] != test.shape("image"):
+        return None
+    network.jit_compile = compute.compilation()
+    return np.concatenate([network.predict(block["image"], verbose=0) for block in test.blocks(512)]).argmax(axis=1)
+
+
+def dependencies(stage: str, lock: Path = Path("dvc.lock")) -> dict[str, str]:
+    """Returns ``dvc.<path>`` -> hash for every dependency with which DVC recorded ``stage``, its parameters included."""
+    if not lock.exists():
+        return {}
+    recorded = YAML(typ="safe", pure=True).load(lock.read_text())["stages"].get(stage, {})
+    hashes = {f"dvc.{dep['path']}": dep["md5"] for dep in recorded.get("deps", [])}
+    settings = {key: json.dumps(value) for key, value in recorded.get("params", {}).get("params.yaml", {}).items()}
+    return hashes | {f"params.{key}": value for key, value in settings.items()}
+
+
+def description(model: str, facts: dict, metrics: dict) -> str:
+    """Returns the registry's line about a version."""
+    return (
+        f"{model} ({facts['architecture']}, {facts['parameters']:,} parameters): test accuracy "
+        f"{metrics['accuracy']:.2%} (95 % interval {metrics['accuracy_low']:.2%} to {metrics['accuracy_high']:.2%}, "
+        f"{metrics['examples']} examples); trained in {facts['seconds']:.0f} s."
+    )

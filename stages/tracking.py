@@ -1,0 +1,246 @@
+"""The only door to MLflow: runs, numbers, pictures, and the registry with its champions.
+
+Without ``MLFLOW_TRACKING_URI`` everything lies in the checkout: ``mlflow.db`` (SQLite) and ``mlartifacts/``.
+"""
+
+import logging
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import numpy as np
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+if TYPE_CHECKING:
+    import keras
+
+CHAMPION = "champion"
+SAMPLE_SECONDS = 2  # between two readings of CPU, memory and GPU
+
+
+def uri() -> str:
+    """Returns the address of the tracking server or database; the default does not depend on who asks from where."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or _local()
+
+
+@contextmanager
+def run(name: str, dataset: str, parameters: dict[str, Any], inputs: dict[str, str]) -> Iterator[str]:
+    """Opens the MLflow run ``name`` in the experiment of ``dataset`` and yields its id.
+
+    Args:
+        name: DVC's name of the stage, e.g. ``train@lenet5``.
+        dataset: the experiment.
+        parameters: logged as they are; nested mappings with dots.
+        inputs: path -> SHA-256 of what the run reads.
+    """
+    client = _connect()
+    commit, patch = _git()
+    tags = {
+        "stage": name.split("@")[0],
+        "model": name.split("@")[1],
+        "dataset": dataset,
+        "git.commit": commit,
+        "git.dirty": str(bool(patch)).lower(),
+        **{f"input.{path}": digest for path, digest in inputs.items()},
+    }
+    mlflow.set_system_metrics_sampling_interval(SAMPLE_SECONDS)
+    with mlflow.start_run(
+        experiment_id=_experiment(client, dataset), run_name=name, tags=tags, log_system_metrics=True
+    ) as active:
+        mlflow.log_params(_flat(parameters))
+        if patch:
+            mlflow.log_text(patch, "git.patch")
+        yield active.info.run_id
+
+
+@contextmanager
+def reopened(facts: dict[str, Any]) -> Iterator[str]:
+    """Continues the run of a training, given its ``run.json``, and yields the run's id.
+
+    Where DVC brought a trained model from elsewhere, this store does not know the run; a new one takes its place.
+    """
+    client = _connect()
+    try:
+        run_id = client.get_run(facts["run_id"]).info.run_id
+    except MlflowException:
+        experiment = _experiment(client, facts["dataset"])
+        known = client.search_runs([experiment], f"tags.`trained.as` = '{facts['run_id']}'", max_results=1)
+        if known:
+            run_id = known[0].info.run_id
+        else:
+            tags = {"stage": "train", "model": facts["model"], "dataset": facts["dataset"], "trained.as": facts["run_id"]}
+            run_id = client.create_run(experiment, run_name=f"train@{facts['model']}", tags=tags).info.run_id
+            client.set_terminated(run_id)
+    with mlflow.start_run(run_id=run_id, log_system_metrics=False):
+        yield run_id
+
+
+def log_metrics(numbers: dict[str, float], step: int | None = None) -> None:
+    """Adds numbers to the open run, e.g. one epoch's."""
+    mlflow.log_metrics({key: value for key, value in numbers.items() if key != "epoch"}, step=step)
+
+
+def log_facts(facts: dict[str, Any]) -> None:
+    """Adds what a training turned out to be: numbers as metrics, the rest as tags."""
+    numbers = {key: value for key, value in facts.items() if isinstance(value, int | float)}
+    mlflow.log_metrics(numbers)
+    mlflow.set_tags({key: value for key, value in _flat(facts).items() if key not in numbers and key != "run_id"})
+
+
+def log_files(folder: Path) -> None:
+    """Copies the files of ``folder`` to the open run, under the name of the stage that wrote them."""
+    mlflow.log_artifacts(str(folder), folder.parts[1])
+
+
+def log_model(model: "keras.Model", example: np.ndarray, output: np.ndarray) -> str:
+    """Stores a model with the open run and returns its address; flavor ``keras``, signature and input example included.
+
+    Args:
+        model: one input, one output.
+        example: inputs, shape (n, ...).
+        output: what the model gives for them, shape (n, ...).
+    """
+    import keras
+    import mlflow.keras
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    inputs = Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))])
+    outputs = Schema([TensorSpec(output.dtype, (-1, *output.shape[1:]))])
+
+    def save_model(path: str, validate_serving_input: bool, **settings: Any) -> None:
+        Path(path).mkdir(parents=True)  # mlflow.keras forgets it where there is an input example (mlflow#16183)
+        mlflow.keras.save_model(path=path, **settings)
+
+    info = Model.log(
+        artifact_path=None,
+        name=model.name,
+        flavor=SimpleNamespace(__name__="mlflow.keras", save_model=save_model),
+        model=model,
+        validate_serving_input=False,  # register does it, in a fresh process
+        signature=ModelSignature(inputs, outputs),
+        input_example=example,
+        pip_requirements=[f"keras=={keras.__version__}", f"mlflow=={mlflow.__version__}", *_backend_requirement()],
+    )
+    return info.model_uri
+
+
+def load_model(address: str) -> "keras.Model":
+    """Loads what ``log_model`` stored."""
+    import mlflow.keras
+
+    _connect()
+    return mlflow.keras.load_model(address)
+
+
+def version_with(dataset: str, tag: str, value: str) -> ModelVersion | None:
+    """Returns the newest version of the registered model ``dataset`` that has a tag of the given value."""
+    found = _connect().search_model_versions(f"name = '{dataset}' and tags.`{tag}` = '{value}'")
+    return max(found, key=lambda version: int(version.version), default=None)
+
+
+def add_version(dataset: str, address: str, run_id: str, tags: dict[str, str], description: str) -> ModelVersion:
+    """Registers the model stored at ``address`` as a new version of ``dataset``."""
+    client = _connect()
+    try:
+        client.create_registered_model(dataset, description=f"Classifiers of the data set {dataset}.")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    return client.create_model_version(
+        dataset, address, run_id, tags=tags, description=description, model_id=address.rsplit("/", 1)[-1]
+    )
+
+
+def tag_version(version: ModelVersion, tags: dict[str, str]) -> None:
+    """Adds tags to a registered version."""
+    client = _connect()
+    for key, value in tags.items():
+        client.set_model_version_tag(version.name, version.version, key, value)
+
+
+def champion(dataset: str) -> ModelVersion | None:
+    """Returns the version of ``dataset`` that has the alias ``champion``."""
+    try:
+        return _connect().get_model_version_by_alias(dataset, CHAMPION)
+    except MlflowException:
+        return None
+
+
+def promote(version: ModelVersion) -> None:
+    """Gives a version the alias ``champion``; whoever had it loses it."""
+    _connect().set_registered_model_alias(version.name, CHAMPION, version.version)
+
+
+def _connect() -> MlflowClient:
+    """Points MLflow at the store, which is created once: half-created databases are why parallel first starts fail."""
+    address = uri()
+    mlflow.set_tracking_uri(address)
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
+    if address == _local():
+        database = Path.cwd() / "mlflow.db"
+        with FileLock(f"{database}.lock"):
+            if not database.exists():
+                partial = database.with_name("mlflow.db.partial")
+                partial.unlink(missing_ok=True)
+                for noisy in ("alembic", "mlflow.store.db.utils"):
+                    logging.getLogger(noisy).setLevel(logging.WARNING)
+                MlflowClient(f"sqlite:///{partial}").search_experiments()
+                partial.rename(database)
+    return MlflowClient()
+
+
+def _local() -> str:
+    # Compared with, rather than "is the variable set": MLflow sets MLFLOW_TRACKING_URI itself.
+    return f"sqlite:///{Path.cwd()}/mlflow.db"
+
+
+def _experiment(client: MlflowClient, dataset: str) -> str:
+    """Returns the id of the experiment of a data set, created on first use."""
+    known = client.get_experiment_by_name(dataset)
+    if known is None:
+        try:
+            # An absolute place: MLflow's own default depends on the folder in which a process happens to start.
+            place = (Path.cwd() / "mlartifacts" / dataset).as_uri() if uri() == _local() else None
+            return client.create_experiment(dataset, artifact_location=place)
+        except MlflowException as error:  # another process was quicker
+            known = client.get_experiment_by_name(dataset)
+            if known is None:
+                raise error
+    if known.lifecycle_stage == "deleted":
+        client.restore_experiment(known.experiment_id)
+    return known.experiment_id
+
+
+def _git() -> tuple[str, str]:
+    """Returns the commit and the patch of what is not committed; dvc.lock, which DVC writes as it goes, left out."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, errors="replace", check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    return git("rev-parse", "HEAD") or "none", git("diff", "HEAD", "--", ".", ":!dvc.lock")
+
+
+def _flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in mapping.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _backend_requirement() -> list[str]:
+    import keras
+
+    backend = keras.backend.backend()
+    from importlib.metadata import version
+
+    return [f"{backend}=={version(backend)}"]

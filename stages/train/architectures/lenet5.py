@@ -1,0 +1,38 @@
+"""LeNet-5 for small grey pictures.
+
+Source: LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition", figure 2 and section II.B.
+Variant: C3 sees all maps of S2 (the paper's table I connects some), S2 and S4 are max pooling (the paper: trainable
+averages), the output is a softmax (the paper: radial basis functions). 61,706 parameters at the paper's size.
+Pixels are scaled as in section III.A: background -0.1, full ink 1.175.
+"""
+
+import keras
+from keras import layers
+
+
+def build(
+    input_shape: tuple[int, int, int] = (32, 32, 1),
+    classes: int = 10,
+    maps: tuple[int, int] = (6, 16),
+    units: tuple[int, int] = (120, 84),
+    width: float = 1.0,
+) -> keras.Model:
+    """Maps pictures of ``input_shape``, pixels 0..255, to ``classes`` probabilities.
+
+    Args:
+        input_shape: (height, width, channels), at least 16x16.
+        classes: number of classes.
+        maps: feature maps of C1 and C3.
+        units: units of C5 and F6.
+        width: factor of all maps and units.
+    """
+    c1, c3, c5, f6 = (round(width * number) for number in (*maps, *units))
+    image = keras.Input(input_shape, name="image")  # (32, 32, 1)
+    x = layers.Rescaling(1.275 / 255, offset=-0.1)(image)
+    x = layers.Conv2D(c1, 5, activation="tanh", name="c1")(x)  # (28, 28, 6)
+    x = layers.MaxPooling2D(2, name="s2")(x)  # (14, 14, 6)
+    x = layers.Conv2D(c3, 5, activation="tanh", name="c3")(x)  # (10, 10, 16)
+    x = layers.MaxPooling2D(2, name="s4")(x)  # (5, 5, 16)
+    x = layers.Dense(c5, activation="tanh", name="c5")(layers.Flatten()(x))
+    x = layers.Dense(f6, activation="tanh", name="f6")(x)
+    return keras.Model(image, layers.Dense(classes, "softmax", dtype="float32", name="output")(x), name="lenet5")

@@ -1,0 +1,106 @@
+"""Shows a training while it runs: a live line in a terminal, plain lines elsewhere."""
+
+import math
+import time
+from collections.abc import Callable
+
+import keras
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
+
+PLAIN_SECONDS = 20  # between two plain lines within an epoch
+
+
+class Progress(keras.callbacks.Callback):
+    """Epoch, step, loss, accuracy, images/s and time left; also gathers the history.
+
+    Attributes:
+        rows: one per finished epoch: epoch, loss, accuracy, val_loss, val_accuracy, learning_rate.
+        images_per_second: over all steps but the first, which builds the graph.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        epochs: int,
+        examples: int,
+        steps: int,
+        log: Callable[[dict[str, float], int], None],
+        optimizer: keras.optimizers.Optimizer,
+    ) -> None:
+        super().__init__()
+        self.rows: list[dict[str, float]] = []
+        self._title, self._epochs, self._examples, self._steps = title, epochs, examples, steps
+        self._log, self._optimizer = log, optimizer
+        self._console = Console()
+        self._bar = Bar(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"),
+            console=self._console, transient=True, disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=epochs * steps, state="")
+        self._busy, self._done = 0.0, 0  # seconds in training steps, and steps, without the first
+        self._epoch = 0
+        self._line_at = self._started = self._step_at = 0.0
+
+    @property
+    def images_per_second(self) -> float:
+        """Speed of training so far; 0 before the second step."""
+        return self._done * self._examples / self._steps / self._busy if self._busy else 0.0
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        self._bar.start()
+        self._started = self._line_at = time.monotonic()
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        self._epoch = epoch
+        self._step_at = time.monotonic()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
+        now = time.monotonic()
+        if self._epoch or batch:
+            self._busy += now - self._step_at
+            self._done += 1
+        self._step_at = now
+        if self._console.is_terminal:
+            self._bar.update(self._task, advance=1, state=self._state(batch + 1, logs))
+        elif now - self._line_at > PLAIN_SECONDS:
+            self._say(self._state(batch + 1, logs))
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+        logs = {key.replace("output_", ""): float(value) for key, value in _main_last(logs)}
+        rate = self._optimizer.learning_rate
+        row = {"epoch": epoch + 1}
+        row |= {key: logs[key] for key in ("loss", "accuracy", "val_loss", "val_accuracy")}
+        row |= {"learning_rate": float(keras.ops.convert_to_numpy(rate))}
+        self.rows.append(row)
+        self._log(row | {"images_per_second": self.images_per_second}, epoch + 1)
+        self._say(
+            f"epoch {epoch + 1}/{self._epochs}  loss {logs['loss']:.4f}  accuracy {logs['accuracy']:.2%}  "
+            f"val {logs['val_accuracy']:.2%}  {self.images_per_second:,.0f} images/s  {self._left()} left"
+        )
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        self._bar.stop()
+
+    def _state(self, step: int, logs: dict[str, float]) -> str:
+        loss, accuracy = (logs.get(f"output_{key}", logs.get(key, math.nan)) for key in ("loss", "accuracy"))
+        return (
+            f"epoch {self._epoch + 1}/{self._epochs}  step {step}/{self._steps}  loss {float(loss):.4f}  "
+            f"accuracy {float(accuracy):.2%}  {self.images_per_second:,.0f} images/s  {self._left()} left"
+        )
+
+    def _left(self) -> str:
+        """Time left at the pace so far, validation included."""
+        done = self._done + 1
+        seconds = (time.monotonic() - self._started) / done * max(0, self._epochs * self._steps - done)
+        return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+    def _say(self, text: str) -> None:
+        self._line_at = time.monotonic()
+        self._bar.console.print(f"{self._title}  {text}", highlight=False, soft_wrap=True)
+
+
+def _main_last(logs: dict[str, float]) -> list[tuple[str, float]]:
+    """Sorts so that the numbers of the main output replace the totals over all outputs."""
+    return sorted(logs.items(), key=lambda item: "output_" in item[0])
