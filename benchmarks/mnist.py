@@ -32,7 +32,8 @@ def main() -> None:
             params["train"][model]["epochs"] = epochs
         yaml.dump(params, clone / "params.yaml")
         subprocess.run(["dvc", "repro"], cwd=clone, check=True)
-        print("| model | parameters | epochs | test accuracy | 95 % interval | train, s | images/s |\n|---|---|---|---|---|---|---|")
+        print("| model | parameters | epochs | test accuracy | 95 % interval | train, s | images/s |")
+        print("|---|---|---|---|---|---|---|")
         for model in params["train"]:
             facts = json.loads((clone / "data/train/digits" / model / "run.json").read_text())
             scores = json.loads((clone / "data/evaluate/digits" / model / "metrics.json").read_text())

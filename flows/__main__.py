@@ -16,7 +16,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m flows", description="convoy's flows")
     commands = parser.add_subparsers(dest="command", required=True)
     table = commands.add_parser("results", help="print every model with its score, and the champions")
-    table.add_argument("--since", type=int, default=None, metavar="SECONDS", help="Unix time; stages run later are 'ran'")
+    table.add_argument(
+        "--since", type=int, default=None, metavar="SECONDS", help="Unix time; stages run later are 'ran'"
+    )
     words = parser.parse_args()
     try:
         results.show(words.since)

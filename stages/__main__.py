@@ -104,7 +104,7 @@ def _import_keras_quietly() -> None:
     """Imports Keras with the process's stderr shut: TensorFlow's C++ start-up notes heed no log level."""
     saved = os.dup(2)
     try:
-        with open(os.devnull, "w") as nowhere:
+        with Path(os.devnull).open("w") as nowhere:
             os.dup2(nowhere.fileno(), 2)
         import_module("keras")
     finally:

@@ -31,9 +31,7 @@ def load(path: Path = PARAMS) -> dict[str, dict[str, dict[str, Any]]]:
         # YAML 1.2, the dialect in which DVC reads the same file: 1e-3 is a number, and a repeated key an error.
         sections = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigurationError(
-            f"{path} not found in {Path.cwd()}. Run this from the root of the checkout."
-        ) from None
+        raise ConfigurationError(f"{path} not found in {Path.cwd()}. Run this from the root of the checkout.") from None
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise ConfigurationError(f"{path}, line {line}: {error.problem}") from error

@@ -10,7 +10,6 @@ writes ``index.json`` last, so that a folder with an index is complete. ``Shards
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -116,10 +115,12 @@ class Shards(Sequence):
         for shard in self._index["shards"]:
             for file in shard["files"].values():
                 _check(folder / file["file"], file["bytes"], file["sha256"] if verify else None)
-            self._shards.append({
-                name: np.load(folder / file["file"], mmap_mode="r", allow_pickle=False)
-                for name, file in shard["files"].items()
-            })
+            self._shards.append(
+                {
+                    name: np.load(folder / file["file"], mmap_mode="r", allow_pickle=False)
+                    for name, file in shard["files"].items()
+                }
+            )
         self._ends = np.cumsum([shard["rows"] for shard in self._index["shards"]], dtype=np.int64)
 
     def __len__(self) -> int:
@@ -178,4 +179,4 @@ def _write(path: Path, content: bytes) -> None:
     """Writes a file so that it is there whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(content)
-    os.replace(partial, path)
+    partial.replace(path)

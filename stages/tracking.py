@@ -76,7 +76,12 @@ def reopened(facts: dict[str, Any]) -> Iterator[str]:
         if known:
             run_id = known[0].info.run_id
         else:
-            tags = {"stage": "train", "model": facts["model"], "dataset": facts["dataset"], "trained.as": facts["run_id"]}
+            tags = {
+                "stage": "train",
+                "model": facts["model"],
+                "dataset": facts["dataset"],
+                "trained.as": facts["run_id"],
+            }
             run_id = client.create_run(experiment, run_name=f"train@{facts['model']}", tags=tags).info.run_id
             client.set_terminated(run_id)
     with mlflow.start_run(run_id=run_id, log_system_metrics=False):

@@ -1,4 +1,4 @@
-"""Makes more training examples: data/ingest/<dataset>/train -> data/augment/<dataset>. Val and test stay as they are."""
+"""Makes more training examples: data/ingest/<dataset>/train -> data/augment/<dataset>. Val and test stay."""
 
 import json
 import shutil
@@ -79,5 +79,7 @@ def augment(
 
     shutil.rmtree(target, ignore_errors=True)
     write_shards(target / "train", blocks())
-    (target / "about.json").write_text(json.dumps({key: about[key] for key in ("dataset", "kind", "classes")}, indent=1))
+    (target / "about.json").write_text(
+        json.dumps({key: about[key] for key in ("dataset", "kind", "classes")}, indent=1)
+    )
     print(f"{target}: {len(train):,} training examples and {copies} changed copies of each")

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
 from statsmodels.stats.proportion import proportion_confint
 
@@ -37,19 +36,3 @@ def confusion(labels: np.ndarray, probabilities: np.ndarray, classes: list[str])
     """Returns how often each class (row) was taken for each class (column)."""
     counts = confusion_matrix(labels, probabilities.argmax(axis=1), labels=range(len(classes)))
     return pd.DataFrame(counts, pd.Index(classes, name="actual"), classes)
-
-
-def draw_confusion(table: pd.DataFrame, title: str) -> Figure:
-    """Draws a confusion table, coloured by the share of its row, with the counts written in where they fit."""
-    counts, n = table.to_numpy(), len(table)
-    side = max(4.0, min(14.0, 1.5 + 0.45 * n))  # inches
-    figure = Figure((side, side), dpi=110, layout="constrained")
-    axes = figure.add_subplot(xlabel="predicted", ylabel="actual", title=title)
-    axes.imshow(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(n), table.columns, rotation=45 if n > 10 else 0)
-    axes.set_yticks(range(n), table.index)
-    if n <= 30:
-        for row, column in zip(*np.nonzero(counts), strict=True):
-            dark = counts[row, column] > counts[row].sum() / 2
-            axes.text(column, row, counts[row, column], ha="center", va="center", color="white" if dark else "black")
-    return figure

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stages import compute, tracking
-from stages.evaluate import classification
+from stages.evaluate import classification, pictures
 from stages.shards import Shards
 
 BLOCK = 512  # examples predicted at a time; bounds memory
@@ -20,7 +20,7 @@ def evaluate(model: str, *, dataset: str) -> None:
 
     ``metrics.json`` (``metric`` names the main one; the test's scores, and for the choice between models the
     validation's), ``predictions.parquet`` (one row per test example), ``classes.csv`` (precision, recall, F1),
-    ``confusion.csv`` and ``confusion.png``. The scores and files also go to the MLflow run of the training.
+    ``confusion.csv``, ``confusion.png`` and ``curves.png``. All of it also goes to the MLflow run of the training.
 
     Args:
         model: an entry of train.
@@ -53,7 +53,8 @@ def evaluate(model: str, *, dataset: str) -> None:
     classification.per_class(expected, probabilities, classes).to_csv(target / "classes.csv", index=False)
     confusion = classification.confusion(expected, probabilities, classes)
     confusion.to_csv(target / "confusion.csv")
-    classification.draw_confusion(confusion, f"{model} on {dataset}").savefig(target / "confusion.png")
+    pictures.draw_confusion(confusion, f"{model} on {dataset}").savefig(target / "confusion.png")
+    pictures.draw_curves(pd.read_csv(trained / "history.csv"), f"{model} on {dataset}").savefig(target / "curves.png")
     with tracking.reopened(facts):
         numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
         tracking.log_metrics({f"test_{key}" if key in scores else key: value for key, value in numbers.items()})
@@ -68,7 +69,7 @@ def predict(network: keras.Model, shards: Shards) -> np.ndarray:
 
 
 def predictions(source: Path, test: Shards, classes: list[str], probabilities: np.ndarray) -> pd.DataFrame:
-    """Returns one row per test example: its raw file, label, prediction and probabilities, in the order of the shards."""
+    """Returns one row per test example, in the order of the shards: raw file, label, prediction, probabilities."""
     manifest = pd.read_parquet(source / "manifest.parquet", columns=["path", "sha256", "label"])
     table = manifest.iloc[test.column("row")].reset_index(drop=True)
     table["predicted"] = np.asarray(classes)[probabilities.argmax(axis=1)]

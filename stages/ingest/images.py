@@ -32,9 +32,7 @@ def find(source: Path) -> list[Item]:
         return _idx_items(source)
     folders = sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
     if folders and all(folder.name in SPLIT_FOLDERS for folder in folders):
-        items = [
-            item for folder in folders for item in _folder_items(source, folder, SPLIT_FOLDERS[folder.name])
-        ]
+        items = [item for folder in folders for item in _folder_items(source, folder, SPLIT_FOLDERS[folder.name])]
     else:
         items = _folder_items(source, source, None)
     if not items:
@@ -139,7 +137,9 @@ def _read_idx(path: Path, axes: int) -> np.ndarray:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             header = file.read(4 + 4 * axes)
             if header[:4] != bytes([0, 0, 8, axes]) or len(header) != 4 + 4 * axes:
-                raise InputRefusedError(f"{path} is not an IDX file of bytes with {axes} axes: it begins {header[:4]!r}.")
+                raise InputRefusedError(
+                    f"{path} is not an IDX file of bytes with {axes} axes: it begins {header[:4]!r}."
+                )
             shape = struct.unpack(f">{axes}i", header[4:])
             content = file.read(int(np.prod(shape)) + 1)
     except (OSError, EOFError, gzip.zlib.error) as error:

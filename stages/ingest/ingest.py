@@ -92,9 +92,7 @@ def ingest(
             if split == "train":
                 split = split_of(example.content, **shares)
             row = {"label": classes.index(item.label), "row": len(accepted)}
-            writers[split].append(
-                {name: np.asarray(value)[None] for name, value in (example.arrays | row).items()}
-            )
+            writers[split].append({name: np.asarray(value)[None] for name, value in (example.arrays | row).items()})
             accepted.append(
                 {"path": item.path, "label": item.label, "split": split, "sha256": example.content} | example.facts
             )

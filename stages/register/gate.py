@@ -33,10 +33,14 @@ def decide(
     new = float(np.mean(challenger == labels))
     if champion is None:
         text = f"accuracy {new:.2%} against {majority:.2%} by always answering the largest class"
-        return Decision(new > majority, f"the first champion: {text}" if new > majority else f"no better than chance: {text}")
+        return Decision(
+            new > majority, f"the first champion: {text}" if new > majority else f"no better than chance: {text}"
+        )
     old = float(np.mean(champion == labels))
     won = int(np.sum((challenger == labels) & (champion != labels)))
     lost = int(np.sum((challenger != labels) & (champion == labels)))
-    text = f"accuracy {new:.2%} against the champion's {old:.2%} on the same {len(labels)} test examples (+{won} -{lost})"
+    text = (
+        f"accuracy {new:.2%} against the champion's {old:.2%} on the same {len(labels)} test examples (+{won} -{lost})"
+    )
     better = won > lost and new - old >= min_gain
     return Decision(better, f"better: {text}" if better else f"not better by min_gain = {min_gain}: {text}")

@@ -157,7 +157,7 @@ def answers(dataset: str, version: str, test: Shards) -> np.ndarray | None:
 
 
 def dependencies(stage: str, lock: Path = Path("dvc.lock")) -> dict[str, str]:
-    """Returns ``dvc.<path>`` -> hash for every dependency with which DVC recorded ``stage``, its parameters included."""
+    """Returns what DVC recorded ``stage`` with: ``dvc.<path>`` -> hash, ``params.<key>`` -> value as JSON."""
     if not lock.exists():
         return {}
     recorded = YAML(typ="safe", pure=True).load(lock.read_text())["stages"].get(stage, {})

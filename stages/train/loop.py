@@ -2,8 +2,8 @@
 
 import json
 import math
-import os
 import platform
+import re
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -86,7 +86,7 @@ class EpochSeeds(keras.callbacks.Callback):
 
 
 class StopAtNaN(keras.callbacks.Callback):
-    """Ends the training at the step whose loss is no finite number."""
+    """Ends the training at the step whose loss, or the epoch whose weights, are no finite numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,10 +97,17 @@ class StopAtNaN(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
         if not math.isfinite(logs["loss"]):
-            raise DivergedError(
-                f"the loss is {float(logs['loss'])} at epoch {self._epoch + 1}, step {batch + 1}. "
-                "Try a smaller learning_rate or a longer warmup."
-            )
+            self._stop(f"the loss is {float(logs['loss'])} at epoch {self._epoch + 1}, step {batch + 1}")
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+        for weight in self.model.weights:
+            if not np.isfinite(keras.ops.convert_to_numpy(weight)).all():
+                self._stop(f"the weight {weight.path} is no finite number after epoch {epoch + 1}")
+        if not math.isfinite(logs["val_loss"]):
+            self._stop(f"the validation loss is {float(logs['val_loss'])} after epoch {epoch + 1}")
+
+    def _stop(self, what: str) -> None:
+        raise DivergedError(f"{what}. Try a smaller learning_rate or a longer warmup.")
 
 
 def fit(
@@ -136,6 +143,7 @@ def fit(
         log: is given each epoch's row of the history, and the speed, as (numbers, epoch).
     """
     compute.prepare()
+    keras.utils.clear_session()  # layers without a name of their own are numbered from 0 in every training
     keras.utils.set_random_seed(seed)
     module = import_module(f"stages.train.architectures.{architecture}")
     loss_weights = getattr(module, "LOSS_WEIGHTS", {"output": 1.0})
@@ -213,8 +221,10 @@ def make_optimizer(name: str, rate: Any, momentum: float, weight_decay: float) -
 def save(model: keras.Model, path: Path) -> None:
     """Writes ``model`` as a .keras file whose bytes follow from the model alone, so that DVC sees equal as equal.
 
-    Keras writes the time of day into the archive; it is taken out.
+    Keras writes the time of day and memory addresses (as names of shared objects) into the archive; the first is
+    taken out, the second are numbered.
     """
+    numbers: dict[str, str] = {}
     partial = path.with_name("partial.keras")
     model.save(partial)
     with zipfile.ZipFile(partial) as source, zipfile.ZipFile(path, "w") as target:
@@ -222,8 +232,14 @@ def save(model: keras.Model, path: Path) -> None:
             content = source.read(entry)
             if entry.filename == "metadata.json":
                 content = json.dumps(json.loads(content) | {"date_saved": ""}).encode()
+            if entry.filename == "config.json":
+                content = re.sub(
+                    r'(?<="shared_object_id": )\d+',
+                    lambda found: numbers.setdefault(found[0], str(len(numbers))),
+                    content.decode(),
+                ).encode()
             target.writestr(zipfile.ZipInfo(entry.filename), content)
-    os.remove(partial)
+    partial.unlink()
 
 
 def environment() -> dict[str, Any]:

@@ -35,8 +35,12 @@ class Progress(keras.callbacks.Callback):
         self._log, self._optimizer = log, optimizer
         self._console = Console()
         self._bar = Bar(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"),
-            console=self._console, transient=True, disable=not self._console.is_terminal,
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[state]}"),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
         )
         self._task = self._bar.add_task(title, total=epochs * steps, state="")
         self._busy, self._done = 0.0, 0  # seconds in training steps, and steps, without the first

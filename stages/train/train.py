@@ -77,10 +77,10 @@ def train(
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
 
-    inputs = [
-        source / "train" / INDEX, val.folder / INDEX, ARCHITECTURES / f"{architecture}.py", Path(__file__),
-    ]
-    with tracking.run(f"train@{model}", dataset, arguments, {str(_relative(path)): sha256(path) for path in inputs}) as run_id:
+    code = (Path(__file__), ARCHITECTURES / f"{architecture}.py")
+    inputs = {str(path): sha256(path) for path in (source / "train" / INDEX, val.folder / INDEX)}
+    inputs |= {path.name: sha256(path) for path in code}
+    with tracking.run(f"train@{model}", dataset, arguments, inputs) as run_id:
         from stages.train import loop  # here, for the reason in the first lines
 
         started = time.time()
@@ -120,7 +120,3 @@ def check_sizes(where: str, architecture: str, sizes: dict[str, Any]) -> None:
         raise ConfigurationError(
             f"{where}: {architecture} has no size {', '.join(unknown)}. Sizes: {', '.join(allowed)}."
         )
-
-
-def _relative(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path

@@ -90,12 +90,18 @@ def build(
     image = keras.Input(input_shape, name="image")  # (224, 224, 3)
     x = layers.Rescaling(2 / 255, offset=-1.0)(image)
     if stem == "imagenet":
-        x = layers.Conv2D(maps(64), 7, 2, "same", activation="relu", kernel_initializer=INITIAL, name="conv1")(x)  # (112, 112, 64)
+        x = layers.Conv2D(maps(64), 7, 2, "same", activation="relu", kernel_initializer=INITIAL, name="conv1")(
+            x
+        )  # (112, 112, 64)
         x = layers.MaxPooling2D(3, 2, "same", name="pool1")(x)  # (56, 56, 64)
     else:
         x = layers.Conv2D(maps(64), 3, padding="same", activation="relu", kernel_initializer=INITIAL, name="conv1")(x)
-    x = layers.Conv2D(maps(64), 1, activation="relu", kernel_initializer=INITIAL, name="conv2_reduce")(local_response(x))  # (56, 56, 64)
-    x = layers.Conv2D(maps(192), 3, padding="same", activation="relu", kernel_initializer=INITIAL, name="conv2")(x)  # (56, 56, 192)
+    x = layers.Conv2D(maps(64), 1, activation="relu", kernel_initializer=INITIAL, name="conv2_reduce")(
+        local_response(x)
+    )  # (56, 56, 64)
+    x = layers.Conv2D(maps(192), 3, padding="same", activation="relu", kernel_initializer=INITIAL, name="conv2")(
+        x
+    )  # (56, 56, 192)
     x = layers.MaxPooling2D(3, 2, "same", name="pool2")(local_response(x))  # (28, 28, 192)
     outputs = {}
     for name, widths in INCEPTION.items():

@@ -23,15 +23,15 @@ STEMS = ("imagenet", "small", "cifar")
 
 def convolution(x, maps: int, size: int, stride: int, name: str, activation: bool = True):
     """Convolution, batch normalisation and, unless told otherwise, ReLU: (h, w, c) -> (h/stride, w/stride, maps)."""
-    x = layers.Conv2D(
-        maps, size, stride, "same", use_bias=False, kernel_initializer="he_normal", name=f"{name}_conv"
-    )(x)
+    x = layers.Conv2D(maps, size, stride, "same", use_bias=False, kernel_initializer="he_normal", name=f"{name}_conv")(
+        x
+    )
     x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
     return layers.ReLU(name=f"{name}_relu")(x) if activation else x
 
 
 def skip(x, maps: int, stride: int, shortcut: str, name: str):
-    """The shortcut of a block (section 3.3): identity; A pads with zero maps, B projects where sizes differ, C always."""
+    """Skip connection (section 3.3): identity; A pads with zero maps, B projects where sizes differ, C always."""
     changed = stride > 1 or x.shape[-1] != maps
     if shortcut == "C" or (shortcut == "B" and changed):
         return convolution(x, maps, 1, stride, f"{name}_skip", activation=False)
@@ -100,4 +100,6 @@ def build(
             stride = 2 if stage > 0 and number == 0 else 1
             x = block(x, maps * 2**stage, stride, shortcut, f"conv{stage + 2}_{number + 1}")
     x = layers.GlobalAveragePooling2D(name="average")(x)
-    return keras.Model(image, layers.Dense(classes, "softmax", dtype="float32", name="output")(x), name=f"resnet{depth}")
+    return keras.Model(
+        image, layers.Dense(classes, "softmax", dtype="float32", name="output")(x), name=f"resnet{depth}"
+    )

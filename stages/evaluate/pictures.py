@@ -1,0 +1,37 @@
+"""The pictures of an evaluation."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+
+def draw_confusion(table: pd.DataFrame, title: str) -> Figure:
+    """Draws a confusion table, coloured by the share of its row, with the counts written in where they fit."""
+    counts, n = table.to_numpy(), len(table)
+    side = max(4.0, min(14.0, 1.5 + 0.45 * n))  # inches
+    figure = Figure((side, side), dpi=110, layout="constrained")
+    axes = figure.add_subplot(xlabel="predicted", ylabel="actual", title=title)
+    axes.imshow(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(n), table.columns, rotation=45 if n > 10 else 0)
+    axes.set_yticks(range(n), table.index)
+    if n <= 30:
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            dark = counts[row, column] > counts[row].sum() / 2
+            axes.text(column, row, counts[row, column], ha="center", va="center", color="white" if dark else "black")
+    return figure
+
+
+def draw_curves(history: pd.DataFrame, title: str) -> Figure:
+    """Draws loss and accuracy over the epochs, for training and validation; columns as in history.csv."""
+    figure = Figure((8, 3.5), dpi=110, layout="constrained")
+    figure.suptitle(title)
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        axes.plot(history["epoch"], history[name], marker=".", label="training")
+        axes.plot(history["epoch"], history[f"val_{name}"], marker=".", label="validation")
+        axes.set(xlabel="epoch", ylabel=name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    return figure

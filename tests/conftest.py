@@ -1,0 +1,48 @@
+"""Small data and a place of its own for every test."""
+
+import os
+from pathlib import Path
+
+# Before any library reads them.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DVC_NO_ANALYTICS", "1")
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    """An empty checkout, which is the working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "data").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def pictures(workspace):
+    """data/raw/bars: 60 grey pictures of 12x12 in the classes "across" and "down", the lines of which they show."""
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        label = ("across", "down")[number % 2]
+        picture = rng.integers(0, 60, (12, 12), np.uint8)
+        line = 2 + number % 8
+        picture[(line, slice(None)) if label == "across" else (slice(None), line)] = 255
+        folder = workspace / "data/raw/bars" / label
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(folder / f"{number:02d}.png")
+    return workspace / "data/raw/bars"
+
+
+@pytest.fixture
+def datasets():
+    """The folder of real data sets that are too large for the checkout; the test is skipped without it."""
+    folder = os.environ.get("CONVOY_DATASETS")
+    if not folder:
+        pytest.skip("CONVOY_DATASETS is not set: no real data sets here")
+    return Path(folder)

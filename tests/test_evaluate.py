@@ -1,0 +1,101 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from stages import tracking
+from stages.augment.augment import augment
+from stages.evaluate import classification, pictures
+from stages.evaluate.evaluate import evaluate
+from stages.ingest.ingest import ingest
+from stages.shards import Shards
+from stages.train.train import train
+
+LABELS = np.array([0] * 8 + [1] * 2)
+PREDICTED = np.array([0] * 7 + [1] + [1, 0])
+PROBABILITIES = np.where(np.eye(3)[PREDICTED] > 0, 0.8, 0.1)
+
+
+def test_accuracy_has_the_wilson_interval_of_the_textbook():
+    scores = classification.scores(np.zeros(10, int), np.eye(2)[[0] * 8 + [1] * 2])
+    assert scores["accuracy"] == 0.8
+    # Newcombe 1998, Statistics in Medicine 17:857, formula 3 with z = 1.96, by hand for 8 of 10
+    assert (round(scores["accuracy_low"], 4), round(scores["accuracy_high"], 4)) == (0.4902, 0.9433)
+
+
+def test_scores_are_those_by_hand():
+    scores = classification.scores(LABELS, PROBABILITIES)
+    assert scores["accuracy"] == 0.8
+    assert scores["majority"] == 0.8
+    assert scores["macro_f1"] == pytest.approx((7 / 8 + 1 / 2) / 2)  # F1 = 2 tp / (2 tp + fp + fn)
+    assert scores["log_loss"] == pytest.approx(-(8 * np.log(0.8) + 2 * np.log(0.1)) / 10)
+
+
+def test_per_class_counts_a_class_without_examples_as_zero():
+    table = classification.per_class(LABELS, PROBABILITIES, ["a", "b", "c"]).set_index("class")
+    assert table.loc["a"].tolist() == [7 / 8, 7 / 8, 7 / 8, 8]
+    assert table.loc["b"].tolist() == [0.5, 0.5, 0.5, 2]
+    assert table.loc["c"].tolist() == [0, 0, 0, 0]
+
+
+def test_confusion_has_actual_rows_and_predicted_columns():
+    table = classification.confusion(LABELS, PROBABILITIES, ["a", "b", "c"])
+    assert table.loc["a", "b"] == 1
+    assert table.to_numpy().tolist() == [[7, 1, 0], [1, 1, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("classes", [2, 40])
+def test_the_confusion_picture_opens(tmp_path, classes):
+    names = [f"class {number}" for number in range(classes)]
+    table = pd.DataFrame(np.eye(classes, dtype=int) * 9, pd.Index(names, name="actual"), names)
+    pictures.draw_confusion(table, "m on d").savefig(tmp_path / "c.png")
+    assert min(Image.open(tmp_path / "c.png").size) >= 400
+
+
+@pytest.fixture
+def evaluated(pictures):
+    ingest("bars", kind="images", size=(12, 12), mode="grey")
+    augment("bars", copies=1, seed=0)
+    train("small", dataset="bars", architecture="plain_cnn", sizes={"width": 0.1}, epochs=8, learning_rate=0.01)
+    evaluate("small", dataset="bars")
+    return pictures.parents[1]
+
+
+def test_writes_scores_of_the_test_split_with_one_row_per_example(evaluated):
+    folder = evaluated / "evaluate/bars/small"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    table = pd.read_parquet(folder / "predictions.parquet")
+    test = Shards(evaluated / "ingest/bars/test")
+    manifest = pd.read_parquet(evaluated / "ingest/bars/manifest.parquet")
+    assert metrics["metric"] == "accuracy"
+    assert metrics["accuracy"] == table["correct"].mean()
+    assert metrics["accuracy_low"] <= metrics["accuracy"] <= metrics["accuracy_high"]
+    assert metrics["examples"] == len(table) == len(test) == (manifest["split"] == "test").sum()
+    assert set(table["path"]) == set(manifest.loc[manifest["split"] == "test", "path"])
+    assert (table["path"].str.split("/").str[0] == table["label"]).all()
+    assert (np.stack(table["probabilities"]).max(axis=1) == table["probability"]).all()
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "classes.csv", "confusion.csv", "confusion.png", "curves.png", "metrics.json", "predictions.parquet",
+    ]  # fmt: skip
+
+
+def test_scores_and_pictures_reach_the_run_of_the_training(evaluated):
+    facts = json.loads((evaluated / "train/bars/small/run.json").read_text())
+    metrics = json.loads((evaluated / "evaluate/bars/small/metrics.json").read_text())
+    client = tracking._connect()
+    run = client.get_run(facts["run_id"])
+    assert run.data.metrics["test_accuracy"] == metrics["accuracy"]
+    assert run.data.metrics["val_log_loss"] == metrics["val_log_loss"]
+    assert "evaluate/confusion.png" in [file.path for file in client.list_artifacts(facts["run_id"], "evaluate")]
+
+
+def test_a_model_trained_elsewhere_gets_one_run_here(evaluated):
+    file = evaluated / "train/bars/small/run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"run_id": "0" * 32}))
+    for _ in range(2):
+        evaluate("small", dataset="bars")
+    client = tracking._connect()
+    runs = client.search_runs([client.get_experiment_by_name("bars").experiment_id])
+    assert sorted(run.data.tags.get("trained.as", "here") for run in runs) == ["0" * 32, "here"]

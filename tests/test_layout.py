@@ -1,0 +1,80 @@
+"""The words agree: stage = folder = file = function = section of params.yaml = group of dvc.yaml."""
+
+import ast
+import re
+import tomllib
+from importlib import import_module
+
+import pytest
+from conftest import ROOT
+from ruamel.yaml import YAML
+
+from stages import params
+
+DVC = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
+SHARED = {"compute", "errors", "params", "shards", "tracking"}
+
+
+def test_a_folder_of_stages_is_a_stage_and_a_file_a_shared_tool():
+    folders = {path.name for path in (ROOT / "stages").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    files = {path.stem for path in (ROOT / "stages").glob("*.py")}
+    assert folders == set(params.STAGES) == set(DVC)
+    assert files == SHARED | {"__init__", "__main__"}
+
+
+@pytest.mark.parametrize("stage", params.STAGES)
+def test_a_stage_is_a_function_of_its_own_name(stage):
+    assert callable(getattr(import_module(f"stages.{stage}.{stage}"), stage))
+    assert DVC[stage]["do"]["cmd"] == f"python -m stages {stage} ${{key}}"
+    assert (ROOT / "tests" / f"test_{stage}.py").exists()
+
+
+@pytest.mark.parametrize("stage", params.STAGES)
+def test_dvc_iterates_over_the_section_and_depends_on_code_that_exists(stage):
+    assert DVC[stage]["foreach"] == "${" + ("train" if stage == "evaluate" else stage) + "}"
+    entries = params.load(ROOT / "params.yaml")["train" if stage == "evaluate" else stage]
+    for dep in DVC[stage]["do"]["deps"]:
+        for entry in entries.values():
+            path = re.sub(r"\$\{item\.(\w+)\}", lambda key, entry=entry: entry[key[1]], dep)
+            assert path.startswith("data/") or (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("stage", params.STAGES)
+def test_a_stage_writes_into_its_own_folder_only(stage):
+    do = DVC[stage]["do"]
+    outs = do["outs"] + do.get("metrics", []) + do.get("plots", [])
+    place = {"fetch": "raw"}.get(stage, stage)
+    for out in outs:
+        path = next(iter(out)) if isinstance(out, dict) else out
+        assert path.startswith(f"data/{place}/")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "stages/train/architectures").glob("[!_]*.py")), ids=lambda p: p.stem)
+def test_an_architecture_is_one_file_with_a_build_function_and_no_class(path):
+    tree = ast.parse(path.read_text())
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    arguments = [argument.arg for argument in functions["build"].args.args]
+    assert arguments[:2] == ["input_shape", "classes"]
+    assert "width" in arguments
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+
+
+def test_no_file_names_a_registry_host_or_a_folder_of_one_machine():
+    hosts = re.compile(r"(py" + r"pi|python" + r"hosted|npm" + r"js)\.org|/(ro" + r"ot|ho" + r"me)/\w")
+    files = [
+        ROOT / name for name in ("Makefile", "requirements.lock", "requirements-gpu.lock", "params.yaml", "dvc.yaml")
+    ]
+    files += [path for folder in ("stages", "flows", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    files += list(ROOT.glob("*.md")) + list((ROOT / "benchmarks").glob("*.md"))
+    assert [path.name for path in files if hosts.search(path.read_text())] == []
+
+
+def test_both_locks_hold_what_pyproject_asks_for():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    names = {re.match(r"[\w.-]+", line)[0].lower().replace(".", "-") for line in wanted}
+    for lock in ("requirements.lock", "requirements-gpu.lock"):
+        text = (ROOT / lock).read_text()
+        locked = {line.split("==")[0].replace(".", "-") for line in text.splitlines() if re.match(r"[a-z]", line)}
+        assert names <= locked
+        assert text.count("--hash=sha256:") > len(locked)

@@ -1,0 +1,104 @@
+"""The one entry point: every mistake is one line that says what came in and what exists, exit 2, before any work."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from ruamel.yaml import YAML
+
+from stages.__main__ import main
+
+
+@pytest.fixture
+def edited(workspace):
+    """Returns a function that writes the shipped params.yaml with one change."""
+
+    def edit(stage=None, name=None, **changes):
+        sections = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text())
+        if stage:
+            sections[stage].setdefault(name, {}).update(changes)
+        with (workspace / "params.yaml").open("w") as file:
+            YAML().dump(sections, file)
+
+    return edit
+
+
+def test_the_shipped_params_pass(edited):
+    edited()
+    assert main("check") == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("train", "resnet", {"epoch": 3}), ["train.resnet", "unknown key 'epoch'", "epochs", "learning_rate"]),
+        (("train", "resnet", {"epochs": 0}), ["train.resnet", "epochs = 0", "greater than or equal to 1"]),
+        (("train", "resnet", {"epochs": "many"}), ["epochs = 'many'", "integer"]),
+        (("train", "resnet", {"optimizer": "adm"}), ["optimizer = 'adm'", "'sgd', 'adam' or 'adamw'"]),
+        (("train", "resnet", {"learning_rate": float("nan")}), ["learning_rate", "finite"]),
+        (("train", "resnet", {"architecture": "resnext"}), ["'resnext'", "Architectures: alexnet, googlenet"]),
+        (("train", "resnet", {"sizes": {"deep": 3}}), ["resnet has no size deep", "depth, stem"]),
+        (("train", "resnet", {"dataset": "digit"}), ["unknown data set 'digit'", "digits"]),
+        (("train", "vgg", {"dataset": "digits"}), ["train.vgg", "'architecture' is missing", "'epochs' is missing"]),
+        (("augment", "birds", {"copies": 1, "seed": 0}), ["augment.birds", "unknown data set 'birds'"]),
+        (("ingest", "digits", {"size": [32]}), ["ingest.digits", "size.1"]),
+    ],
+)
+def test_check_names_the_entry_and_what_is_allowed(edited, capsys, change, words):
+    stage, name, changes = change
+    edited(stage, name, **changes)
+    assert main("check") == 2
+    captured = capsys.readouterr().err
+    assert captured.count("\n") == 1
+    for word in words:
+        assert word in captured
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian", "lenet5"], "unknown stage 'trian'. Stages: fetch, ingest, augment, train, evaluate, register"),
+        (["train", "lenet6"], "no train entry 'lenet6'. Entries: lenet5, plain_cnn"),
+        (["ingest", "birds"], "no ingest entry 'birds'. Entries: digits"),
+        (["train"], "Usage: python -m stages STAGE NAME"),
+        ([], "got nothing"),
+    ],
+)
+def test_an_unknown_word_is_one_line_and_status_2(edited, capsys, words, message):
+    edited()
+    assert main(*words) == 2
+    captured = capsys.readouterr().err
+    assert message in captured
+    assert captured.count("\n") == 1
+
+
+def test_a_wrong_entry_stops_its_own_stage_before_any_work(edited, workspace, capsys):
+    edited("fetch", "digits", sampl="digits")
+    assert main("fetch", "digits") == 2
+    assert "unknown key 'sampl'. Keys: sample, path" in capsys.readouterr().err
+    assert not (workspace / "data/raw").exists()
+
+
+def test_the_journal_tells_how_every_stage_ended(edited, workspace):
+    edited()
+    assert main("fetch", "digits") == 0
+    (workspace / "data/raw/digits/3/0003.png").write_bytes(b"")
+    edited("ingest", "digits", max_bad=0)
+    assert main("ingest", "digits") == 3
+    entries = [json.loads(line) for line in (workspace / "data/journal.jsonl").read_text().splitlines()]
+    assert [(entry["stage"], entry["status"]) for entry in entries] == [("fetch@digits", 0), ("ingest@digits", 3)]
+
+
+def test_data_stages_run_without_tensorflow_keras_and_mlflow(edited, workspace):
+    edited()
+    script = (
+        "import sys; from stages.__main__ import main\n"
+        "for stage in ('fetch', 'ingest', 'augment'): assert main(stage, 'digits') == 0\n"
+        "print(sorted({'tensorflow', 'keras', 'mlflow', 'torch', 'jax'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"

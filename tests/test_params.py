@@ -1,0 +1,53 @@
+import pytest
+from conftest import ROOT
+
+from stages import params
+from stages.errors import ConfigurationError
+
+
+def write(workspace, text):
+    (workspace / "params.yaml").write_text(text)
+
+
+def test_reads_an_entry_as_keyword_arguments(workspace):
+    write(workspace, "train: {a: {dataset: digits, learning_rate: 1e-3}}")
+    assert params.read("train", "a") == {"dataset": "digits", "learning_rate": 0.001}  # YAML 1.2: a number
+
+
+def test_evaluate_follows_the_names_of_train(workspace):
+    write(workspace, "train: {a: {dataset: digits, epochs: 3}}")
+    assert params.read("evaluate", "a") == {"dataset": "digits"}
+
+
+def test_models_are_those_of_the_data_set_in_the_order_of_the_file():
+    assert params.models("digits", ROOT / "params.yaml") == ["lenet5", "plain_cnn", "alexnet", "googlenet", "resnet"]
+    assert params.models("birds", ROOT / "params.yaml") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {a: 1}", r"train\.a: 1 is not a mapping"),
+        ("trian: {}", r"\['trian'\]. Sections: fetch, ingest"),
+        ("train: {a: {x: 1}}\ntrain: {}", "line 2"),
+        ("train: {a: [}", "line 1"),
+        ("", "NoneType"),
+    ],
+)
+def test_says_where_the_file_is_wrong(workspace, text, message):
+    write(workspace, text)
+    with pytest.raises(ConfigurationError, match=message):
+        params.load()
+
+
+def test_says_what_exists_for_an_unknown_name_or_stage(workspace):
+    write(workspace, "train: {lenet5: {}, resnet: {}}")
+    with pytest.raises(ConfigurationError, match=r"no train entry 'lenet6'. Entries: lenet5, resnet"):
+        params.read("train", "lenet6")
+    with pytest.raises(ConfigurationError, match=r"unknown stage 'trian'. Stages: fetch, ingest"):
+        params.read("trian", "lenet5")
+
+
+def test_says_where_it_looked_for_the_file(workspace):
+    with pytest.raises(ConfigurationError, match=r"params.yaml not found in .*root of the checkout"):
+        params.load()

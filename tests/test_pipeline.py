@@ -1,0 +1,132 @@
+"""The road as a user goes it: a clone of the checkout, ``dvc repro``, a change, ``dvc repro``."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from mlflow import MlflowClient
+from ruamel.yaml import YAML
+
+ENTRIES = {  # of the shipped params.yaml, smaller
+    "lenet5": {"epochs": 2},
+    "resnet": {"epochs": 1, "sizes": {"stem": "cifar", "depth": 8, "width": 0.25}},
+}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A clone of the checkout as it stands, with two small models."""
+    folder = tmp_path_factory.mktemp("clone") / "convoy"
+    files = git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
+    for file in files:
+        if (ROOT / file).is_file() and file != "dvc.lock":
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / file, folder / file)
+    edit(folder, lambda params: params.update(train={k: params["train"][k] | v for k, v in ENTRIES.items()}))
+    edit(folder, lambda params: params["augment"]["digits"].update(copies=1))
+    git(folder, "init", "-q")
+    git(folder, "add", "-A")
+    git(folder, "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "clone")
+    return folder
+
+
+def git(folder, *words):
+    return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def edit(folder, change):
+    yaml = YAML()
+    params = yaml.load(folder / "params.yaml")
+    change(params)
+    yaml.dump(params, folder / "params.yaml")
+
+
+def run(folder, *words):
+    """Runs a command of the environment in the clone; returns its output."""
+    hidden = {"MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_STAGE", "PYTHONPATH"}
+    env = {key: value for key, value in os.environ.items() if key not in hidden}
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    done = subprocess.run(words, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def repro(folder):
+    """Brings the clone up to date; returns the stages that ran, from the journal."""
+    journal = folder / "data/journal.jsonl"
+    before = len(journal.read_text().splitlines()) if journal.exists() else 0
+    run(folder, "dvc", "repro")
+    return {json.loads(line)["stage"] for line in journal.read_text().splitlines()[before:]}
+
+
+def locked(folder, stage, name):
+    outs = YAML(typ="safe").load(folder / "dvc.lock")["stages"][stage]["outs"]
+    return next(out["md5"] for out in outs if out["path"].endswith(name))
+
+
+def test_raw_files_become_a_registered_champion(clone):
+    models = {f"{stage}@{model}" for stage in ("train", "evaluate") for model in ENTRIES}
+    assert repro(clone) == models | {f"{stage}@digits" for stage in ("fetch", "ingest", "augment", "register")}
+    decision = json.loads((clone / "data/register/digits/decision.json").read_text())
+    assert decision["promoted"]
+    client = MlflowClient(f"sqlite:///{clone}/mlflow.db")
+    champion = client.get_model_version_by_alias("digits", "champion")
+    assert champion.tags["model"] == decision["model"]
+    assert champion.tags["dvc.data/augment/digits"].endswith(".dir")  # what DVC recorded the training with
+    assert f"params.train.{decision['model']}" in champion.tags
+    trained = json.loads((clone / "data/train/digits" / decision["model"] / "run.json").read_text())
+    assert champion.run_id == trained["run_id"]
+    source = client.get_run(trained["run_id"])
+    assert source.info.run_name == f"train@{decision['model']}"
+    assert source.data.tags["git.commit"] == git(clone, "rev-parse", "HEAD").strip()
+    assert source.data.tags["git.dirty"] == "false"
+    assert {file.path for file in client.list_artifacts(trained["run_id"])} >= {"evaluate"}
+    assert git(clone, "status", "--porcelain").split() == ["??", "dvc.lock"]
+
+
+def test_a_second_run_does_nothing_and_says_so(clone):
+    assert repro(clone) == set()
+    words = run(clone, sys.executable, "-m", "flows", "results", "--since", "99999999999")
+    assert "Nothing to do: all 8 stages are up to date." in words
+    assert "champion, version 1" in words
+
+
+def test_metrics_and_plots_show_all_models(clone):
+    rows = json.loads(run(clone, "dvc", "metrics", "show", "--json"))[""]["data"]
+    assert {Path(path).parent.name for path in rows} == set(ENTRIES)
+    assert all(row["data"]["accuracy_low"] <= row["data"]["accuracy"] for row in rows.values())
+    run(clone, "dvc", "plots", "show", "-o", "plots")
+    page = (clone / "plots/index.html").read_text()
+    for model in ENTRIES:
+        assert f"data_train_digits_{model}_history_csv" in page
+        assert f"{model}_confusion.png" in page
+        assert f"{model}_curves.png" in page
+    shutil.rmtree(clone / "plots")
+
+
+def test_a_number_of_one_model_runs_that_model_and_the_registration(clone):
+    edit(clone, lambda params: params["train"]["resnet"].update(learning_rate=0.05))
+    assert repro(clone) == {"train@resnet", "evaluate@resnet", "register@digits"}
+
+
+def test_an_edit_of_one_architecture_runs_that_model_and_gives_the_same_bytes(clone):
+    before = locked(clone, "train@lenet5", "model.keras")
+    with (clone / "stages/train/architectures/lenet5.py").open("a") as file:
+        file.write("# a comment\n")
+    assert repro(clone) == {"train@lenet5", "evaluate@lenet5", "register@digits"}
+    assert locked(clone, "train@lenet5", "model.keras") == before
+
+
+def test_a_misspelt_key_fails_before_any_stage_runs(clone):
+    edit(clone, lambda params: params["train"]["resnet"].update(epoch=3))
+    done = subprocess.run(
+        [sys.executable, "-m", "stages", "check"], cwd=clone, capture_output=True, text=True, check=False
+    )
+    edit(clone, lambda params: params["train"]["resnet"].pop("epoch"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: params.yaml, train.resnet: unknown key 'epoch'. Keys: dataset,")

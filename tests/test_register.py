@@ -1,0 +1,153 @@
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+
+from stages import tracking
+from stages.augment.augment import augment
+from stages.errors import InputRefusedError, IntegrityError
+from stages.evaluate.evaluate import evaluate
+from stages.ingest.ingest import ingest
+from stages.register import gate
+from stages.register import register as module
+from stages.register.register import register
+from stages.shards import Shards
+from stages.train.train import train
+
+LABELS = np.zeros(100, int)
+
+
+def right(n):
+    return np.where(np.arange(100) < n, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("challenger", "champion", "min_gain", "promote"),
+    [
+        (60, None, 0.0, True),  # above the majority's 0.5
+        (50, None, 0.0, False),
+        (91, 90, 0.0, True),
+        (90, 90, 0.0, False),
+        (89, 90, 0.0, False),
+        (91, 90, 0.02, False),
+        (92, 90, 0.02, True),
+    ],
+)
+def test_a_challenger_has_to_be_better(challenger, champion, min_gain, promote):
+    champion = None if champion is None else right(champion)
+    decision = gate.decide(LABELS, right(challenger), champion, majority=0.5, min_gain=min_gain)
+    assert decision.promote is promote
+    assert f"accuracy {challenger:.2f}%" in decision.reason
+
+
+@pytest.fixture
+def road(pictures):
+    """Returns a function that trains and evaluates one more model of the data set bars."""
+    workspace = pictures.parents[2]
+    ingest("bars", kind="images", size=(12, 12), mode="grey", val=0.3, test=0.3)
+    augment("bars", copies=2, seed=0, shift=1)
+    names = []
+
+    def add(name, **changes):
+        names.append(name)
+        entry = {
+            "dataset": "bars",
+            "architecture": "plain_cnn",
+            "sizes": {"width": 0.1},
+            "epochs": 1,
+            "learning_rate": 1e-4,
+        }
+        train(name, **entry | changes)
+        evaluate(name, dataset="bars")
+        text = "".join(f"  {name}: {{dataset: bars}}\n" for name in names)
+        (workspace / "params.yaml").write_text(f"train:\n{text}")
+        return workspace
+
+    return add
+
+
+def outcome(workspace):
+    return json.loads((workspace / "data/register/bars/decision.json").read_text())
+
+
+def test_the_best_is_registered_once_and_a_better_one_takes_its_place(road, capsys):
+    workspace = road("good", epochs=25, learning_rate=0.01)
+    register("bars")
+    first = outcome(workspace)
+    assert (first["model"], first["version"], first["promoted"]) == ("good", 1, True)
+    assert first["champion"] == {"version": 1, "model": "good"}
+
+    register("bars")  # again: nothing new
+    assert outcome(workspace)["version"] == 1
+    assert "not registered again" in capsys.readouterr().out
+
+    road("poor")  # does not beat it: it is not even a candidate
+    register("bars")
+    assert outcome(workspace)["model"] == "good"
+
+    holder = tracking.champion("bars")
+    assert holder.tags["model"] == "good"
+    assert holder.tags["model_sha256"] == module.sha256(workspace / "data/train/bars/good/model.keras")
+    assert "library.keras" in holder.tags
+    assert float(holder.tags["evaluation.accuracy"]) > 0.6
+    model = tracking.load_model("models:/bars@champion")
+    test = Shards(workspace / "data/ingest/bars/test")
+    assert model.predict(test[:3]["image"], verbose=0).shape == (3, 2)
+
+
+def test_a_challenger_that_is_not_better_is_registered_but_not_champion(road):
+    workspace = road("good", epochs=25, learning_rate=0.01)
+    register("bars")
+    shutil.rmtree(workspace / "data/evaluate/bars/good")  # the champion's files are gone; the registry is not
+    road("poor")
+    register("bars")
+    found = outcome(workspace)
+    assert (found["model"], found["version"], found["promoted"]) == ("poor", 2, False)
+    assert found["champion"] == {"version": 1, "model": "good"}
+    assert "not better" in found["reason"]
+    assert "test examples" in found["reason"]
+
+
+def test_a_stored_model_carries_signature_and_example_of_the_keras_flavor(road):
+    workspace = road("good", epochs=25, learning_rate=0.01)
+    register("bars")
+    import mlflow
+
+    info = mlflow.models.get_model_info("models:/bars@champion")
+    assert set(info.flavors) == {"keras", "python_function"}
+    assert info.signature.inputs.to_dict()[0]["tensor-spec"] == {"dtype": "uint8", "shape": (-1, 12, 12, 1)}
+    assert info.saved_input_example_info["artifact_path"] == "input_example.json"
+    assert not (workspace / "mlruns").exists()
+
+
+def test_a_stored_model_that_predicts_otherwise_is_not_accepted(road, monkeypatch):
+    workspace = road("good")
+    file = workspace / "data/train/bars/good/model.keras"
+    model = keras.saving.load_model(file)
+    model.layers[-1].kernel.assign(model.layers[-1].kernel * -3)
+    model.save(file)
+    with pytest.raises(IntegrityError, match="other probabilities than evaluate saw"):
+        register("bars")
+    assert tracking.champion("bars") is None
+    assert not (workspace / "data/register/bars").exists()
+
+
+def test_only_models_of_params_yaml_take_part(road):
+    workspace = road("good", epochs=25, learning_rate=0.01)
+    road("poor")
+    (workspace / "params.yaml").write_text("train:\n  poor: {dataset: bars}\n")
+    assert module.best("bars")[0] == "poor"
+    (workspace / "params.yaml").write_text("train:\n  other: {dataset: bars}\n")
+    with pytest.raises(InputRefusedError, match=r"no model of bars was evaluated; params.yaml lists \['other'\]"):
+        register("bars")
+
+
+def test_dependencies_are_what_dvc_recorded(workspace):
+    (workspace / "dvc.lock").write_text(
+        "schema: '2.0'\nstages:\n  train@a:\n    cmd: x\n    deps:\n    - {path: data/augment/d, md5: 1f.dir}\n"
+        "    params:\n      params.yaml:\n        train.a: {epochs: 3}\n"
+    )
+    assert module.dependencies("train@a") == {"dvc.data/augment/d": "1f.dir", "params.train.a": '{"epochs": 3}'}
+    assert module.dependencies("train@b") == {}

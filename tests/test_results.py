@@ -1,0 +1,58 @@
+import json
+from datetime import UTC, datetime
+
+import pytest
+
+from flows import results
+
+
+@pytest.fixture
+def finished(workspace):
+    """Files as the stages leave them: lenet5 evaluated, resnet not yet; nothing registered."""
+    (workspace / "params.yaml").write_text(
+        "ingest: {digits: {}}\ntrain: {lenet5: {dataset: digits}, resnet: {dataset: digits}}\n"
+    )
+    (workspace / "dvc.lock").write_text("stages: {fetch@digits: {}, train@lenet5: {}, evaluate@lenet5: {}}\n")
+    for stage, file, content in (
+        ("train", "run.json", {"seconds": 12.3}),
+        ("train", "model.keras", {}),
+        (
+            "evaluate",
+            "metrics.json",
+            {
+                "accuracy": 0.9876, "accuracy_low": 0.97, "accuracy_high": 0.993, "val_accuracy": 0.98,
+                "parameters": 61706,
+            },
+        ),
+    ):  # fmt: skip
+        folder = workspace / "data" / stage / "digits/lenet5"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(json.dumps(content))
+    return workspace
+
+
+def journal(workspace, stage, at):
+    entry = {"stage": stage, "started": datetime.fromtimestamp(at, UTC).isoformat(), "seconds": 12.3, "status": 0}
+    with (workspace / "data/journal.jsonl").open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def test_the_table_has_a_row_for_every_model_and_says_what_ran(finished, capsys):
+    journal(finished, "fetch@digits", 500)
+    journal(finished, "train@lenet5", 1500)
+    results.show(since=1000)
+    text = capsys.readouterr().out
+    row = next(line for line in text.splitlines() if "lenet5" in line)
+    for word in ("61,706", "98.76%", "97.0% - 99.3%", "98.00%", "12", "ran"):
+        assert word in row
+    assert "not run" in next(line for line in text.splitlines() if "resnet" in line)
+    assert "1 stages ran in 12 s: train@lenet5." in text
+    assert "make ui" in text
+
+
+def test_a_run_that_did_nothing_says_so(finished, capsys):
+    journal(finished, "train@lenet5", 500)
+    results.show(since=1000)
+    text = capsys.readouterr().out
+    assert "cached" in text
+    assert "Nothing to do: all 3 stages are up to date." in text

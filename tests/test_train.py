@@ -1,0 +1,202 @@
+import json
+import math
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from stages import tracking
+from stages.augment.augment import augment
+from stages.errors import ConfigurationError, DivergedError
+from stages.ingest.ingest import ingest
+from stages.shards import Shards, write_shards
+from stages.train import loop
+from stages.train.train import train
+
+ENTRY = {"dataset": "bars", "architecture": "plain_cnn", "sizes": {"width": 0.1}, "epochs": 2, "learning_rate": 0.01}
+
+
+@pytest.fixture
+def ready(pictures):
+    """A data set up to augment; its folder."""
+    ingest("bars", kind="images", size=(12, 12), mode="grey")
+    augment("bars", copies=1, seed=0, noise=5)
+    return pictures.parents[1]
+
+
+@pytest.fixture
+def numbers(tmp_path):
+    """300 examples of 3 classes, in the shares 6:3:1."""
+    labels = np.repeat([0, 1, 2], [180, 90, 30])
+    write_shards(tmp_path / "n", [{"image": np.arange(300, dtype=np.uint8)[:, None], "label": labels}])
+    return Shards(tmp_path / "n")
+
+
+def test_an_epoch_shows_every_example_once_in_an_order_of_its_own(numbers):
+    batches = loop.Batches(numbers, 3, 64, ["output"], np.ones(3, np.float32), seed=5)
+    orders = []
+    for epoch in (0, 1, 0):
+        batches.reorder(epoch)
+        orders.append(np.concatenate([batches[number][1].argmax(axis=1) for number in range(len(batches))]))
+        assert np.bincount(orders[-1]).tolist() == [180, 90, 30]
+    np.testing.assert_array_equal(orders[0], orders[2])
+    assert (orders[0] != orders[1]).any()
+
+
+def test_every_output_is_given_the_labels_and_weights(numbers):
+    weights = np.array([1, 2, 6], np.float32)
+    _, targets, found = loop.Batches(numbers, 3, 300, ["output", "auxiliary"], weights, None)[0]
+    assert set(targets) == set(found) == {"output", "auxiliary"}
+    np.testing.assert_array_equal(found["output"], np.repeat(weights, [180, 90, 30]))
+
+
+def test_random_layers_are_seeded_from_seed_layer_and_epoch(numbers):
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dropout(0.5), keras.layers.Dropout(0.5)])
+    batches = loop.Batches(numbers, 3, 64, ["output"], np.ones(3), 0)
+    states = {}
+    for seed, epoch in ((0, 0), (0, 1), (1, 0)):
+        callback = loop.EpochSeeds(batches, seed)
+        callback.set_model(model)
+        callback.on_epoch_begin(epoch)
+        states[seed, epoch] = [tuple(layer.seed_generator.state.numpy()) for layer in model.layers]
+        model.layers[0].seed_generator.next()
+        callback.on_epoch_begin(epoch)
+        assert [tuple(layer.seed_generator.state.numpy()) for layer in model.layers] == states[seed, epoch]
+    assert len({state for pair in states.values() for state in pair}) == 6
+
+
+def rates(*arguments):
+    schedule = loop.learning_rates(*arguments)
+    return [float(schedule(step)) for step in range(arguments[2] + 1)]
+
+
+def test_schedules_have_the_published_shape():
+    assert loop.learning_rates("constant", 0.1, 100, 0, []) == 0.1
+    step = rates("step", 0.1, 100, 0, [0.5, 0.75])
+    np.testing.assert_allclose([step[0], step[50], step[51], step[75], step[76], step[100]],
+                               [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-5)  # fmt: skip
+    cosine = rates("cosine", 0.1, 100, 20, [])
+    np.testing.assert_allclose(cosine[:21], np.linspace(0, 0.1, 21), atol=1e-6)
+    np.testing.assert_allclose(cosine[20:], 0.05 * (1 + np.cos(np.linspace(0, math.pi, 81))), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_weight_decay_shrinks_kernels_and_nothing_else(name):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2), keras.layers.BatchNormalization()])
+    model.layers[0].bias.assign([1.0, 1.0])
+    optimizer = loop.make_optimizer(name, 0.5, 0.9, 0.1)
+    kernel = model.layers[0].kernel.numpy()
+    optimizer.apply([np.zeros(w.shape, np.float32) for w in model.trainable_weights], model.trainable_weights)
+    np.testing.assert_allclose(model.layers[0].kernel.numpy(), kernel * (1 - 0.5 * 0.1), rtol=1e-5)
+    np.testing.assert_array_equal(model.layers[0].bias.numpy(), [1, 1])
+    np.testing.assert_array_equal(model.layers[1].gamma.numpy(), [1, 1])
+
+
+def test_leaves_a_model_its_history_and_its_run(ready):
+    train("small", **ENTRY | {"epochs": 12})
+    folder = ready / "train/bars/small"
+    history, facts = pd.read_csv(folder / "history.csv"), json.loads((folder / "run.json").read_text())
+    assert history["epoch"].tolist() == list(range(1, 13))
+    assert history["val_accuracy"].iloc[-1] > 0.8
+    model = keras.saving.load_model(folder / "model.keras", compile=False)
+    val = Shards(ready / "ingest/bars/val")
+    found = model.predict(val[:]["image"], verbose=0).argmax(axis=1)
+    assert np.mean(found == val.column("label")) == pytest.approx(history["val_accuracy"].iloc[-1])
+    run = tracking._connect().get_run(facts["run_id"])
+    assert run.info.run_name == "train@small"
+    assert run.info.status == "FINISHED"
+    assert run.data.params["sizes.width"] == "0.1"
+    assert run.data.metrics["val_accuracy"] == pytest.approx(history["val_accuracy"].iloc[-1])
+    assert {"git.commit", "git.dirty", "dataset", "stage"} <= set(run.data.tags)
+    assert {tag for tag in run.data.tags if tag.startswith("input.")} == {
+        "input.data/augment/bars/train/index.json", "input.data/ingest/bars/val/index.json", "input.train.py",
+        "input.plain_cnn.py",
+    }  # fmt: skip
+    curve = tracking._connect().get_metric_history(facts["run_id"], "loss")
+    np.testing.assert_allclose([point.value for point in curve], history["loss"])
+
+
+def test_equal_inputs_give_an_equal_model_and_another_seed_another(ready):
+    content = {}
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(name, **ENTRY, seed=seed)
+        folder = ready / "train/bars" / name
+        content[name] = (folder / "model.keras").read_bytes(), (folder / "history.csv").read_bytes()
+    assert content["a"] == content["b"]
+    assert content["a"][0] != content["c"][0]
+
+
+def test_auxiliary_heads_train_and_are_gone_afterwards(ready):
+    sizes = {"stem": "small", "width": 0.06}
+    train("inception", **ENTRY | {"architecture": "googlenet", "sizes": sizes, "epochs": 1}, class_weights=True)
+    model = keras.saving.load_model(ready / "train/bars/inception/model.keras")
+    assert [output.shape for output in model.outputs] == [(None, 2)]
+    assert not [layer.name for layer in model.layers if "auxiliary" in layer.name]
+    history = pd.read_csv(ready / "train/bars/inception/history.csv")
+    assert history["val_loss"].iloc[0] < 2  # the main output's alone; with 0.3 + 0.3 of the heads' it would be more
+
+
+def test_the_heads_loss_weight_is_the_papers():
+    from stages.train.architectures import googlenet
+
+    assert googlenet.LOSS_WEIGHTS == {"output": 1.0, "auxiliary_4a": 0.3, "auxiliary_4d": 0.3}
+
+
+def test_patience_stops_early_and_keeps_the_best_weights(ready):
+    train("early", **ENTRY | {"epochs": 60, "learning_rate": 0.03, "schedule": "constant"}, patience=2)
+    history = pd.read_csv(ready / "train/bars/early/history.csv")
+    assert len(history) < 60
+    assert history["val_loss"].idxmin() == len(history) - 3
+    model = keras.saving.load_model(ready / "train/bars/early/model.keras")
+    val = Shards(ready / "ingest/bars/val")
+    found = model.predict(val[:]["image"], verbose=0)[np.arange(len(val)), val.column("label")]
+    assert -np.log(found).mean() == pytest.approx(history["val_loss"].min(), rel=1e-3)
+
+
+def test_a_loss_that_is_no_number_stops_at_its_step():
+    guard = loop.StopAtNaN()
+    guard.on_epoch_begin(6)
+    guard.on_train_batch_end(2, {"loss": 3.5})
+    with pytest.raises(DivergedError, match="the loss is nan at epoch 7, step 4. Try a smaller learning_rate"):
+        guard.on_train_batch_end(3, {"loss": math.nan})
+
+
+def test_a_diverging_training_leaves_no_model(ready):
+    with pytest.raises(DivergedError, match=r"epoch \d+.* Try a smaller learning_rate"):
+        train("wild", **ENTRY | {"learning_rate": 1e20, "batch": 16, "optimizer": "sgd", "schedule": "constant"})
+    assert not (ready / "train/bars/wild/run.json").exists()
+    runs = tracking._connect().search_runs([tracking._connect().get_experiment_by_name("bars").experiment_id])
+    assert [run.info.status for run in runs] == ["FAILED"]
+
+
+def test_weights_that_overflow_in_the_last_step_are_not_kept(ready):
+    with pytest.raises(DivergedError, match=r"the weight .* is no finite number after epoch 1"):
+        train("wild", **ENTRY | {"learning_rate": 1e39, "epochs": 1, "optimizer": "sgd", "schedule": "constant"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "lenet5", "sizes": {}}, r"lenet5 cannot be built for pictures of \(12, 12, 1\)"),
+        ({"architecture": "resnet", "sizes": {"depth": 21, "stem": "cifar"}}, "depth must be 6n"),
+        ({"architecture": "lenet6"}, "Architectures: alexnet"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_a_plain_message(ready, changes, message):
+    with pytest.raises(ConfigurationError, match=message):
+        train("odd", **ENTRY | changes)
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(ready, capsys):
+    train("small", **ENTRY)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("train@small")]
+    assert len(lines) == 2
+    for word in ("epoch 2/2", "loss", "accuracy", "val", "images/s", "left"):
+        assert word in lines[1]
+
+
+def test_the_shipped_learning_rates_name_the_shipped_batch():
+    assert "for batches of 128" in (ROOT / "params.yaml").read_text()
