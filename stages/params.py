@@ -25,7 +25,7 @@ def load(path: Path = PARAMS) -> dict[str, dict[str, dict[str, Any]]]:
     """Returns every section of params.yaml.
 
     Raises:
-        ConfigurationError: the file is missing, is not YAML, or has sections that are no stage.
+        ConfigurationError: the file is missing, is not YAML, or has other sections than the stages.
     """
     try:
         # YAML 1.2, the dialect in which DVC reads the same file: 1e-3 is a number, and a repeated key an error.
@@ -36,14 +36,21 @@ def load(path: Path = PARAMS) -> dict[str, dict[str, dict[str, Any]]]:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise ConfigurationError(f"{path}, line {line}: {error.problem}") from error
     expected = [stage for stage in STAGES if stage != "evaluate"]
-    if not isinstance(sections, dict) or set(sections) - set(expected):
-        found = sorted(sections, key=str) if isinstance(sections, dict) else type(sections).__name__
-        raise ConfigurationError(f"{path} has the sections {found}. Sections: {', '.join(expected)}.")
+    if not isinstance(sections, dict) or set(sections) != set(expected):
+        found = ", ".join(map(str, sections)) if isinstance(sections, dict) else type(sections).__name__
+        raise ConfigurationError(
+            f"{path} has the sections {found}. It needs just these, because dvc.yaml iterates over them: "
+            f"{', '.join(expected)} (one without entries: `fetch: {{}}`)."
+        )
     for section, entries in sections.items():
-        for name, entry in (entries or {}).items():
+        if not isinstance(entries, dict):
+            raise ConfigurationError(
+                f"{path}, {section}: {entries!r} is not a mapping of names to entries (none: {{}})."
+            )
+        for name, entry in entries.items():
             if not isinstance(entry, dict):
                 raise ConfigurationError(f"{path}, {section}.{name}: {entry!r} is not a mapping of keys to values.")
-    return {stage: sections.get(stage) or {} for stage in expected}
+    return {stage: sections[stage] for stage in expected}
 
 
 def read(stage: str, name: str, path: Path = PARAMS) -> dict[str, Any]:

@@ -6,7 +6,9 @@ from stages.errors import ConfigurationError
 
 
 def write(workspace, text):
-    (workspace / "params.yaml").write_text(text)
+    """Writes params.yaml; sections that the text leaves out are empty."""
+    empty = "".join(f"{s}: {{}}\n" for s in ("fetch", "ingest", "augment", "train", "register") if f"{s}:" not in text)
+    (workspace / "params.yaml").write_text(empty + text)
 
 
 def test_reads_an_entry_as_keyword_arguments(workspace):
@@ -28,15 +30,22 @@ def test_models_are_those_of_the_data_set_in_the_order_of_the_file():
     ("text", "message"),
     [
         ("train: {a: 1}", r"train\.a: 1 is not a mapping"),
-        ("trian: {}", r"\['trian'\]. Sections: fetch, ingest"),
-        ("train: {a: {x: 1}}\ntrain: {}", "line 2"),
-        ("train: {a: [}", "line 1"),
-        ("", "NoneType"),
+        ("train: {}\ntrian: {}", r"register, train, trian. It needs just these"),
+        ("train: [a]", r"train: \['a'\] is not a mapping of names"),
+        ("train: {a: {x: 1}}\ntrain: {}", "line 6"),
+        ("train: {a: [}", "line 5"),
     ],
 )
 def test_says_where_the_file_is_wrong(workspace, text, message):
     write(workspace, text)
     with pytest.raises(ConfigurationError, match=message):
+        params.load()
+
+
+@pytest.mark.parametrize(("text", "found"), [("", "NoneType"), ("ingest: {}", "ingest")])
+def test_a_missing_section_is_named_before_dvc_stumbles_over_it(workspace, text, found):
+    (workspace / "params.yaml").write_text(text)
+    with pytest.raises(ConfigurationError, match=rf"has the sections {found}\. .*fetch: \{{\}}"):
         params.load()
 
 

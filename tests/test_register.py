@@ -17,6 +17,7 @@ from stages.shards import Shards
 from stages.train.train import train
 
 LABELS = np.zeros(100, int)
+OTHERS = "fetch: {}\ningest: {}\naugment: {}\nregister: {}\n"
 
 
 def right(n):
@@ -62,7 +63,7 @@ def road(pictures):
         train(name, **entry | changes)
         evaluate(name, dataset="bars")
         text = "".join(f"  {name}: {{dataset: bars}}\n" for name in names)
-        (workspace / "params.yaml").write_text(f"train:\n{text}")
+        (workspace / "params.yaml").write_text(f"{OTHERS}train:\n{text}")
         return workspace
 
     return add
@@ -110,6 +111,16 @@ def test_a_challenger_that_is_not_better_is_registered_but_not_champion(road):
     assert "test examples" in found["reason"]
 
 
+def test_a_champion_of_other_classes_is_compared_by_their_names(road):
+    workspace = road("good", epochs=25, learning_rate=0.01)
+    register("bars")
+    holder, test = tracking.champion("bars"), Shards(workspace / "data/ingest/bars/test")
+    found = module.answers(holder, test, ["across", "down"])
+    assert set(found) <= {0, 1}
+    np.testing.assert_array_equal(module.answers(holder, test, ["about", "across", "down"]), found + 1)
+    np.testing.assert_array_equal(module.answers(holder, test, ["down"]), np.where(found == 1, 0, -1))
+
+
 def test_a_stored_model_carries_signature_and_example_of_the_keras_flavor(road):
     workspace = road("good", epochs=25, learning_rate=0.01)
     register("bars")
@@ -137,9 +148,9 @@ def test_a_stored_model_that_predicts_otherwise_is_not_accepted(road, monkeypatc
 def test_only_models_of_params_yaml_take_part(road):
     workspace = road("good", epochs=25, learning_rate=0.01)
     road("poor")
-    (workspace / "params.yaml").write_text("train:\n  poor: {dataset: bars}\n")
+    (workspace / "params.yaml").write_text(f"{OTHERS}train:\n  poor: {{dataset: bars}}\n")
     assert module.best("bars")[0] == "poor"
-    (workspace / "params.yaml").write_text("train:\n  other: {dataset: bars}\n")
+    (workspace / "params.yaml").write_text(f"{OTHERS}train:\n  other: {{dataset: bars}}\n")
     with pytest.raises(InputRefusedError, match=r"no model of bars was evaluated; params.yaml lists \['other'\]"):
         register("bars")
 

@@ -10,7 +10,8 @@ from flows import results
 def finished(workspace):
     """Files as the stages leave them: lenet5 evaluated, resnet not yet; nothing registered."""
     (workspace / "params.yaml").write_text(
-        "ingest: {digits: {}}\ntrain: {lenet5: {dataset: digits}, resnet: {dataset: digits}}\n"
+        "fetch: {}\naugment: {}\nregister: {}\ningest: {digits: {}}\n"
+        "train: {lenet5: {dataset: digits}, resnet: {dataset: digits}}\n"
     )
     (workspace / "dvc.lock").write_text("stages: {fetch@digits: {}, train@lenet5: {}, evaluate@lenet5: {}}\n")
     for stage, file, content in (

@@ -40,6 +40,7 @@ def register(dataset: str, *, min_gain: Share = 0.0) -> None:
     model, metrics = best(dataset)
     trained, evaluated = Path("data/train", dataset, model), Path("data/evaluate", dataset, model)
     facts = json.loads((trained / "run.json").read_text())
+    classes = json.loads(Path("data/ingest", dataset, "about.json").read_text())["classes"]
     test = Shards(Path("data/ingest", dataset, "test"))
     predictions = pd.read_parquet(evaluated / "predictions.parquet")
     digest = sha256(trained / "model.keras")
@@ -58,6 +59,7 @@ def register(dataset: str, *, min_gain: Share = 0.0) -> None:
             "model": model,
             "model_sha256": digest,
             "test_sha256": sha256(test.folder / INDEX),
+            "classes": json.dumps(classes),
             **{f"evaluation.{key}": str(value) for key, value in metrics.items()},
             **{f"library.{name}": version for name, version in facts["libraries"].items()},
             **dependencies(f"train@{model}"),
@@ -76,7 +78,7 @@ def register(dataset: str, *, min_gain: Share = 0.0) -> None:
         decision = gate.decide(
             labels,
             challenger,
-            None if holder is None else answers(dataset, holder.version, test),
+            None if holder is None else answers(holder, test, classes),
             majority=metrics["majority"],
             min_gain=min_gain,
         )
@@ -145,15 +147,21 @@ def reload(address: str, example: np.ndarray, expected: np.ndarray) -> None:
         raise IntegrityError(f"{address}, loaded in a fresh process, predicts other probabilities than evaluate saw.")
 
 
-def answers(dataset: str, version: str, test: Shards) -> np.ndarray | None:
-    """Returns the classes that a registered version predicts for ``test``, or None if it cannot read such examples."""
+def answers(holder: tracking.ModelVersion, test: Shards, classes: list[str]) -> np.ndarray | None:
+    """Returns the classes, as numbers of ``classes``, that a registered version predicts for ``test``.
+
+    It may have been trained on other classes: its answers are compared by name, and -1 stands for a name that the data
+    set has no more. None: it cannot read pictures of this shape.
+    """
     from stages import compute  # imports Keras, which is not needed where nothing changed
 
-    network = tracking.load_model(f"models:/{dataset}/{version}")
+    network = tracking.load_model(f"models:/{holder.name}/{holder.version}")
     if network.input_shape[1:] != test.shape("image"):
         return None
     network.jit_compile = compute.compilation()
-    return np.concatenate([network.predict(block["image"], verbose=0) for block in test.blocks(512)]).argmax(axis=1)
+    found = np.concatenate([network.predict(block["image"], verbose=0) for block in test.blocks(512)]).argmax(axis=1)
+    names = json.loads(holder.tags["classes"])
+    return np.array([classes.index(name) if name in classes else -1 for name in names])[found]
 
 
 def dependencies(stage: str, lock: Path = Path("dvc.lock")) -> dict[str, str]:
