@@ -24,5 +24,5 @@ def devices() -> list[str]:
         import torch
 
         return [f"gpu:{number}" for number in range(torch.cuda.device_count())] or ["cpu:0"]
-    gpus = keras.distribution.list_devices("gpu")
-    return [device.lower() for device in gpus] or ["cpu:0"]
+    found = [device.lower() for device in keras.distribution.list_devices()]
+    return [device for device in found if not device.startswith("cpu")] or ["cpu:0"]
