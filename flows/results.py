@@ -7,12 +7,10 @@ from pathlib import Path
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from ruamel.yaml import YAML
 
 from stages import params, tracking
+from stages.__main__ import JOURNAL
 from stages.shards import sha256
-
-JOURNAL = Path("data/journal.jsonl")
 
 
 def ran_since(since: int, journal: Path = JOURNAL) -> dict[str, dict]:
@@ -35,13 +33,23 @@ def show(since: int | None) -> None:
         decision = _read(Path("data/register", dataset, "decision.json"))
         if decision:
             verdict = "promoted" if decision["promoted"] else "not promoted"
-            console.print(f"version {decision['version']} ({decision['model']}) {verdict}: {decision['reason']}\n")
+            console.print(
+                f"version {decision['version']} ({decision['model']}) {verdict}: {decision['reason']}\n", soft_wrap=True
+            )
+            if tracking.champion(dataset) is None and decision["champion"]:
+                console.print(
+                    f"warning: the registry in use has no champion of {dataset}; was mlflow.db deleted? To register "
+                    f"again: dvc repro --force --single-item register@{dataset}\n",
+                    soft_wrap=True,
+                )
     if since is not None:
-        lock = Path("dvc.lock")
-        stages = len(YAML(typ="safe", pure=True).load(lock.read_text())["stages"]) if lock.exists() else 0
+        sections = params.load()
+        stages = sum(map(len, sections.values())) + len(sections["train"])  # each model is also evaluated
         seconds = sum(entry["seconds"] for entry in ran.values())
         if ran:
-            console.print(f"{len(ran)} stages ran in {seconds:.0f} s: {', '.join(ran)}.", highlight=False)
+            console.print(
+                f"{len(ran)} stages ran in {seconds:.0f} s: {', '.join(ran)}.", highlight=False, soft_wrap=True
+            )
         else:
             console.print(f"Nothing to do: all {stages} stages are up to date.", highlight=False)
     console.print("Curves, pictures and the registry: make ui", highlight=False)

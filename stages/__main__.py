@@ -72,12 +72,18 @@ def check() -> None:
     for stage, entries in sections.items():
         for name, entry in entries.items():
             _, arguments = _prepare(stage, name, entry)
-            dataset = {"train": arguments.get("dataset"), "augment": name, "register": name}.get(stage)
-            if dataset is not None and dataset not in sections["ingest"]:
-                raise ConfigurationError(
-                    f"params.yaml, {stage}.{name}: unknown data set {dataset!r}. "
-                    f"Data sets of ingest: {', '.join(sections['ingest']) or 'none'}."
-                )
+            dataset = arguments["dataset"] if stage == "train" else name
+            # train reads what augment wrote, which reads what ingest wrote; register, what train and evaluate wrote
+            for needed in {"augment": ["ingest"], "train": ["ingest", "augment"], "register": ["ingest"]}.get(
+                stage, []
+            ):
+                if dataset not in sections[needed]:
+                    raise ConfigurationError(
+                        f"params.yaml, {stage}.{name}: {needed} has no data set {dataset!r}. "
+                        f"It has: {', '.join(sections[needed]) or 'none'}."
+                    )
+            if stage == "register" and not params.models(name):
+                raise ConfigurationError(f"params.yaml, register.{name}: no model of train has the data set {name!r}.")
 
 
 def _prepare(stage: str, name: str, entry: dict[str, Any]) -> tuple[Callable[..., None], dict[str, Any]]:

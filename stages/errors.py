@@ -25,12 +25,6 @@ class IntegrityError(StageError):
     status = 4
 
 
-class ResourceError(StageError):
-    """An outside service or a resource is missing; the same command may succeed later."""
-
-    status = 6
-
-
 class DivergedError(StageError):
     """Training left the finite numbers."""
 

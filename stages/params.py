@@ -3,21 +3,25 @@
 ``evaluate`` has no section: every model of ``train`` is evaluated, on its own data set.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from stages.errors import ConfigurationError
 
 PARAMS = Path("params.yaml")
 STAGES = ("fetch", "ingest", "augment", "train", "evaluate", "register")
 
+NAME = re.compile(r"[A-Za-z0-9_-]+")
+
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -32,7 +36,11 @@ def load(path: Path = PARAMS) -> dict[str, dict[str, dict[str, Any]]]:
         sections = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigurationError(f"{path} not found in {Path.cwd()}. Run this from the root of the checkout.") from None
-    except MarkedYAMLError as error:
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path} is not UTF-8: {error}") from error
+    except YAMLError as error:
+        if not isinstance(error, MarkedYAMLError):
+            raise ConfigurationError(f"{path}: {error}") from error
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise ConfigurationError(f"{path}, line {line}: {error.problem}") from error
     expected = [stage for stage in STAGES if stage != "evaluate"]
@@ -48,6 +56,11 @@ def load(path: Path = PARAMS) -> dict[str, dict[str, dict[str, Any]]]:
                 f"{path}, {section}: {entries!r} is not a mapping of names to entries (none: {{}})."
             )
         for name, entry in entries.items():
+            if not isinstance(name, str) or not NAME.fullmatch(name):
+                raise ConfigurationError(
+                    f"{path}, {section}: the name {name!r} cannot be used; letters, digits, - and _ can (a number in "
+                    "quotes), since it becomes a folder, a word of a command and a key of DVC's."
+                )
             if not isinstance(entry, dict):
                 raise ConfigurationError(f"{path}, {section}.{name}: {entry!r} is not a mapping of keys to values.")
     return {stage: sections[stage] for stage in expected}

@@ -104,12 +104,7 @@ class Shards(Sequence):
     """
 
     def __init__(self, folder: Path, *, verify: bool = True) -> None:
-        try:
-            self._index = json.loads((folder / INDEX).read_text())
-        except FileNotFoundError:
-            raise InputRefusedError(f"{folder} has no {INDEX}: run the stage that writes it.") from None
-        except ValueError as error:
-            raise IntegrityError(f"{folder / INDEX} is damaged: {error}") from error
+        self._index = read_json(folder / INDEX)
         self.folder = folder
         self._shards: list[Arrays] = []
         for shard in self._index["shards"]:
@@ -160,6 +155,21 @@ class Shards(Sequence):
         if not self._shards:
             raise InputRefusedError(f"{self.folder} has no examples.")
         return np.concatenate([shard[name] for shard in self._shards])
+
+
+def read_json(path: Path) -> dict:
+    """Returns what a stage wrote about its result.
+
+    Raises:
+        InputRefusedError: the file is missing: the stage did not run.
+        IntegrityError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputRefusedError(f"{path} is missing: run the stage that writes it.") from None
+    except ValueError as error:
+        raise IntegrityError(f"{path} is damaged: {error}") from error
 
 
 def sha256(path: Path) -> str:

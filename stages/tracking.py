@@ -8,6 +8,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from stages.errors import ConfigurationError
+
 if TYPE_CHECKING:
     import keras
 
@@ -28,7 +31,11 @@ SAMPLE_SECONDS = 2  # between two readings of CPU, memory and GPU
 
 def uri() -> str:
     """Returns the address of the tracking server or database; the default does not depend on who asks from where."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or _local()
+    address = os.environ.get("MLFLOW_TRACKING_URI") or _local()
+    scheme, separator, path = address.partition(":///")
+    if scheme == "sqlite" and separator and not path.startswith("/"):
+        return f"sqlite:///{Path.cwd() / path}"
+    return address
 
 
 @contextmanager
@@ -42,13 +49,13 @@ def run(name: str, dataset: str, parameters: dict[str, Any], inputs: dict[str, s
         inputs: path -> SHA-256 of what the run reads.
     """
     client = _connect()
-    commit, patch = _git()
+    commit, dirty, patch = _git()
     tags = {
         "stage": name.split("@")[0],
         "model": name.split("@")[1],
         "dataset": dataset,
         "git.commit": commit,
-        "git.dirty": str(bool(patch)).lower(),
+        "git.dirty": str(dirty).lower(),
         **{f"input.{path}": digest for path, digest in inputs.items()},
     }
     mlflow.set_system_metrics_sampling_interval(SAMPLE_SECONDS)
@@ -69,8 +76,13 @@ def reopened(facts: dict[str, Any]) -> Iterator[str]:
     """
     client = _connect()
     try:
-        run_id = client.get_run(facts["run_id"]).info.run_id
-    except MlflowException:
+        known = client.get_run(facts["run_id"])
+        run_id = known.info.run_id
+        if known.info.lifecycle_stage == "deleted":  # in the browser, say
+            client.restore_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
         experiment = _experiment(client, facts["dataset"])
         known = client.search_runs([experiment], f"tags.`trained.as` = '{facts['run_id']}'", max_results=1)
         if known:
@@ -118,6 +130,7 @@ def log_model(model: "keras.Model", example: np.ndarray, output: np.ndarray) -> 
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 
+    backend = keras.backend.backend()
     inputs = Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))])
     outputs = Schema([TensorSpec(output.dtype, (-1, *output.shape[1:]))])
 
@@ -133,7 +146,11 @@ def log_model(model: "keras.Model", example: np.ndarray, output: np.ndarray) -> 
         validate_serving_input=False,  # register does it, in a fresh process
         signature=ModelSignature(inputs, outputs),
         input_example=example,
-        pip_requirements=[f"keras=={keras.__version__}", f"mlflow=={mlflow.__version__}", *_backend_requirement()],
+        pip_requirements=[
+            f"keras=={keras.__version__}",
+            f"mlflow=={mlflow.__version__}",
+            f"{backend}=={version(backend)}",
+        ],
     )
     return info.model_uri
 
@@ -149,7 +166,7 @@ def load_model(address: str) -> "keras.Model":
 def version_with(dataset: str, tag: str, value: str) -> ModelVersion | None:
     """Returns the newest version of the registered model ``dataset`` that has a tag of the given value."""
     found = _connect().search_model_versions(f"name = '{dataset}' and tags.`{tag}` = '{value}'")
-    return max(found, key=lambda version: int(version.version), default=None)
+    return max(found, key=lambda one: int(one.version), default=None)
 
 
 def add_version(dataset: str, address: str, run_id: str, tags: dict[str, str], description: str) -> ModelVersion:
@@ -165,24 +182,30 @@ def add_version(dataset: str, address: str, run_id: str, tags: dict[str, str], d
     )
 
 
-def tag_version(version: ModelVersion, tags: dict[str, str]) -> None:
-    """Adds tags to a registered version."""
+def describe_version(registered: ModelVersion, tags: dict[str, str], description: str | None = None) -> None:
+    """Renews tags, and if given the description, of a registered version."""
     client = _connect()
     for key, value in tags.items():
-        client.set_model_version_tag(version.name, version.version, key, value)
+        client.set_model_version_tag(registered.name, registered.version, key, value)
+    if description is not None:
+        client.update_model_version(registered.name, registered.version, description)
 
 
 def champion(dataset: str) -> ModelVersion | None:
     """Returns the version of ``dataset`` that has the alias ``champion``."""
     try:
         return _connect().get_model_version_by_alias(dataset, CHAMPION)
-    except MlflowException:
-        return None
+    except MlflowException as error:
+        # The second is what an alias that nobody has is answered with; anything else is no "there is none".
+        missing = error.error_code == "INVALID_PARAMETER_VALUE" and "alias" in str(error)
+        if missing or error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
 
 
-def promote(version: ModelVersion) -> None:
+def promote(registered: ModelVersion) -> None:
     """Gives a version the alias ``champion``; whoever had it loses it."""
-    _connect().set_registered_model_alias(version.name, CHAMPION, version.version)
+    _connect().set_registered_model_alias(registered.name, CHAMPION, registered.version)
 
 
 def _connect() -> MlflowClient:
@@ -210,11 +233,11 @@ def _local() -> str:
 
 def _experiment(client: MlflowClient, dataset: str) -> str:
     """Returns the id of the experiment of a data set, created on first use."""
+    # An absolute place: MLflow's own default depends on the folder in which a process happens to start.
+    place = (Path.cwd() / "mlartifacts" / dataset).as_uri() if uri() == _local() else None
     known = client.get_experiment_by_name(dataset)
     if known is None:
         try:
-            # An absolute place: MLflow's own default depends on the folder in which a process happens to start.
-            place = (Path.cwd() / "mlartifacts" / dataset).as_uri() if uri() == _local() else None
             return client.create_experiment(dataset, artifact_location=place)
         except MlflowException as error:  # another process was quicker
             known = client.get_experiment_by_name(dataset)
@@ -222,17 +245,30 @@ def _experiment(client: MlflowClient, dataset: str) -> str:
                 raise error
     if known.lifecycle_stage == "deleted":
         client.restore_experiment(known.experiment_id)
+    if place is not None and known.artifact_location != place:
+        raise ConfigurationError(
+            f"this checkout was moved or copied: mlflow.db keeps the files of {dataset!r} in "
+            f"{known.artifact_location}, not in {place}. Move it back, or rename mlflow.db to begin a new store."
+        )
     return known.experiment_id
 
 
-def _git() -> tuple[str, str]:
-    """Returns the commit and the patch of what is not committed; dvc.lock, which DVC writes as it goes, left out."""
+def _git() -> tuple[str, bool, str]:
+    """Returns the commit, whether anything differs from it, and the patch of what git tracks.
+
+    dvc.lock, which DVC writes as it goes, does not count; neither does a repository that merely contains this folder.
+    """
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], capture_output=True, text=True, errors="replace", check=False)
-        return done.stdout.strip() if done.returncode == 0 else ""
+        return done.stdout if done.returncode == 0 else ""
 
-    return git("rev-parse", "HEAD") or "none", git("diff", "HEAD", "--", ".", ":!dvc.lock")
+    top = git("rev-parse", "--show-toplevel").strip()
+    if not top or Path(top).resolve() != Path.cwd().resolve():
+        return "none", False, ""
+    others = ("--", ".", ":!dvc.lock")
+    patch = git("diff", "--no-color", "--no-ext-diff", "--binary", "HEAD", *others)
+    return git("rev-parse", "HEAD").strip() or "none", bool(git("status", "--porcelain", *others)), patch
 
 
 def _flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -240,12 +276,3 @@ def _flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in mapping.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
-
-
-def _backend_requirement() -> list[str]:
-    import keras
-
-    backend = keras.backend.backend()
-    from importlib.metadata import version
-
-    return [f"{backend}=={version(backend)}"]

@@ -35,7 +35,9 @@ def test_a_local_folder_is_copied_and_replaces_what_was_there(workspace):
         ({"sample": "digits", "path": "x"}, ConfigurationError, "one of sample"),
         ({"sample": "digit"}, ConfigurationError, "unknown sample 'digit'. Samples: digits"),
         ({"path": "nowhere"}, InputRefusedError, "nowhere does not exist"),
-        ({"path": "data"}, ConfigurationError, "contains data/raw/pets"),
+        ({"path": "data"}, ConfigurationError, "lie in each other"),
+        ({"path": "data/raw/pets"}, ConfigurationError, "needs no fetch entry but `dvc add data/raw/pets`"),
+        ({"path": "data/raw/pets/photos"}, ConfigurationError, "lie in each other"),
     ],
 )
 def test_refuses_what_it_cannot_fetch_and_leaves_the_raw_data_alone(workspace, source, error, message):

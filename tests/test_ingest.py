@@ -3,6 +3,7 @@ import hashlib
 import json
 import shutil
 import struct
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -31,9 +32,8 @@ def test_shards_hold_the_pixels_and_labels_of_the_files(pictures):
     for split in ("train", "val", "test"):
         shards = Shards(pictures.parents[1] / "ingest/bars" / split)
         assert len(shards) == (table["split"] == split).sum() == sum(about["counts"][split].values())
-        for block in shards.blocks(1):
-            row = table.iloc[block["row"][0]]
-            assert row["split"] == split
+        rows = table[table["split"] == split]
+        for block, (_, row) in zip(shards.blocks(1), rows.iterrows(), strict=True):
             assert row["label"] == about["classes"][block["label"][0]]
             np.testing.assert_array_equal(block["image"][0, ..., 0], np.asarray(Image.open(pictures / row["path"])))
 
@@ -110,6 +110,30 @@ def test_split_folders_of_the_raw_data_are_kept_and_val_comes_out_of_train(pictu
     found = splits("given")
     assert {split for path, split in found.items() if path.startswith("test/")} == {"test"}
     assert {split for path, split in found.items() if path.startswith("train/")} == {"train", "val"}
+
+
+def test_removing_a_test_picture_leaves_the_training_shards_as_they_are(pictures):
+    ingest("bars", **OPTIONS)
+    train = pictures.parents[1] / "ingest/bars/train"
+    before = {path.name: path.read_bytes() for path in train.iterdir()}
+    (pictures / next(path for path, split in splits().items() if split == "test")).unlink()
+    ingest("bars", **OPTIONS)
+    assert {path.name: path.read_bytes() for path in train.iterdir()} == before
+
+
+def test_split_folders_are_known_in_other_spellings_too(pictures):
+    raw = pictures.parent / "given"
+    for split in ("Training", "TEST"):
+        shutil.copytree(pictures, raw / split)
+    assert {item.split for item in images.find(raw)} == {"train", "test"}
+    (raw / "predict").mkdir()
+    with pytest.raises(InputRefusedError, match=r"split folders and beside them \['predict'\]"):
+        images.find(raw)
+
+
+def test_a_class_may_be_called_train(pictures):
+    (pictures / "down").rename(pictures / "train")
+    assert {(item.label, item.split) for item in images.find(pictures)} == {("across", None), ("train", None)}
 
 
 def idx(array):
@@ -199,6 +223,42 @@ def test_every_mode_becomes_what_a_viewer_shows(make, mode, value, tmp_path):
     assert pixels.shape == (4, 5, len(value))
     assert pixels.dtype == np.uint8
     np.testing.assert_array_equal(pixels, np.broadcast_to(value, pixels.shape))
+
+
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_16_bits_keep_their_shades_in_either_byte_order(tmp_path, order):
+    values = np.array([[0, 10_000, 20_000, 39_900, 65_535]], order)
+    mode = {"<u2": "I;16", ">u2": "I;16B"}[order]
+    Image.frombytes(mode, (5, 1), values.tobytes()).save(tmp_path / "p.tif")
+    pixels = images.to_array(images._open(tmp_path / "p.tif"), size=(1, 5), mode="grey", fit="stretch")
+    assert pixels.ravel().tolist() == [0, 39, 78, 155, 255]  # by hand: value / 257
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (Image.new("F", (4, 4), 0.5), "no known range"),
+        (Image.new("I", (4, 4), 70_000), "70000 to 70000, are no 16-bit values"),
+    ],
+)
+def test_pixels_of_no_known_range_are_refused(tmp_path, picture, message):
+    picture.save(tmp_path / "p.tif")
+    with pytest.raises(InputRefusedError, match=message):
+        images._open(tmp_path / "p.tif")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_too_many_pixels_are_refused_every_time(tmp_path, monkeypatch):
+    save(tmp_path / "p.png", 9)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # of 144: above the limit, below twice the limit
+
+    def refused(_):
+        with pytest.raises(InputRefusedError, match="too many pixels: 12 x 12"):
+            images._open(tmp_path / "p.png")
+        return True
+
+    with ThreadPoolExecutor(4) as executor:
+        assert all(executor.map(refused, range(400)))
 
 
 def test_a_turned_photo_is_put_upright(tmp_path):

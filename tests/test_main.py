@@ -40,9 +40,11 @@ def test_the_shipped_params_pass(edited):
         (("train", "resnet", {"learning_rate": float("nan")}), ["learning_rate", "finite"]),
         (("train", "resnet", {"architecture": "resnext"}), ["'resnext'", "Architectures: alexnet, googlenet"]),
         (("train", "resnet", {"sizes": {"deep": 3}}), ["resnet has no size deep", "depth, stem"]),
-        (("train", "resnet", {"dataset": "digit"}), ["unknown data set 'digit'", "digits"]),
+        (("train", "resnet", {"dataset": "digit"}), ["train.resnet", "ingest has no data set 'digit'", "digits"]),
         (("train", "vgg", {"dataset": "digits"}), ["train.vgg", "'architecture' is missing", "'epochs' is missing"]),
-        (("augment", "birds", {"copies": 1, "seed": 0}), ["augment.birds", "unknown data set 'birds'"]),
+        (("augment", "birds", {"copies": 1, "seed": 0}), ["augment.birds", "ingest has no data set 'birds'"]),
+        (("register", "birds", {}), ["register.birds", "ingest has no data set 'birds'"]),
+        (("train", "resnet", {"seed": 2**32}), ["seed = 4294967296", "less than 4294967296"]),
         (("ingest", "digits", {"size": [32]}), ["ingest.digits", "size.1"]),
     ],
 )
@@ -79,6 +81,13 @@ def test_a_wrong_entry_stops_its_own_stage_before_any_work(edited, workspace, ca
     assert main("fetch", "digits") == 2
     assert "unknown key 'sampl'. Keys: sample, path" in capsys.readouterr().err
     assert not (workspace / "data/raw").exists()
+
+
+@pytest.mark.parametrize("stage", ["augment", "train", "evaluate"])
+def test_a_stage_whose_input_is_missing_says_which(edited, capsys, stage):
+    edited()
+    assert main(stage, "digits" if stage == "augment" else "lenet5") == 3
+    assert "is missing: run the stage that writes it" in capsys.readouterr().err
 
 
 def test_the_journal_tells_how_every_stage_ended(edited, workspace):

@@ -34,6 +34,12 @@ def test_models_are_those_of_the_data_set_in_the_order_of_the_file():
         ("train: [a]", r"train: \['a'\] is not a mapping of names"),
         ("train: {a: {x: 1}}\ntrain: {}", "line 6"),
         ("train: {a: [}", "line 5"),
+        ("train: lenet5", "'lenet5' is not a mapping of names"),
+        ("train: {2024: {}}", "the name 2024 cannot be used; letters, digits"),
+        ("train: {my.model: {}}", "the name 'my.model' cannot be used"),
+        ("train: {res net: {}}", "the name 'res net' cannot be used"),
+        ("train: {'a;b': {}}", "the name 'a;b' cannot be used"),
+        ("train: {a: {x: \x07}}", "params.yaml"),
     ],
 )
 def test_says_where_the_file_is_wrong(workspace, text, message):
@@ -46,6 +52,12 @@ def test_says_where_the_file_is_wrong(workspace, text, message):
 def test_a_missing_section_is_named_before_dvc_stumbles_over_it(workspace, text, found):
     (workspace / "params.yaml").write_text(text)
     with pytest.raises(ConfigurationError, match=rf"has the sections {found}\. .*fetch: \{{\}}"):
+        params.load()
+
+
+def test_a_file_that_is_not_utf_8_is_named(workspace):
+    (workspace / "params.yaml").write_bytes("# für\n".encode("latin-1"))
+    with pytest.raises(ConfigurationError, match="params.yaml is not UTF-8"):
         params.load()
 
 

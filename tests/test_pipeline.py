@@ -1,10 +1,11 @@
-"""The road as a user goes it: a clone of the checkout, ``dvc repro``, a change, ``dvc repro``."""
+"""The road as a user goes it: a clone of the checkout, ``dvc repro``, a change, ``dvc repro``; in this order."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -90,8 +91,9 @@ def test_raw_files_become_a_registered_champion(clone):
 
 
 def test_a_second_run_does_nothing_and_says_so(clone):
+    since = int(time.time())
     assert repro(clone) == set()
-    words = run(clone, sys.executable, "-m", "flows", "results", "--since", "99999999999")
+    words = run(clone, sys.executable, "-m", "flows", "results", "--since", str(since))
     assert "Nothing to do: all 8 stages are up to date." in words
     assert "champion, version 1" in words
 
@@ -120,6 +122,27 @@ def test_an_edit_of_one_architecture_runs_that_model_and_gives_the_same_bytes(cl
         file.write("# a comment\n")
     assert repro(clone) == {"train@lenet5", "evaluate@lenet5", "register@digits"}
     assert locked(clone, "train@lenet5", "model.keras") == before
+
+
+def test_a_registration_is_never_taken_from_dvcs_cache(clone):
+    """Back to the first numbers: DVC knows their model, but who is champion is the registry's to say."""
+    edit(clone, lambda params: params["train"]["resnet"].update(learning_rate=0.1))
+    assert "register@digits" in repro(clone)
+    decision = json.loads((clone / "data/register/digits/decision.json").read_text())
+    client = MlflowClient(f"sqlite:///{clone}/mlflow.db")
+    assert decision["champion"]["version"] == int(client.get_model_version_by_alias("digits", "champion").version)
+
+
+def test_a_source_that_is_the_target_is_refused_and_kept(clone):
+    edit(clone, lambda params: params["fetch"].update(digits={"path": "data/raw/digits"}))
+    hidden = {"MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_STAGE", "PYTHONPATH"}
+    env = {key: value for key, value in os.environ.items() if key not in hidden}
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    done = subprocess.run(["dvc", "repro"], cwd=clone, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "lie in each other" in done.stderr
+    assert len(list((clone / "data/raw/digits").rglob("*.png"))) == 1797
+    edit(clone, lambda params: params["fetch"].update(digits={"sample": "digits"}))
 
 
 def test_a_misspelt_key_fails_before_any_stage_runs(clone):

@@ -1,5 +1,7 @@
 import json
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -34,6 +36,7 @@ def right(n):
         (89, 90, 0.0, False),
         (91, 90, 0.02, False),
         (92, 90, 0.02, True),
+        (57, 55, 0.02, True),  # although 0.57 - 0.55 < 0.02 in floating-point numbers
     ],
 )
 def test_a_challenger_has_to_be_better(challenger, champion, min_gain, promote):
@@ -119,6 +122,41 @@ def test_a_champion_of_other_classes_is_compared_by_their_names(road):
     assert set(found) <= {0, 1}
     np.testing.assert_array_equal(module.answers(holder, test, ["about", "across", "down"]), found + 1)
     np.testing.assert_array_equal(module.answers(holder, test, ["down"]), np.where(found == 1, 0, -1))
+
+    train_shapes = Shards(workspace / "data/ingest/bars/train")
+    assert module.answers(holder, train_shapes, ["across", "down"]).shape == (len(train_shapes),)
+    ingest("bars", kind="images", size=(10, 10), mode="grey", val=0.3, test=0.3)
+    assert module.answers(holder, Shards(workspace / "data/ingest/bars/test"), ["across", "down"]) is None
+
+
+def test_a_champion_that_cannot_read_the_pictures_is_named_in_the_reason():
+    decision = gate.decide(
+        LABELS, right(60), None, majority=0.5, min_gain=0, alone="version 3 cannot read such pictures"
+    )
+    assert decision.reason.startswith("version 3 cannot read such pictures: accuracy 60.00%")
+
+
+def test_answers_of_another_shape_are_not_accepted(workspace, monkeypatch):
+    def answer(words, **_):
+        Path(words[words.index("-o") + 1]).write_text('{"predictions": [[0.5, 0.5]]}')
+        return SimpleNamespace(returncode=0, stderr="")
+
+    monkeypatch.setattr(module.subprocess, "run", answer)
+    module.reload("models:/m", np.zeros((1, 4)), np.array([[0.5, 0.5]]))
+    with pytest.raises(IntegrityError, match="other probabilities"):
+        module.reload("models:/m", np.zeros((2, 4)), np.array([[0.5, 0.5]] * 2))
+    with pytest.raises(IntegrityError, match="other probabilities"):
+        module.reload("models:/m", np.zeros((1, 4)), np.array([[0.4, 0.6]]))
+
+
+def test_scores_of_a_known_version_are_renewed(road):
+    workspace = road("good", epochs=25, learning_rate=0.01)
+    register("bars")
+    file = workspace / "data/evaluate/bars/good/metrics.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"accuracy": 0.5}))
+    register("bars")
+    assert tracking.champion("bars").tags["evaluation.accuracy"] == "0.5"
+    assert "50.00%" in tracking.champion("bars").description
 
 
 def test_a_stored_model_carries_signature_and_example_of_the_keras_flavor(road):

@@ -1,5 +1,7 @@
 import json
+import shutil
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +15,6 @@ def finished(workspace):
         "fetch: {}\naugment: {}\nregister: {}\ningest: {digits: {}}\n"
         "train: {lenet5: {dataset: digits}, resnet: {dataset: digits}}\n"
     )
-    (workspace / "dvc.lock").write_text("stages: {fetch@digits: {}, train@lenet5: {}, evaluate@lenet5: {}}\n")
     for stage, file, content in (
         ("train", "run.json", {"seconds": 12.3}),
         ("train", "model.keras", {}),
@@ -51,9 +52,29 @@ def test_the_table_has_a_row_for_every_model_and_says_what_ran(finished, capsys)
     assert "make ui" in text
 
 
+def test_only_the_champion_is_marked(finished, capsys, monkeypatch):
+    shutil.copytree(finished / "data/train/digits/lenet5", finished / "data/train/digits/resnet")
+    shutil.copytree(finished / "data/evaluate/digits/lenet5", finished / "data/evaluate/digits/resnet")
+    (finished / "data/train/digits/resnet/model.keras").write_text("another")
+    digest = results.sha256(finished / "data/train/digits/resnet/model.keras")
+    holder = SimpleNamespace(version="7", tags={"model_sha256": digest})
+    monkeypatch.setattr(results.tracking, "champion", lambda dataset: holder)
+    results.show(since=None)
+    rows = capsys.readouterr().out.splitlines()
+    assert [("lenet5" in row, "resnet" in row) for row in rows if "champion, version 7" in row] == [(False, True)]
+
+
+def test_a_registry_without_the_champion_of_the_files_is_a_warning(finished, capsys):
+    decision = {"version": 1, "model": "lenet5", "promoted": True, "reason": "better", "champion": {"version": 1}}
+    (finished / "data/register/digits").mkdir(parents=True)
+    (finished / "data/register/digits/decision.json").write_text(json.dumps(decision))
+    results.show(since=None)
+    assert "dvc repro --force --single-item register@digits" in capsys.readouterr().out.replace("\n", " ")
+
+
 def test_a_run_that_did_nothing_says_so(finished, capsys):
     journal(finished, "train@lenet5", 500)
     results.show(since=1000)
     text = capsys.readouterr().out
     assert "cached" in text
-    assert "Nothing to do: all 3 stages are up to date." in text
+    assert "Nothing to do: all 5 stages are up to date." in text

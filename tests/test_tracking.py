@@ -1,9 +1,13 @@
 import subprocess
 import sys
+import time
 
+import pytest
 from conftest import ROOT
+from mlflow.exceptions import MlflowException
 
 from stages import tracking
+from stages.errors import ConfigurationError
 
 
 def test_eight_processes_that_start_at_once_share_one_fresh_store(workspace):
@@ -12,8 +16,6 @@ def test_eight_processes_that_start_at_once_share_one_fresh_store(workspace):
         "time.sleep(max(0, float(sys.argv[2]) - time.time()))\n"
         "with tracking.run(f'train@m{sys.argv[1]}', 'd', {'a': {'b': 1}}, {}): tracking.log_metrics({'loss': 1.0}, 1)"
     )
-    import time
-
     start = str(time.time() + 12)  # after all of them have imported MLflow
     running = [
         subprocess.Popen(
@@ -32,13 +34,14 @@ def test_eight_processes_that_start_at_once_share_one_fresh_store(workspace):
     assert experiment.artifact_location == (workspace / "mlartifacts/d").as_uri()
 
 
-def test_the_commit_and_what_is_not_committed_go_with_the_run(workspace):
+def test_the_commit_and_what_is_not_committed_go_with_the_run(workspace, monkeypatch):
     def git(*words):
         return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout.strip()
 
     git("init", "-q")
     git("config", "user.email", "t@example.org")
     git("config", "user.name", "t")
+    (workspace / ".gitignore").write_text("mlflow.db*\nmlartifacts\ndata\n")
     for name in ("code.py", "dvc.lock"):
         (workspace / name).write_text("1\n")
     git("add", "-A")
@@ -47,6 +50,7 @@ def test_the_commit_and_what_is_not_committed_go_with_the_run(workspace):
     with tracking.run("train@a", "d", {}, {}) as clean:
         pass
     (workspace / "code.py").write_text("2\n")
+    git("config", "color.ui", "always")
     with tracking.run("train@b", "d", {}, {}) as dirty:
         pass
     client = tracking._connect()
@@ -54,10 +58,54 @@ def test_the_commit_and_what_is_not_committed_go_with_the_run(workspace):
     assert [tag["git.dirty"] for tag in tags] == ["false", "true"]
     assert {tag["git.commit"] for tag in tags} == {git("rev-parse", "HEAD")}
     patch = workspace / "mlartifacts/d" / dirty / "artifacts/git.patch"
-    assert "-1\n+2" in patch.read_text()
+    git("checkout", "code.py")
+    git("apply", str(patch))
+    assert (workspace / "code.py").read_text() == "2\n"
+    git("checkout", "code.py")
+    (workspace / "new.py").write_text("3\n")
+    assert tracking._git()[1:] == (True, "")  # git does not know the file, but the code is another
+    (workspace / "inner").mkdir()
+    monkeypatch.chdir(workspace / "inner")
+    assert tracking._git() == ("none", False, "")  # a folder that some other repository contains
 
 
 def test_the_address_is_absolute_and_the_environment_has_the_last_word(workspace, monkeypatch):
     assert tracking.uri() == f"sqlite:///{workspace}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     assert tracking.uri() == "http://127.0.0.1:1"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
+    assert tracking.uri() == f"sqlite:///{workspace}/other.db"
+
+
+def test_a_run_deleted_in_the_browser_is_taken_back(workspace):
+    with tracking.run("train@a", "d", {}, {}) as run_id:
+        pass
+    client = tracking._connect()
+    client.delete_run(run_id)
+    with tracking.reopened({"run_id": run_id, "dataset": "d", "model": "a"}) as found:
+        tracking.log_metrics({"x": 1.0})
+    assert found == run_id
+    assert client.get_run(run_id).info.lifecycle_stage == "active"
+
+
+def test_a_moved_checkout_is_told_so(workspace, monkeypatch, tmp_path_factory):
+    with tracking.run("train@a", "d", {}, {}):
+        pass
+    moved = tmp_path_factory.mktemp("moved") / "convoy"
+    workspace.rename(moved)
+    monkeypatch.chdir(moved)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # MLflow has set it
+    moved_run = tracking.run("train@b", "d", {}, {})
+    with pytest.raises(ConfigurationError, match="this checkout was moved or copied"), moved_run:
+        pass
+
+
+def test_a_registry_that_cannot_answer_is_no_registry_without_a_champion(workspace, monkeypatch):
+    assert tracking.champion("d") is None
+
+    def fail(*_):
+        raise MlflowException("down", error_code=1)  # INTERNAL_ERROR
+
+    monkeypatch.setattr(tracking.MlflowClient, "get_model_version_by_alias", fail)
+    with pytest.raises(MlflowException, match="down"):
+        tracking.champion("d")

@@ -5,7 +5,6 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
 
 from stages import tracking
 from stages.augment.augment import augment
@@ -87,12 +86,14 @@ def test_weight_decay_shrinks_kernels_and_nothing_else(name):
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2), keras.layers.BatchNormalization()])
     model.layers[0].bias.assign([1.0, 1.0])
+    model.layers[1].beta.assign([1.0, 1.0])
     optimizer = loop.make_optimizer(name, 0.5, 0.9, 0.1)
     kernel = model.layers[0].kernel.numpy()
     optimizer.apply([np.zeros(w.shape, np.float32) for w in model.trainable_weights], model.trainable_weights)
     np.testing.assert_allclose(model.layers[0].kernel.numpy(), kernel * (1 - 0.5 * 0.1), rtol=1e-5)
     np.testing.assert_array_equal(model.layers[0].bias.numpy(), [1, 1])
     np.testing.assert_array_equal(model.layers[1].gamma.numpy(), [1, 1])
+    np.testing.assert_array_equal(model.layers[1].beta.numpy(), [1, 1])
 
 
 def test_leaves_a_model_its_history_and_its_run(ready):
@@ -112,8 +113,10 @@ def test_leaves_a_model_its_history_and_its_run(ready):
     assert run.data.metrics["val_accuracy"] == pytest.approx(history["val_accuracy"].iloc[-1])
     assert {"git.commit", "git.dirty", "dataset", "stage"} <= set(run.data.tags)
     assert {tag for tag in run.data.tags if tag.startswith("input.")} == {
-        "input.data/augment/bars/train/index.json", "input.data/ingest/bars/val/index.json", "input.train.py",
-        "input.plain_cnn.py",
+        "input.data/augment/bars/train/index.json", "input.data/ingest/bars/val/index.json",
+        "input.stages/compute.py", "input.stages/shards.py", "input.stages/train/__init__.py",
+        "input.stages/train/architectures/plain_cnn.py", "input.stages/train/loop.py",
+        "input.stages/train/progress.py", "input.stages/train/train.py",
     }  # fmt: skip
     curve = tracking._connect().get_metric_history(facts["run_id"], "loss")
     np.testing.assert_allclose([point.value for point in curve], history["loss"])
@@ -136,13 +139,9 @@ def test_auxiliary_heads_train_and_are_gone_afterwards(ready):
     assert [output.shape for output in model.outputs] == [(None, 2)]
     assert not [layer.name for layer in model.layers if "auxiliary" in layer.name]
     history = pd.read_csv(ready / "train/bars/inception/history.csv")
-    assert history["val_loss"].iloc[0] < 2  # the main output's alone; with 0.3 + 0.3 of the heads' it would be more
-
-
-def test_the_heads_loss_weight_is_the_papers():
-    from stages.train.architectures import googlenet
-
-    assert googlenet.LOSS_WEIGHTS == {"output": 1.0, "auxiliary_4a": 0.3, "auxiliary_4d": 0.3}
+    val = Shards(ready / "ingest/bars/val")
+    found = model.predict(val[:]["image"], verbose=0)[np.arange(len(val)), val.column("label")]
+    assert history["val_loss"].iloc[0] == pytest.approx(-np.log(found).mean(), rel=1e-3)  # the main output's alone
 
 
 def test_patience_stops_early_and_keeps_the_best_weights(ready):
@@ -198,5 +197,54 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(ready, capsys):
         assert word in lines[1]
 
 
-def test_the_shipped_learning_rates_name_the_shipped_batch():
-    assert "for batches of 128" in (ROOT / "params.yaml").read_text()
+@pytest.fixture
+def compiled(ready, monkeypatch):
+    """Returns a function that gives the compiled model and its batches instead of training."""
+
+    class StopError(Exception):
+        pass
+
+    def run(**changes):
+        found = {}
+
+        def fit(model, batches, **_):
+            found.update(model=model, batches=batches)
+            raise StopError
+
+        monkeypatch.setattr(keras.Model, "fit", fit)
+        with pytest.raises(StopError):
+            train("small", **ENTRY | changes)
+        return found["model"], found["batches"]
+
+    return run
+
+
+def test_googlenet_is_trained_with_the_papers_loss_weights_and_dropout(compiled):
+    model, _ = compiled(architecture="googlenet", sizes={"stem": "small", "width": 0.06})
+    # section 5: "their losses were weighted by 0.3", 70 % in the heads; table 1: 40 % before the last layer
+    assert model.get_compile_config()["loss_weights"] == {"output": 1.0, "auxiliary_4a": 0.3, "auxiliary_4d": 0.3}
+    assert sorted(layer.rate for layer in model.layers if isinstance(layer, keras.layers.Dropout)) == [0.4, 0.7, 0.7]
+
+
+def test_label_smoothing_reaches_the_loss(compiled):
+    model, _ = compiled(label_smoothing=0.15)
+    assert model.get_compile_config()["loss"]["config"]["label_smoothing"] == 0.15
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_class_weights_make_every_class_count_the_same(compiled, ready, balanced):
+    for path in sorted((ready / "raw/bars/down").iterdir())[:15]:
+        path.unlink()
+    ingest("bars", kind="images", size=(12, 12), mode="grey")
+    augment("bars", copies=1, seed=0, noise=5)
+    _, batches = compiled(class_weights=balanced, batch=1000)
+    _, targets, weights = batches[0]
+    total, counts = weights @ targets, targets.sum(axis=0)
+    assert counts[0] > 1.5 * counts[1]
+    np.testing.assert_allclose(total, [counts.sum() / 2] * 2 if balanced else counts, rtol=1e-5)
+
+
+def test_patience_works_with_auxiliary_heads(ready):
+    sizes = {"stem": "small", "width": 0.06}
+    train("inception", **ENTRY | {"architecture": "googlenet", "sizes": sizes, "epochs": 2}, patience=1)
+    assert len(pd.read_csv(ready / "train/bars/inception/history.csv")) >= 1

@@ -1,6 +1,7 @@
 """Makes more training examples: data/ingest/<dataset>/train -> data/augment/<dataset>. Val and test stay."""
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,17 +11,17 @@ from rich.progress import track
 
 from stages.augment import images
 from stages.errors import ConfigurationError
-from stages.params import Amount, Count, Share
-from stages.shards import Arrays, Shards, write_shards
+from stages.params import Amount, Count, Seed, Share
+from stages.shards import Arrays, Shards, read_json, write_shards
 
-BLOCK = 1024  # examples that are changed at a time; bounds memory
+BLOCK_PIXELS = 2**21  # changed at a time; with some 60 bytes of intermediate results for each, bounds memory
 
 
 def augment(
     dataset: str,
     *,
     copies: Count,
-    seed: Count,
+    seed: Seed,
     shift: Amount = 0.0,
     rotate: Amount = 0.0,
     scale: Share = 0.0,
@@ -32,8 +33,8 @@ def augment(
 ) -> None:
     """Reads the training split of data/ingest/<dataset>; writes it and its changed copies to data/augment/<dataset>.
 
-    ``train/`` holds the original examples, then ``copies`` changed versions of each, with the same ``label`` and
-    ``row``; ``about.json`` tells train what the labels mean. The functions are in ``images.py``.
+    ``train/`` holds the original examples, then ``copies`` changed versions of each, with the same
+    ``label``; ``about.json`` tells train what the labels mean. The functions are in ``images.py``.
 
     Args:
         dataset: name of the data set.
@@ -52,12 +53,13 @@ def augment(
         ConfigurationError: ``flip`` names a class that the data set does not have.
     """
     source, target = Path("data/ingest", dataset), Path("data/augment", dataset)
-    about = json.loads((source / "about.json").read_text())
+    about = read_json(source / "about.json")
     if unknown := set(flip) - set(about["classes"]):
         raise ConfigurationError(
             f"augment.{dataset}: flip names {sorted(unknown)}. Classes: {', '.join(about['classes'])}."
         )
     train = Shards(source / "train")
+    rows = max(1, BLOCK_PIXELS // math.prod(train.shape("image")))
     mirrored = np.flatnonzero(np.isin(about["classes"], flip))
 
     def changed(block: Arrays, rng: np.random.Generator) -> Arrays:
@@ -72,10 +74,10 @@ def augment(
         return block | {"image": images.noise(pictures, noise, rng)}
 
     def blocks() -> Iterator[Arrays]:
-        yield from train.blocks(BLOCK)
-        starts = [(copy, start) for copy in range(copies) for start in range(0, len(train), BLOCK)]
+        yield from train.blocks(rows)
+        starts = [(copy, start) for copy in range(copies) for start in range(0, len(train), rows)]
         for copy, start in track(starts, f"augment@{dataset}", transient=True):
-            yield changed(train[start : start + BLOCK], np.random.default_rng([seed, copy, start]))
+            yield changed(train[start : start + rows], np.random.default_rng([seed, copy, start]))
 
     shutil.rmtree(target, ignore_errors=True)
     write_shards(target / "train", blocks())

@@ -73,7 +73,8 @@ def resample(pictures: np.ndarray, grid: np.ndarray) -> np.ndarray:
     rows, columns = np.clip(grid[:, 0], 0, height - 1), np.clip(grid[:, 1], 0, width - 1)
     top, left = np.floor(rows).astype(np.intp), np.floor(columns).astype(np.intp)
     bottom, right = np.minimum(top + 1, height - 1), np.minimum(left + 1, width - 1)
-    down, across = (rows - top)[..., None], (columns - left)[..., None]
+    down = (rows - top.astype(np.float32))[..., None]
+    across = (columns - left.astype(np.float32))[..., None]
     number = np.arange(n)[:, None, None]
     upper = pictures[number, top, left] * (1 - across) + pictures[number, top, right] * across
     lower = pictures[number, bottom, left] * (1 - across) + pictures[number, bottom, right] * across

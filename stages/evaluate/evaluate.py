@@ -10,7 +10,7 @@ import pandas as pd
 
 from stages import compute, tracking
 from stages.evaluate import classification, pictures
-from stages.shards import Shards
+from stages.shards import Shards, read_json
 
 BLOCK = 512  # examples predicted at a time; bounds memory
 
@@ -28,8 +28,8 @@ def evaluate(model: str, *, dataset: str) -> None:
     """
     trained, source = Path("data/train", dataset, model), Path("data/ingest", dataset)
     target = Path("data/evaluate", dataset, model)
-    about = json.loads((source / "about.json").read_text())
-    facts = json.loads((trained / "run.json").read_text())
+    about = read_json(source / "about.json")
+    facts = read_json(trained / "run.json")
     compute.prepare()
     network = keras.saving.load_model(trained / "model.keras", compile=False)
     network.jit_compile = compute.compilation()
@@ -49,7 +49,7 @@ def evaluate(model: str, *, dataset: str) -> None:
     target.mkdir(parents=True)
     (target / "metrics.json").write_text(json.dumps(metrics, indent=1))
     classes = about["classes"]
-    predictions(source, test, classes, probabilities).to_parquet(target / "predictions.parquet", index=False)
+    predictions(source, classes, probabilities).to_parquet(target / "predictions.parquet", index=False)
     classification.per_class(expected, probabilities, classes).to_csv(target / "classes.csv", index=False)
     confusion = classification.confusion(expected, probabilities, classes)
     confusion.to_csv(target / "confusion.csv")
@@ -68,10 +68,10 @@ def predict(network: keras.Model, shards: Shards) -> np.ndarray:
     return np.concatenate([network.predict(block["image"], verbose=0) for block in shards.blocks(BLOCK)])
 
 
-def predictions(source: Path, test: Shards, classes: list[str], probabilities: np.ndarray) -> pd.DataFrame:
+def predictions(source: Path, classes: list[str], probabilities: np.ndarray) -> pd.DataFrame:
     """Returns one row per test example, in the order of the shards: raw file, label, prediction, probabilities."""
-    manifest = pd.read_parquet(source / "manifest.parquet", columns=["path", "sha256", "label"])
-    table = manifest.iloc[test.column("row")].reset_index(drop=True)
+    manifest = pd.read_parquet(source / "manifest.parquet", columns=["path", "sha256", "label", "split"])
+    table = manifest[manifest["split"] == "test"].drop(columns="split").reset_index(drop=True)
     table["predicted"] = np.asarray(classes)[probabilities.argmax(axis=1)]
     table["correct"] = table["label"] == table["predicted"]
     table["probability"] = probabilities.max(axis=1)

@@ -19,7 +19,7 @@ def fetch(dataset: str, *, sample: str | None = None, path: Path | None = None) 
             ``dvc repro --force fetch@NAME``.
 
     Raises:
-        ConfigurationError: no source, two sources, or a sample that does not exist.
+        ConfigurationError: no source, two sources, or an unknown sample; ``path`` and the target lie in each other.
         InputRefusedError: ``path`` does not exist or is an empty folder.
     """
     if (sample is None) == (path is None):
@@ -31,10 +31,14 @@ def fetch(dataset: str, *, sample: str | None = None, path: Path | None = None) 
     target = Path("data/raw", dataset)
     if path is not None:
         path = path.expanduser()
+        here, there = path.resolve(), target.resolve()
+        if here == there or here in there.parents or there in here.parents:
+            raise ConfigurationError(
+                f"fetch.{dataset}: path {path} and {target}, where the copy goes, lie in each other. Data that is in "
+                f"{target} already needs no fetch entry but `dvc add {target}`."
+            )
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             raise InputRefusedError(f"fetch.{dataset}: path {path} does not exist or is empty.")
-        if path.resolve() in (target.resolve(), *target.resolve().parents):
-            raise ConfigurationError(f"fetch.{dataset}: path {path} contains {target}, where the copy would go.")
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     if sample is not None:

@@ -12,8 +12,19 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from stages.errors import InputRefusedError
 from stages.ingest.records import Example, Item, natural
 
+# Pillow only warns between its limit and twice its limit; _open refuses there, in every thread alike.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # no format that runs an outside program (EPS)
-SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
 IDX_SPLITS = {"train": "train", "t10k": "test"}  # prefix of the file name -> split
 
 
@@ -31,8 +42,12 @@ def find(source: Path) -> list[Item]:
     if any(source.glob("*-images-idx3-ubyte*")):
         return _idx_items(source)
     folders = sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if folders and all(folder.name in SPLIT_FOLDERS for folder in folders):
-        items = [item for folder in folders for item in _folder_items(source, folder, SPLIT_FOLDERS[folder.name])]
+    splits = {folder: SPLIT_FOLDERS.get(folder.name.lower()) for folder in folders}
+    if len({split for split in splits.values() if split}) >= 2:  # one alone may be a class: a train is a vehicle
+        if None in splits.values():
+            others = [folder.name for folder, split in splits.items() if split is None]
+            raise InputRefusedError(f"{source} has split folders and beside them {others}: no split, and no class.")
+        items = [item for folder, split in splits.items() for item in _folder_items(source, folder, split)]
     else:
         items = _folder_items(source, source, None)
     if not items:
@@ -57,7 +72,7 @@ def decode(item: Item, *, size: tuple[int, int], mode: str, fit: str) -> Example
 
 def to_array(picture: Image.Image, *, size: tuple[int, int], mode: str, fit: str) -> np.ndarray:
     """Returns a normalised picture (see ``normalise``) as uint8, shape (height, width, 1 or 3)."""
-    if picture.mode.startswith("I;16"):
+    if picture.mode == "I;16":
         picture = Image.fromarray(np.rint(np.asarray(picture) / 257).astype(np.uint8))  # 65535 / 255 = 257
     if picture.mode == "RGBA":
         background = Image.new("RGBA", picture.size, "white")  # what a viewer shows behind a transparent picture
@@ -76,11 +91,20 @@ def to_array(picture: Image.Image, *, size: tuple[int, int], mode: str, fit: str
 
 
 def normalise(picture: Image.Image) -> Image.Image:
-    """Turns a picture upright (EXIF) and to one of the modes L, I;16, RGB and RGBA, which keep what it shows."""
+    """Turns a picture upright (EXIF) and to one of the modes L, I;16, RGB and RGBA, which keep what it shows.
+
+    Raises:
+        InputRefusedError: its numbers have no known range.
+    """
     picture = ImageOps.exif_transpose(picture)
-    if picture.mode == "I":  # Pillow's name for a 16-bit PNG in 32-bit integers
-        return Image.fromarray(np.asarray(picture).clip(0, 65535).astype(np.uint16))
-    if picture.mode in ("L", "I;16", "RGB", "RGBA"):
+    if picture.mode == "F":
+        raise InputRefusedError("its pixels are floating-point numbers of no known range")
+    if picture.mode.startswith("I"):  # 16 bits in either byte order, or in 32-bit integers
+        values = np.asarray(picture)
+        if values.min() < 0 or values.max() > 65535:
+            raise InputRefusedError(f"its pixels, {values.min()} to {values.max()}, are no 16-bit values")
+        return Image.fromarray(values.astype(np.uint16))
+    if picture.mode in ("L", "RGB", "RGBA"):
         return picture if picture.mode != "RGB" or "transparency" not in picture.info else picture.convert("RGBA")
     if picture.mode == "1":
         return picture.convert("L")
@@ -101,15 +125,16 @@ def _folder_items(source: Path, folder: Path, split: str | None) -> list[Item]:
 
 def _open(path: Path) -> Image.Image:
     try:
-        with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as picture:
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path, formats=FORMATS) as picture:
+            if picture.width * picture.height > Image.MAX_IMAGE_PIXELS:
+                raise InputRefusedError(f"too many pixels: {picture.width} x {picture.height}")
             picture.load()
             return normalise(picture)
     except UnidentifiedImageError:
         raise InputRefusedError(f"not a picture in one of the formats {', '.join(FORMATS)}") from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
         raise InputRefusedError(f"too many pixels: {error}") from error
-    except (OSError, SyntaxError, ValueError, struct.error) as error:  # what Pillow raises on damaged files
+    except (OSError, SyntaxError, ValueError, TypeError, struct.error) as error:  # what Pillow raises on damaged files
         raise InputRefusedError(f"damaged: {error}") from error
 
 

@@ -38,8 +38,8 @@ def ingest(
 ) -> None:
     """Reads data/raw/<dataset>; writes data/ingest/<dataset>.
 
-    The result is one folder of shards per split (arrays ``image`` uint8 (height, width, channels), ``label`` and
-    ``row``, which is the example's row of the manifest), ``manifest.parquet`` (one row per accepted example),
+    The result is one folder of shards per split (arrays ``image`` uint8 (height, width, channels) and ``label``),
+    ``manifest.parquet`` (one row per accepted example, the rows of a split in the order of its shards),
     ``quarantine.csv`` (path and reason of everything that was left out) and ``about.json`` (classes, counts, options).
 
     Args:
@@ -91,8 +91,8 @@ def ingest(
             split = item.split or "train"
             if split == "train":
                 split = split_of(example.content, **shares)
-            row = {"label": classes.index(item.label), "row": len(accepted)}
-            writers[split].append({name: np.asarray(value)[None] for name, value in (example.arrays | row).items()})
+            arrays = example.arrays | {"label": np.int64(classes.index(item.label))}
+            writers[split].append({name: np.asarray(value)[None] for name, value in arrays.items()})
             accepted.append(
                 {"path": item.path, "label": item.label, "split": split, "sha256": example.content} | example.facts
             )

@@ -15,7 +15,7 @@ from stages import params, tracking
 from stages.errors import InputRefusedError, IntegrityError
 from stages.params import Share
 from stages.register import gate
-from stages.shards import INDEX, Shards, sha256
+from stages.shards import INDEX, Shards, read_json, sha256
 
 COMPARED = 32  # test examples on which the stored model has to repeat its predictions
 TOLERANCE = 1e-4  # of a probability; the same network on the same machine differs in the last bits of float32
@@ -39,12 +39,22 @@ def register(dataset: str, *, min_gain: Share = 0.0) -> None:
     """
     model, metrics = best(dataset)
     trained, evaluated = Path("data/train", dataset, model), Path("data/evaluate", dataset, model)
-    facts = json.loads((trained / "run.json").read_text())
-    classes = json.loads(Path("data/ingest", dataset, "about.json").read_text())["classes"]
+    facts = read_json(trained / "run.json")
+    classes = read_json(Path("data/ingest", dataset, "about.json"))["classes"]
     test = Shards(Path("data/ingest", dataset, "test"))
     predictions = pd.read_parquet(evaluated / "predictions.parquet")
     digest = sha256(trained / "model.keras")
 
+    text = description(model, facts, metrics)
+    tags = {
+        "model": model,
+        "model_sha256": digest,
+        "test_sha256": sha256(test.folder / INDEX),
+        "classes": json.dumps(classes),
+        **{f"evaluation.{key}": str(value) for key, value in metrics.items()},
+        **{f"library.{name}": number for name, number in facts["libraries"].items()},
+        **dependencies(f"train@{model}"),
+    }
     version = tracking.version_with(dataset, "model_sha256", digest)
     if version is None:
         import keras
@@ -55,18 +65,10 @@ def register(dataset: str, *, min_gain: Share = 0.0) -> None:
         with tracking.reopened(facts) as run_id:
             address = tracking.log_model(network, example, expected)
             reload(address, example, expected)
-        tags = {
-            "model": model,
-            "model_sha256": digest,
-            "test_sha256": sha256(test.folder / INDEX),
-            "classes": json.dumps(classes),
-            **{f"evaluation.{key}": str(value) for key, value in metrics.items()},
-            **{f"library.{name}": version for name, version in facts["libraries"].items()},
-            **dependencies(f"train@{model}"),
-        }
-        version = tracking.add_version(dataset, address, run_id, tags, description(model, facts, metrics))
+        version = tracking.add_version(dataset, address, run_id, tags, text)
         print(f"registered {dataset} version {version.version}: {model}")
     else:
+        tracking.describe_version(version, tags, text)  # the test split may be another than at its registration
         print(f"{model} is version {version.version} of {dataset} already; not registered again")
 
     holder = tracking.champion(dataset)
@@ -81,8 +83,9 @@ def register(dataset: str, *, min_gain: Share = 0.0) -> None:
             None if holder is None else answers(holder, test, classes),
             majority=metrics["majority"],
             min_gain=min_gain,
+            alone="the first champion" if holder is None else f"version {holder.version} cannot read such pictures",
         )
-        tracking.tag_version(version, {"decision": json.dumps(decision.reason)})
+        tracking.describe_version(version, {"decision": json.dumps(decision.reason)})
         if decision.promote:
             tracking.promote(version)
     holder = tracking.champion(dataset)

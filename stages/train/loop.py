@@ -177,8 +177,13 @@ def fit(
     callbacks = [EpochSeeds(batches, seed), StopAtNaN(), progress]
     if patience is not None:
         monitor = "val_output_loss" if heads else "val_loss"
-        callbacks.append(keras.callbacks.EarlyStopping(monitor, patience=patience, restore_best_weights=True))
-    model.fit(batches, validation_data=checks, epochs=epochs, callbacks=callbacks, shuffle=False, verbose=0)
+        callbacks.append(
+            keras.callbacks.EarlyStopping(monitor, patience=patience, mode="min", restore_best_weights=True)
+        )
+    try:
+        model.fit(batches, validation_data=checks, epochs=epochs, callbacks=callbacks, shuffle=False, verbose=0)
+    finally:
+        progress.close()
     parameters = sum(math.prod(weight.shape) for weight in served.trainable_weights)
     return Result(served, pd.DataFrame(progress.rows), parameters, progress.images_per_second)
 

@@ -84,7 +84,8 @@ class Progress(keras.callbacks.Callback):
             f"val {logs['val_accuracy']:.2%}  {self.images_per_second:,.0f} images/s  {self._left()} left"
         )
 
-    def on_train_end(self, logs: dict | None = None) -> None:
+    def close(self) -> None:
+        """Gives the terminal back, however the training ended."""
         self._bar.stop()
 
     def _state(self, step: int, logs: dict[str, float]) -> str:

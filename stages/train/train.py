@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from stages import tracking
 from stages.errors import ConfigurationError
-from stages.params import Amount, Count, Positive, Share
-from stages.shards import INDEX, Shards, sha256
+from stages.params import Amount, Positive, Seed, Share
+from stages.shards import INDEX, Shards, read_json, sha256
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
 
@@ -37,7 +37,7 @@ def train(
     label_smoothing: Share = 0.0,
     class_weights: bool = False,
     patience: Positive | None = None,
-    seed: Count = 0,
+    seed: Seed = 0,
 ) -> None:
     """Trains ``architecture`` on the augmented training split; writes data/train/<dataset>/<model>.
 
@@ -72,14 +72,15 @@ def train(
     check_sizes(f"params.yaml, train.{model}", architecture, sizes)
     arguments = {key: value for key, value in locals().items() if key not in ("model", "dataset")}
     source, target = Path("data/augment", dataset), Path("data/train", dataset, model)
-    classes = json.loads((source / "about.json").read_text())["classes"]
+    classes = read_json(source / "about.json")["classes"]
     data, val = Shards(source / "train"), Shards(Path("data/ingest", dataset, "val"))
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
 
-    code = (Path(__file__), ARCHITECTURES / f"{architecture}.py")
+    code = [*Path(__file__).parent.glob("*.py"), ARCHITECTURES / f"{architecture}.py"]
+    code += [Path(__file__).parent.parent / file for file in ("compute.py", "shards.py")]
     inputs = {str(path): sha256(path) for path in (source / "train" / INDEX, val.folder / INDEX)}
-    inputs |= {path.name: sha256(path) for path in code}
+    inputs |= {str(path.relative_to(Path(__file__).parents[2])): sha256(path) for path in sorted(code)}
     with tracking.run(f"train@{model}", dataset, arguments, inputs) as run_id:
         from stages.train import loop  # here, for the reason in the first lines
 

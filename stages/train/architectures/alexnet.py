@@ -52,7 +52,7 @@ def build(
         classes: number of classes.
         stem: first convolution; ``imagenet`` is 11x11 with stride 4, ``small`` 3x3 with stride 1.
         groups: columns of conv2, conv4 and conv5; 2 in the paper, for two GPUs.
-        dropout: share of values dropped before each hidden dense layer (section 4.2).
+        dropout: share of the outputs of each hidden dense layer that is dropped (section 4.2).
         width: factor of all maps and units.
     """
     if stem not in STEMS:
@@ -71,5 +71,5 @@ def build(
     x = convolution(x, maps[4], 3, groups, "conv5")  # (13, 13, 256)
     x = layers.Flatten()(layers.MaxPooling2D(3, 2, name="pool5")(x))  # (6, 6, 256) -> 9216
     for name, number in zip(("fc6", "fc7"), units, strict=True):
-        x = layers.Dense(number, activation="relu", name=name)(layers.Dropout(dropout)(x))
+        x = layers.Dropout(dropout)(layers.Dense(number, activation="relu", name=name)(x))
     return keras.Model(image, layers.Dense(classes, "softmax", dtype="float32", name="output")(x), name="alexnet")

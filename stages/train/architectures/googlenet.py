@@ -28,7 +28,7 @@ LOSS_WEIGHTS = {"output": 1.0, "auxiliary_4a": 0.3, "auxiliary_4d": 0.3}  # sect
 def local_response(x, k=1.0, n=5, alpha=1e-4, beta=0.75):
     """Divides each value by the activity of its ``n`` neighbouring maps: shape unchanged.
 
-    Source: Krizhevsky et al. 2012, section 3.3, with k = 1 and alpha over n, as in the authors' Caffe model.
+    Source: Krizhevsky et al. 2012, section 3.3, with k = 1 and alpha over n, as in BVLC's Caffe replication.
     """
     number = ops.cumsum(ops.ones_like(x[0, 0, 0]))  # 1, 2, ... of the maps, as (channels,)
     near = ops.cast(ops.abs(number[:, None] - number) <= n // 2, x.dtype)
