@@ -12,10 +12,15 @@ def prepare() -> None:
             tf.config.experimental.set_memory_growth(device, True)
 
 
-def compilation() -> bool | str:
-    """Returns Keras' ``jit_compile``: XLA made every one of our networks slower on TensorFlow's CPU, so not there."""
-    on_cpu = all(device.startswith("cpu") for device in devices())
-    return False if keras.backend.backend() == "tensorflow" and on_cpu else "auto"
+def compilation() -> bool:
+    """Returns Keras' ``jit_compile``.
+
+    JAX lives by it. XLA made every one of our networks slower on TensorFlow's CPU, and torch.compile recompiles for
+    every size of batch; there Keras' own graph, or eager mode, is used.
+    """
+    backend = keras.backend.backend()
+    on_gpu = any(not device.startswith("cpu") for device in devices())
+    return backend == "jax" or (backend == "tensorflow" and on_gpu)
 
 
 def devices() -> list[str]:
