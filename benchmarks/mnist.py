@@ -1,4 +1,4 @@
-"""The five picture models on MNIST: ``python benchmarks/mnist.py``, with the four IDX files in $CONVOY_DATASETS/mnist.
+"""The picture models on MNIST: ``python benchmarks/mnist.py [MODEL...]``, IDX files in $CONVOY_DATASETS/mnist.
 
 Clones the checkout at HEAD into a temporary folder, changes one entry of params.yaml - ``fetch.digits`` takes the IDX
 files instead of the embedded sample - and lowers the epochs of the four large models, whose training splits are now
@@ -28,8 +28,11 @@ def main() -> None:
         yaml = YAML()
         params = yaml.load(clone / "params.yaml")
         params["fetch"]["digits"] = {"path": str(raw)}
-        for model, epochs in EPOCHS.items():
-            params["train"][model]["epochs"] = epochs
+        for model in list(params["train"]):
+            if sys.argv[1:] and model not in sys.argv[1:]:
+                del params["train"][model]
+            elif model in EPOCHS:
+                params["train"][model]["epochs"] = EPOCHS[model]
         yaml.dump(params, clone / "params.yaml")
         # Into the clone's own store: these models must not compete for a champion on the user's server.
         environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
