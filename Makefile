@@ -38,7 +38,7 @@ ui: setup  ## browse runs, models and the registry (PORT=5000)
 ifneq ($(filter http%,$(MLFLOW_TRACKING_URI)),)
 	@echo "MLflow: $(MLFLOW_TRACKING_URI)"
 else
-	@echo "MLflow: http://127.0.0.1:$(PORT)  (Ctrl-C ends it)"
+	@echo "MLflow: http://127.0.0.1:$(PORT)  (in about 10 seconds; Ctrl-C ends it)"
 	@mlflow server --backend-store-uri "$(MLFLOW_TRACKING_URI)" --host 127.0.0.1 --port $(PORT)
 endif
 

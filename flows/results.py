@@ -1,6 +1,7 @@
 """The table at the end of a run: every model, what it scored, whether it ran, and who is champion."""
 
 import json
+import time
 from datetime import datetime
 from pathlib import Path
 
@@ -45,10 +46,11 @@ def show(since: int | None) -> None:
     if since is not None:
         sections = params.load()
         stages = sum(map(len, sections.values())) + len(sections["train"])  # each model is also evaluated
-        seconds = sum(entry["seconds"] for entry in ran.values())
         if ran:
             console.print(
-                f"{len(ran)} stages ran in {seconds:.0f} s: {', '.join(ran)}.", highlight=False, soft_wrap=True
+                f"{len(ran)} of {stages} stages ran, in {time.time() - since:.0f} s: {', '.join(ran)}.",
+                highlight=False,
+                soft_wrap=True,
             )
         else:
             console.print(f"Nothing to do: all {stages} stages are up to date.", highlight=False)

@@ -88,7 +88,8 @@ def check() -> None:
 
 def _prepare(stage: str, name: str, entry: dict[str, Any]) -> tuple[Callable[..., None], dict[str, Any]]:
     """Returns the function of a stage and its checked keyword arguments: its signature is the schema of its section."""
-    function = getattr(import_module(f"stages.{stage}.{stage}"), stage)
+    module = import_module(f"stages.{stage}.{stage}")
+    function = getattr(module, stage)
     keywords = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     schema = create_model(
         stage,
@@ -102,7 +103,9 @@ def _prepare(stage: str, name: str, entry: dict[str, Any]) -> tuple[Callable[...
         keys = ", ".join(p.name for p in keywords)
         raise ConfigurationError(f"{where}: {'; '.join(map(_say, error.errors()))}. Keys: {keys}.") from None
     if stage == "train":
-        import_module("stages.train.train").check_sizes(where, checked.architecture, checked.sizes)
+        module.check_sizes(where, checked.architecture, checked.sizes)
+    if stage == "fetch" and not Path("data/raw", name).exists():  # what was fetched does not need its source any more
+        module.check_source(where, name, checked.sample, checked.path)
     return function, {p.name: getattr(checked, p.name) for p in keywords}
 
 

@@ -42,7 +42,8 @@ def load(path: Path = PARAMS) -> dict[str, dict[str, dict[str, Any]]]:
         if not isinstance(error, MarkedYAMLError):
             raise ConfigurationError(f"{path}: {error}") from error
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise ConfigurationError(f"{path}, line {line}: {error.problem}") from error
+        hint = "; indent with spaces" if "'\\t'" in str(error.problem) else ""
+        raise ConfigurationError(f"{path}, line {line}: {error.problem}{hint}") from error
     expected = [stage for stage in STAGES if stage != "evaluate"]
     if not isinstance(sections, dict) or set(sections) != set(expected):
         found = ", ".join(map(str, sections)) if isinstance(sections, dict) else type(sections).__name__
@@ -62,7 +63,9 @@ def load(path: Path = PARAMS) -> dict[str, dict[str, dict[str, Any]]]:
                     "quotes), since it becomes a folder, a word of a command and a key of DVC's."
                 )
             if not isinstance(entry, dict):
-                raise ConfigurationError(f"{path}, {section}.{name}: {entry!r} is not a mapping of keys to values.")
+                raise ConfigurationError(
+                    f"{path}, {section}.{name}: {entry!r} is not a mapping of keys to values (none: {{}})."
+                )
     return {stage: sections[stage] for stage in expected}
 
 

@@ -121,6 +121,7 @@ def test_maps_pictures_to_probabilities_and_learns_in_every_weight(name):
     model = build(name, input_shape=(32, 32, 3), classes=7, **SMALL[name])
     pictures = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), np.uint8)
     found = model.predict(pictures, verbose=0)
+    assert model.layers[-1].name == "output"
     assert found.shape == (16, 7)
     np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
     before = model.get_weights()

@@ -34,7 +34,7 @@ def test_a_local_folder_is_copied_and_replaces_what_was_there(workspace):
         ({}, ConfigurationError, "one of sample .digits. or path"),
         ({"sample": "digits", "path": "x"}, ConfigurationError, "one of sample"),
         ({"sample": "digit"}, ConfigurationError, "unknown sample 'digit'. Samples: digits"),
-        ({"path": "nowhere"}, InputRefusedError, "nowhere does not exist"),
+        ({"path": "nowhere"}, InputRefusedError, "nowhere.* does not exist"),
         ({"path": "data"}, ConfigurationError, "lie in each other"),
         ({"path": "data/raw/pets"}, ConfigurationError, "needs no fetch entry but `dvc add data/raw/pets`"),
         ({"path": "data/raw/pets/photos"}, ConfigurationError, "lie in each other"),

@@ -58,6 +58,28 @@ def test_check_names_the_entry_and_what_is_allowed(edited, capsys, change, words
         assert word in captured
 
 
+def test_check_looks_for_the_source_of_what_is_not_fetched_yet(edited, workspace, capsys):
+    edited("fetch", "pets", path="pictures")
+    assert main("check") == 3
+    assert f"path pictures ({workspace / 'pictures'}) does not exist or is empty" in capsys.readouterr().err
+    (workspace / "data/raw/pets").mkdir(parents=True)
+    assert main("check") == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [("def build(:", "broken.py, line 1: invalid syntax"), ("x = 1", "broken.py has no function build(input_shape")],
+)
+def test_check_names_an_architecture_file_that_cannot_be_read(edited, tmp_path, monkeypatch, capsys, code, message):
+    from stages.train import train
+
+    monkeypatch.setattr(train, "ARCHITECTURES", tmp_path)
+    (tmp_path / "broken.py").write_text(code)
+    edited("train", "lenet5", architecture="broken")
+    assert main("check") == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -34,6 +34,7 @@ def test_models_are_those_of_the_data_set_in_the_order_of_the_file():
         ("train: [a]", r"train: \['a'\] is not a mapping of names"),
         ("train: {a: {x: 1}}\ntrain: {}", "line 6"),
         ("train: {a: [}", "line 5"),
+        ("train:\n\ta: {}", "indent with spaces"),
         ("train: lenet5", "'lenet5' is not a mapping of names"),
         ("train: {2024: {}}", "the name 2024 cannot be used; letters, digits"),
         ("train: {my.model: {}}", "the name 'my.model' cannot be used"),

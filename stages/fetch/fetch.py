@@ -22,29 +22,34 @@ def fetch(dataset: str, *, sample: str | None = None, path: Path | None = None) 
         ConfigurationError: no source, two sources, or an unknown sample; ``path`` and the target lie in each other.
         InputRefusedError: ``path`` does not exist or is an empty folder.
     """
-    if (sample is None) == (path is None):
-        raise ConfigurationError(
-            f"fetch.{dataset}: give one of sample ({', '.join(SAMPLES)}) or path; got {sample=!s}, {path=!s}."
-        )
-    if sample is not None and sample not in SAMPLES:
-        raise ConfigurationError(f"fetch.{dataset}: unknown sample {sample!r}. Samples: {', '.join(SAMPLES)}.")
+    check_source(f"fetch.{dataset}", dataset, sample, path)
     target = Path("data/raw", dataset)
-    if path is not None:
-        path = path.expanduser()
-        here, there = path.resolve(), target.resolve()
-        if here == there or here in there.parents or there in here.parents:
-            raise ConfigurationError(
-                f"fetch.{dataset}: path {path} and {target}, where the copy goes, lie in each other. Data that is in "
-                f"{target} already needs no fetch entry but `dvc add {target}`."
-            )
-        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-            raise InputRefusedError(f"fetch.{dataset}: path {path} does not exist or is empty.")
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     if sample is not None:
         SAMPLES[sample](target)
-    elif path.is_dir():
-        shutil.copytree(path, target, dirs_exist_ok=True)
+    elif path.expanduser().is_dir():
+        shutil.copytree(path.expanduser(), target, dirs_exist_ok=True)
     else:
-        shutil.copy2(path, target)
+        shutil.copy2(path.expanduser(), target)
     print(f"{target}: {sum(file.is_file() for file in target.rglob('*'))} files")
+
+
+def check_source(where: str, dataset: str, sample: str | None, path: Path | None) -> None:
+    """Raises what ``fetch`` would raise for these arguments, before any work."""
+    if (sample is None) == (path is None):
+        raise ConfigurationError(
+            f"{where}: give one of sample ({', '.join(SAMPLES)}) or path; got {sample=!s}, {path=!s}."
+        )
+    if sample is not None and sample not in SAMPLES:
+        raise ConfigurationError(f"{where}: unknown sample {sample!r}. Samples: {', '.join(SAMPLES)}.")
+    if path is None:
+        return
+    here, target = path.expanduser().resolve(), Path("data/raw", dataset).resolve()
+    if here == target or here in target.parents or target in here.parents:
+        raise ConfigurationError(
+            f"{where}: path {path} and data/raw/{dataset}, where the copy goes, lie in each other. Data that is there "
+            f"already needs no fetch entry but `dvc add data/raw/{dataset}`."
+        )
+    if not here.exists() or (here.is_dir() and not any(here.iterdir())):
+        raise InputRefusedError(f"{where}: path {path} ({here}) does not exist or is empty.")

@@ -46,7 +46,10 @@ def find(source: Path) -> list[Item]:
     if len({split for split in splits.values() if split}) >= 2:  # one alone may be a class: a train is a vehicle
         if None in splits.values():
             others = [folder.name for folder, split in splits.items() if split is None]
-            raise InputRefusedError(f"{source} has split folders and beside them {others}: no split, and no class.")
+            raise InputRefusedError(
+                f"{source} has split folders (train, val, test) and beside them {others}. Put class folders into the "
+                "split folders, or give the split folders other names."
+            )
         items = [item for folder, split in splits.items() for item in _folder_items(source, folder, split)]
     else:
         items = _folder_items(source, source, None)
@@ -116,10 +119,14 @@ def _folder_items(source: Path, folder: Path, split: str | None) -> list[Item]:
     """Returns the files of the class folders directly under ``folder``; hidden files are no examples."""
     items = []
     for label in sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: natural(path.name)):
-        for path in sorted(label.rglob("*")):
-            relative = path.relative_to(source)
-            if path.is_file() and not any(part.startswith(".") for part in relative.parts):
-                items.append(Item(relative.as_posix(), label.name, split, lambda path=path: _open(path)))
+        if label.name.startswith("."):
+            continue
+        names = [path.relative_to(source) for path in sorted(label.rglob("*")) if path.is_file()]
+        names = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+        if not names:
+            raise InputRefusedError(f"{label} is an empty class folder. Put pictures into it, or remove it.")
+        for name in names:
+            items.append(Item(name.as_posix(), label.name, split, lambda path=source / name: _open(path)))
     return items
 
 

@@ -99,14 +99,17 @@ def ingest(
         if unreadable > max_bad * len(items):
             sample = "; ".join(f"{bad['path']} ({bad['reason']})" for bad in refused[:5])
             raise InputRefusedError(
-                f"{source}: {unreadable} of {len(items)} files cannot be read, more than max_bad = {max_bad}: {sample}"
+                f"{source}: {unreadable} of {len(items)} files cannot be read, more than max_bad = {max_bad}. Remove "
+                f"them, or raise max_bad. {sample}"
             )
         counts = Counter((row["split"], row["label"]) for row in accepted)
         missing = {split: [label for label in classes if not counts[split, label]] for split in SPLITS}
         if missing["train"] or classes in missing.values():
+            empty = "; ".join(f"{split} has none of {', '.join(labels)}" for split, labels in missing.items() if labels)
+            out = "".join(f"; {bad['path']} ({bad['reason']})" for bad in refused[:5])
             raise InputRefusedError(
-                f"{source}: too few examples. Classes without one, per split: {missing}. "
-                f"Add examples, remove the class, or change the shares val = {val}, test = {test}."
+                f"{source}: too few examples: {empty}. Add examples, remove the class, or change the shares "
+                f"val = {val}, test = {test}. Left out: {len(refused)}{out}"
             )
 
     pd.DataFrame(accepted).to_parquet(target / "manifest.parquet", index=False)

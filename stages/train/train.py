@@ -114,8 +114,14 @@ def check_sizes(where: str, architecture: str, sizes: dict[str, Any]) -> None:
     names = sorted(path.stem for path in ARCHITECTURES.glob("[!_]*.py"))
     if architecture not in names:
         raise ConfigurationError(f"{where}: unknown architecture {architecture!r}. Architectures: {', '.join(names)}.")
-    tree = ast.parse((ARCHITECTURES / f"{architecture}.py").read_text())
-    build = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "build")
+    file = ARCHITECTURES / f"{architecture}.py"
+    try:
+        tree = ast.parse(file.read_text())
+    except SyntaxError as error:
+        raise ConfigurationError(f"{where}: {file}, line {error.lineno}: {error.msg}") from error
+    build = next((node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "build"), None)
+    if build is None:
+        raise ConfigurationError(f"{where}: {file} has no function build(input_shape, classes, ...).")
     allowed = [a.arg for a in build.args.args if a.arg not in ("input_shape", "classes", "heads")]
     if unknown := sorted(set(sizes) - set(allowed)):
         raise ConfigurationError(
