@@ -47,12 +47,18 @@ def edit(folder, change):
     yaml.dump(params, folder / "params.yaml")
 
 
-def run(folder, *words):
-    """Runs a command of the environment in the clone; returns its output."""
+def environment():
+    """Our commands first on the path, and nothing that points at another store or repository."""
     hidden = {"MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_STAGE", "PYTHONPATH"}
     env = {key: value for key, value in os.environ.items() if key not in hidden}
-    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
-    done = subprocess.run(words, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return env | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"}
+
+
+def run(folder, *words):
+    """Runs a command of the environment in the clone; returns its output."""
+    done = subprocess.run(
+        words, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     assert done.returncode == 0, done.stdout
     return done.stdout
 
@@ -135,10 +141,7 @@ def test_a_registration_is_never_taken_from_dvcs_cache(clone):
 
 def test_a_source_that_is_the_target_is_refused_and_kept(clone):
     edit(clone, lambda params: params["fetch"].update(digits={"path": "data/raw/digits"}))
-    hidden = {"MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_STAGE", "PYTHONPATH"}
-    env = {key: value for key, value in os.environ.items() if key not in hidden}
-    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
-    done = subprocess.run(["dvc", "repro"], cwd=clone, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(["dvc", "repro"], cwd=clone, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "lie in each other" in done.stderr
     assert len(list((clone / "data/raw/digits").rglob("*.png"))) == 1797

@@ -12,8 +12,6 @@ from stages import compute, tracking
 from stages.evaluate import classification, pictures
 from stages.shards import Shards, read_json
 
-BLOCK = 512  # examples predicted at a time; bounds memory
-
 
 def evaluate(model: str, *, dataset: str) -> None:
     """Reads data/train/<dataset>/<model> and the val and test splits; writes data/evaluate/<dataset>/<model>.
@@ -32,11 +30,10 @@ def evaluate(model: str, *, dataset: str) -> None:
     facts = read_json(trained / "run.json")
     compute.prepare()
     network = keras.saving.load_model(trained / "model.keras", compile=False)
-    network.jit_compile = compute.compilation()
     test, val = Shards(source / "test"), Shards(source / "val")
-    expected, probabilities = test.column("label"), predict(network, test)
+    expected, probabilities = test.column("label"), compute.predict(network, test)
     scores = classification.scores(expected, probabilities)
-    val_scores = classification.scores(val.column("label"), predict(network, val))
+    val_scores = classification.scores(val.column("label"), compute.predict(network, val))
     metrics = {
         "metric": "accuracy",
         **scores,
@@ -61,11 +58,6 @@ def evaluate(model: str, *, dataset: str) -> None:
         tracking.log_files(target)
     low, high = scores["accuracy_low"], scores["accuracy_high"]
     print(f"{target}: test accuracy {scores['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})")
-
-
-def predict(network: keras.Model, shards: Shards) -> np.ndarray:
-    """Returns the probabilities of all examples, float32 of shape (examples, classes), in bounded memory."""
-    return np.concatenate([network.predict(block["image"], verbose=0) for block in shards.blocks(BLOCK)])
 
 
 def predictions(source: Path, classes: list[str], probabilities: np.ndarray) -> pd.DataFrame:

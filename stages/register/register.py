@@ -37,6 +37,9 @@ def register(dataset: str, *, min_gain: Share = 0.0) -> None:
         InputRefusedError: no model of this data set was evaluated.
         IntegrityError: the stored copy does not repeat the predictions.
     """
+    from stages import compute  # here: it imports Keras, and the signature above has to be readable without
+
+    compute.prepare()  # or this process would leave no GPU memory to the one that reload starts
     model, metrics = best(dataset)
     trained, evaluated = Path("data/train", dataset, model), Path("data/evaluate", dataset, model)
     facts = read_json(trained / "run.json")
@@ -112,7 +115,7 @@ def best(dataset: str) -> tuple[str, dict]:
     for model in params.models(dataset):
         file = Path("data/evaluate", dataset, model, "metrics.json")
         if file.exists():
-            found[model] = json.loads(file.read_text())
+            found[model] = read_json(file)
     if not found:
         raise InputRefusedError(f"no model of {dataset} was evaluated; params.yaml lists {params.models(dataset)}.")
     return max(found.items(), key=lambda item: (item[1]["val_accuracy"], -item[1]["val_log_loss"]))
@@ -156,13 +159,12 @@ def answers(holder: tracking.ModelVersion, test: Shards, classes: list[str]) -> 
     It may have been trained on other classes: its answers are compared by name, and -1 stands for a name that the data
     set has no more. None: it cannot read pictures of this shape.
     """
-    from stages import compute  # imports Keras, which is not needed where nothing changed
+    from stages import compute  # imports Keras; see register
 
     network = tracking.load_model(f"models:/{holder.name}/{holder.version}")
     if network.input_shape[1:] != test.shape("image"):
         return None
-    network.jit_compile = compute.compilation()
-    found = np.concatenate([network.predict(block["image"], verbose=0) for block in test.blocks(512)]).argmax(axis=1)
+    found = compute.predict(network, test).argmax(axis=1)
     names = json.loads(holder.tags["classes"])
     return np.array([classes.index(name) if name in classes else -1 for name in names])[found]
 
