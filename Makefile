@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 
 PYTHON ?= python3
-LOCK := $(if $(GPU),requirements-gpu.lock,requirements.lock)
+LOCK := $(if $(GPU),requirements-gpu.lock,$(if $(BENCHMARKS),requirements-benchmarks.lock,requirements.lock))
 READY := .venv/.ready-$(LOCK)
 PORT ?= 5000
 
@@ -16,10 +16,10 @@ MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 
 .PHONY: help
 help:  ## list the commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
 
 .PHONY: setup
-setup: $(READY)  ## install the locked dependencies into .venv (GPU=1: with CUDA)
+setup: $(READY)  ## install the locked dependencies into .venv (GPU=1: with CUDA; BENCHMARKS=1: with what they compare to)
 
 # The lock is complete, so pip only fetches and checks hashes (--no-deps); it compiles the bytecode on the way.
 $(READY): $(LOCK)
@@ -32,6 +32,13 @@ $(READY): $(LOCK)
 .PHONY: repro
 repro: setup  ## raw data -> registered models: whatever is not up to date (dvc repro)
 	@since=$$(date +%s); python -m stages check && dvc repro && python -m flows results --since $$since
+
+.PHONY: push pull verify
+push pull: setup  ## data and models to the remote, or from it: only what is whole
+	@python -m stages $@
+
+verify: setup  ## read all data, DVC's cache and the remote, and name what is damaged
+	@python -m stages verify
 
 .PHONY: ui
 ui: setup  ## browse runs, models and the registry (PORT=5000)
@@ -51,8 +58,10 @@ lint: setup  ## check style and the directions of imports
 	@ruff check . && ruff format --check . && lint-imports
 
 .PHONY: lock
-lock: setup  ## renew both lock files from pyproject.toml
+lock: setup  ## renew the lock files from pyproject.toml
 	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 		--no-emit-index-url --extra dev pyproject.toml -o requirements.lock
 	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 		--no-emit-index-url --extra dev --extra gpu -c requirements.lock pyproject.toml -o requirements-gpu.lock
+	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--no-emit-index-url --extra dev --extra benchmarks -c requirements.lock pyproject.toml -o requirements-benchmarks.lock

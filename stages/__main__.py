@@ -1,4 +1,7 @@
-"""Run one stage: ``python -m stages train lenet5``. Check all of params.yaml first: ``python -m stages check``."""
+"""Run one stage: ``python -m stages train lenet5``.
+
+Beside them: ``check`` looks at all of params.yaml first; ``verify``, ``push`` and ``pull`` are in ``verify.py``.
+"""
 
 import inspect
 import json
@@ -25,12 +28,20 @@ def main(*words: str) -> int:
         match words:
             case ["check"]:
                 check()
+            case ["verify"] | ["verify", _]:
+                import_module("stages.verify").verify(*words[1:])
+            case ["push", "--repair"] | ["push", "--repair", _]:
+                import_module("stages.verify").push(*words[2:], repair=True)
+            case ["push"] | ["push", _]:
+                import_module("stages.verify").push(*words[1:])
+            case ["pull"] | ["pull", _]:
+                import_module("stages.verify").pull(*words[1:])
             case [stage, name]:
                 run(stage, name)
             case _:
                 raise ConfigurationError(
                     f"got {' '.join(words) or 'nothing'}. Usage: python -m stages STAGE NAME, or python -m stages "
-                    f"check. Stages: {', '.join(params.STAGES)}."
+                    f"check, verify, push or pull. Stages: {', '.join(params.STAGES)}."
                 )
     except StageError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -102,11 +113,14 @@ def _prepare(stage: str, name: str, entry: dict[str, Any]) -> tuple[Callable[...
     except ValidationError as error:
         keys = ", ".join(p.name for p in keywords)
         raise ConfigurationError(f"{where}: {'; '.join(map(_say, error.errors()))}. Keys: {keys}.") from None
+    arguments = {p.name: getattr(checked, p.name) for p in keywords}
+    if stage == "ingest":
+        module.check_options(where, **arguments)
     if stage == "train":
         module.check_sizes(where, checked.architecture, checked.sizes)
     if stage == "fetch" and not Path("data/raw", name).exists():  # what was fetched does not need its source any more
-        module.check_source(where, name, checked.sample, checked.path)
-    return function, {p.name: getattr(checked, p.name) for p in keywords}
+        module.check_source(where, dataset=name, **arguments)
+    return function, arguments
 
 
 def _import_keras_quietly() -> None:

@@ -25,6 +25,12 @@ class IntegrityError(StageError):
     status = 4
 
 
+class ServiceError(StageError):
+    """An outside service or resource failed; running again goes on where it stopped."""
+
+    status = 6
+
+
 class DivergedError(StageError):
     """Training left the finite numbers."""
 
