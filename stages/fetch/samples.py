@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
 
 
 def digits(target: Path) -> None:
@@ -14,6 +13,8 @@ def digits(target: Path) -> None:
     Source: the test set of Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits" (UCI), as it
     ships inside scikit-learn: 17 grey levels, here spread over 0..255.
     """
+    from sklearn.datasets import load_digits  # takes seconds, which other sources need not wait
+
     pictures, labels = load_digits(return_X_y=True)
     pictures = np.rint(pictures.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     for number, (picture, label) in enumerate(zip(pictures, labels, strict=True)):

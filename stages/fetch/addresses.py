@@ -1,0 +1,106 @@
+"""Addresses of files to download, as params.yaml and the catalogue write them."""
+
+import re
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Annotated, Any
+from urllib.parse import unquote, urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from stages.errors import ConfigurationError
+from stages.fetch.sums import SUMS, is_ignored
+
+SCHEMES = ("http", "https", "s3", "gs", "ssh", "sftp", "file")
+
+
+class File(BaseModel):
+    """One file to download; in params.yaml a mapping with these keys, or the address alone.
+
+    Attributes:
+        url: http, https, s3, gs, ssh, sftp or file.
+        sha256: the file's, if its publisher states it.
+        md5: where only that is published. It finds damage, but not a forgery.
+        name: relative path inside data/raw/<dataset>; the last part of the address if not given.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: str = Field(repr=False)  # may hold a password
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = None
+    md5: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{32}$")] | None = None
+    name: str = Field(default="", min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_an_address_alone(cls, entry: Any) -> Any:
+        return {"url": entry} if isinstance(entry, str) else entry
+
+    @property
+    def target(self) -> str:
+        """Relative path inside data/raw/<dataset>; "" where the address ends with a slash and no name was given."""
+        path = urlsplit(self.url).path
+        # Only the web quotes the characters of an address; an object's key is what it is.
+        return self.name or PurePosixPath(unquote(path) if self.is_web else path).name * (not path.endswith("/"))
+
+    @property
+    def is_web(self) -> bool:
+        """Whether it is http or https."""
+        return urlsplit(self.url).scheme.lower() in ("http", "https")
+
+
+def masked(url: str) -> str:
+    """Returns ``url`` fit for a message: ``***`` for a user with a password, and for a query, which may be signed."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "***"
+    place = f"***@{parts.netloc.rpartition('@')[2]}" if "@" in parts.netloc else parts.netloc
+    return f"{parts.scheme}://{place}{parts.path}{'?***' if parts.query else ''}"
+
+
+def mask_in(text: str, url: str) -> str:
+    """Returns ``text``, a library's message, without the secrets of ``url``."""
+    parts = urlsplit(url)
+    text = text.replace(url, masked(url))
+    for secret in (parts.netloc.rpartition("@")[0], parts.password, parts.query):
+        text = text.replace(secret, "***") if secret else text
+    return re.sub(r"//[^/\s@]+@", "//***@", text)
+
+
+def check_files(where: str, files: Sequence[File]) -> None:
+    """Raises a ConfigurationError for an address that cannot be fetched, or names that are in each other's way."""
+    if not files:
+        raise ConfigurationError(f"{where}: urls is empty; give at least one address.")
+    names: dict[str, str] = {}
+    for number, file in enumerate(files):
+        key, shown = f"{where}: urls[{number}]", masked(file.url)
+        try:
+            parts = urlsplit(file.url)
+        except ValueError as error:
+            raise ConfigurationError(f"{key} is no address: {error}.") from None
+        if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", file.url):
+            raise ConfigurationError(
+                f"{key} has no scheme ({', '.join(SCHEMES)}). A local file or folder is given as `path`."
+            )
+        if parts.scheme.lower() not in SCHEMES:
+            raise ConfigurationError(f"{key}, {shown}: unknown scheme. Schemes: {', '.join(SCHEMES)}.")
+        if parts.scheme.lower() == "file" and parts.netloc not in ("", "localhost"):
+            raise ConfigurationError(
+                f"{key}, {shown}: a file's address has three slashes and is absolute, file:///a/b."
+            )
+        if parts.scheme.lower() != "file" and not parts.netloc.rpartition("@")[2]:
+            raise ConfigurationError(f"{key}, {shown}: no host (or bucket) in it.")
+        name = file.target
+        if not name:
+            raise ConfigurationError(f"{key}, {shown} ends without a file name; give one: {{url: ..., name: ...}}.")
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or str(path) != name or not name.isprintable() or "\\" in name:
+            raise ConfigurationError(f"{key}: name {name!r} is not a plain relative path, such as train/images.gz.")
+        if name == SUMS or any(map(is_ignored, path.parts)):
+            raise ConfigurationError(f"{key}: {name} cannot be the name of a data file; give another as `name`.")
+        folded = name.casefold()  # some file systems do not tell A from a
+        for other, its in names.items():
+            if folded == other or folded.startswith(f"{other}/") or other.startswith(f"{folded}/"):
+                raise ConfigurationError(f"{key} and {its} are both written to {name}; give one another `name`.")
+        names[folded] = f"urls[{number}]"
