@@ -1,26 +1,37 @@
 """The only storage format of examples: a folder of memory-mapped, checksummed arrays.
 
-``write_shards`` splits a stream of examples over a few large files - per shard and per array one ``.npy`` - and
-writes ``index.json`` last, so that a folder with an index is complete. ``Shards`` reads any rows in any order::
+``write_shards`` splits a stream of examples over a few large files - per shard and per array one ``.npy``, texts as
+UTF-8 bytes and where each ends - and writes ``index.json`` last, so that a folder with an index is complete. ``Shards``
+reads any rows in any order, from a stage or from a notebook::
 
-    train = Shards(Path("data/ingest/digits/train"))
-    len(train), train.shape("image")        # 1168, (32, 32, 1)
-    train[[5, 3, 900]]["image"]             # uint8, shape (3, 32, 32, 1)
+    train = Shards("data/ingest/digits/train")
+    len(train), train.shape("image")        # 1144, (32, 32, 1)
+    train[[5, 3, 900]]["image"]             # numpy: uint8, shape (3, 32, 32, 1); only these rows cost memory
+    train.table()                           # pandas: the rows of the manifest, in the same order
+    for block in train.batches(128, seed=1): ...          # shuffled; block["image"], block["label"]
+    torch.utils.data.DataLoader(train, batch_size=128, shuffle=True)   # it is a map-style dataset
 """
 
 import hashlib
+import io
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from stages.errors import InputRefusedError, IntegrityError
 
-Arrays = dict[str, np.ndarray]  # equal length along the first axis: one row per example
+Arrays = dict[
+    str, np.ndarray
+]  # equal length along the first axis: one row per example; texts are arrays of str objects
 
 INDEX = "index.json"
 SHARD_BYTES = 64 * 2**20  # large enough for DVC (one object each), small enough to be one writer's buffer
+SEAL = "sha256"
+TEXT_BYTES = 256  # that a text is taken to have when rows are counted into shards; its own length would do it unevenly
 
 
 class ShardWriter:
@@ -52,14 +63,13 @@ class ShardWriter:
             ValueError: lengths within the block, or names, types or shapes against the first block, differ.
         """
         lengths = {name: len(array) for name, array in block.items()}
-        kinds = {name: {"dtype": array.dtype.str, "shape": list(array.shape[1:])} for name, array in block.items()}
+        kinds = {name: _kind(array) for name, array in block.items()}
         self._kinds = self._kinds or kinds
         if len(set(lengths.values())) != 1 or kinds != self._kinds:
             raise ValueError(f"{self._folder}: a block of {kinds} with lengths {lengths} among {self._kinds}")
         self._blocks.append(block)
         self._buffered += next(iter(lengths.values()))
-        row_bytes = sum(np.dtype(kind["dtype"]).itemsize * int(np.prod(kind["shape"])) for kind in kinds.values())
-        rows = max(1, self._shard_bytes // row_bytes)
+        rows = max(1, self._shard_bytes // sum(map(_row_bytes, kinds.values())))
         while self._buffered >= rows:
             self._flush(rows)
 
@@ -68,20 +78,47 @@ class ShardWriter:
         if self._buffered:
             self._flush(self._buffered)
         rows = sum(shard["rows"] for shard in self._shards)
-        index = {"rows": rows, "arrays": self._kinds, "shards": self._shards}
-        _write(self._folder / INDEX, json.dumps(index, indent=1).encode())
+        write_sealed(self._folder / INDEX, {"rows": rows, "arrays": self._kinds, "shards": self._shards})
 
     def _flush(self, rows: int) -> None:
-        joined = {name: np.concatenate([block[name] for block in self._blocks]) for name in self._kinds}
-        files = {}
-        for name, array in joined.items():
-            file = f"{name}-{len(self._shards):05d}.npy"
-            path = self._folder / file
-            np.save(path, np.ascontiguousarray(array[:rows]), allow_pickle=False)
-            files[name] = {"file": file, "bytes": path.stat().st_size, "sha256": sha256(path)}
+        """Writes the first ``rows`` buffered ones as a shard."""
+        taken, missing = [], rows
+        while missing:
+            block = self._blocks.pop(0)
+            length = len(next(iter(block.values())))
+            if length > missing:
+                self._blocks.insert(0, {name: array[missing:] for name, array in block.items()})
+                block, length = {name: array[:missing] for name, array in block.items()}, missing
+            taken.append(block)
+            missing -= length
+        number, files = len(self._shards), {}
+        for name, kind in self._kinds.items():
+            parts = [block[name] for block in taken]
+            if kind["dtype"] == "text":
+                encoded = [text.encode() for part in parts for text in part]
+                ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
+                files[name] = self._save(f"{name}-{number:05d}.npy", [np.frombuffer(b"".join(encoded), np.uint8)])
+                files[f"{name} ends"] = self._save(f"{name}-{number:05d}-ends.npy", [ends])
+            else:
+                files[name] = self._save(f"{name}-{number:05d}.npy", parts)
         self._shards.append({"rows": rows, "files": files})
         self._buffered -= rows
-        self._blocks = [{name: array[rows:] for name, array in joined.items()}] if self._buffered else []
+
+    def _save(self, name: str, parts: list[np.ndarray]) -> dict:
+        """Writes ``parts`` as one .npy file, hashing on the way; returns its entry of the index."""
+        first, digest, size = parts[0], hashlib.sha256(), 0
+        shape = (sum(len(part) for part in parts), *first.shape[1:])
+        header = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False, "shape": shape}
+        buffer = io.BytesIO()
+        np.lib.format.write_array_header_1_0(buffer, header)
+        with (self._folder / name).open("wb") as file:
+            for piece in (
+                buffer.getvalue(),
+                *(np.ascontiguousarray(part).data.cast("B") for part in parts if part.size),
+            ):
+                digest.update(piece)
+                size += file.write(piece)
+        return {"file": name, "bytes": size, "sha256": digest.hexdigest()}
 
 
 def write_shards(folder: Path, blocks: Iterable[Arrays], shard_bytes: int = SHARD_BYTES) -> None:
@@ -103,16 +140,16 @@ class Shards(Sequence):
         IntegrityError: a file is missing or not as it was written.
     """
 
-    def __init__(self, folder: Path, *, verify: bool = True) -> None:
-        self._index = read_json(folder / INDEX)
-        self.folder = folder
+    def __init__(self, folder: Path | str, *, verify: bool = True) -> None:
+        self.folder = Path(folder)
+        self._index = read_sealed(self.folder / INDEX)
         self._shards: list[Arrays] = []
         for shard in self._index["shards"]:
             for file in shard["files"].values():
-                _check(folder / file["file"], file["bytes"], file["sha256"] if verify else None)
+                _check(self.folder / file["file"], file["bytes"], file["sha256"] if verify else None)
             self._shards.append(
                 {
-                    name: np.load(folder / file["file"], mmap_mode="r", allow_pickle=False)
+                    name: np.load(self.folder / file["file"], mmap_mode="r", allow_pickle=False)
                     for name, file in shard["files"].items()
                 }
             )
@@ -120,6 +157,11 @@ class Shards(Sequence):
 
     def __len__(self) -> int:
         return self._index["rows"]
+
+    @property
+    def row_bytes(self) -> int:
+        """What one example takes, in bytes; a text counts as TEXT_BYTES."""
+        return sum(map(_row_bytes, self._index["arrays"].values()))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Returns the shape of one row of the array ``name``."""
@@ -135,14 +177,14 @@ class Shards(Sequence):
             raise IndexError(f"row {rows.max()} of {self.folder}, which has {len(self)} rows")
         shard = np.searchsorted(self._ends, rows, side="right")
         result = {
-            name: np.empty((len(rows), *kind["shape"]), kind["dtype"]) for name, kind in self._index["arrays"].items()
+            name: np.empty((len(rows), *kind["shape"]), object if kind["dtype"] == "text" else kind["dtype"])
+            for name, kind in self._index["arrays"].items()
         }
         for number in np.unique(shard):
             place = np.flatnonzero(shard == number)
-            arrays = self._shards[number]
-            local = rows[place] - (self._ends[number] - len(next(iter(arrays.values()))))
-            for name, array in arrays.items():
-                result[name][place] = array[local]
+            start = self._ends[number] - self._index["shards"][number]["rows"]
+            for name, array in result.items():
+                array[place] = self._rows(number, name, rows[place] - start)
         return result
 
     def blocks(self, rows: int) -> Iterator[Arrays]:
@@ -150,11 +192,74 @@ class Shards(Sequence):
         for start in range(0, len(self), rows):
             yield self[start : start + rows]
 
+    def batches(self, size: int, *, seed: int | Sequence[int]) -> Iterator[Arrays]:
+        """Yields all examples once, ``size`` at a time, in an order that follows from ``seed``.
+
+        Examples of the arrays: ``tf.data.Dataset.from_generator(lambda: train.batches(128, seed=1), ...)``.
+        """
+        order = np.random.default_rng(seed).permutation(len(self))
+        for start in range(0, len(self), size):
+            yield self[order[start : start + size]]
+
+    def __getitems__(self, rows: list[int]) -> list[Arrays]:
+        """Returns single examples, read together: how PyTorch's DataLoader asks a map-style dataset for a batch."""
+        block = self[rows]
+        return [{name: array[number] for name, array in block.items()} for number in range(len(rows))]
+
     def column(self, name: str) -> np.ndarray:
         """Returns one array whole, shape (examples, ...): for labels and other small ones."""
         if not self._shards:
             raise InputRefusedError(f"{self.folder} has no examples.")
-        return np.concatenate([shard[name] for shard in self._shards])
+        return np.concatenate([self._rows(number, name, slice(None)) for number in range(len(self._shards))])
+
+    def table(self) -> pd.DataFrame:
+        """Returns the manifest's row - path, label, split, sizes, flags - of each example, in order, joined by content.
+
+        For a split of data/ingest, and for data/augment, whose changed copies have the row of their original.
+        """
+        dataset = self.folder.parent.name
+        manifest = pd.read_parquet(self.folder.parents[2] / "ingest" / dataset / "manifest.parquet")
+        content = [bytes(row).hex() for row in self.column("content")]
+        return manifest.set_index("sha256", drop=False).loc[content].reset_index(drop=True)
+
+    def _rows(self, number: int, name: str, rows: slice | np.ndarray) -> np.ndarray:
+        shard = self._shards[number]
+        if self._index["arrays"][name]["dtype"] != "text":
+            return shard[name][rows]
+        ends = shard[f"{name} ends"]
+        starts = np.concatenate([[0], ends[:-1]])
+        texts = [bytes(shard[name][a:b]).decode() for a, b in zip(starts[rows], ends[rows], strict=True)]
+        return np.array([*texts, None], object)[:-1]  # the None keeps numpy from making one string type of them
+
+
+def write_sealed(path: Path, content: dict) -> None:
+    """Writes ``content`` as JSON with its own SHA-256, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps({**content, SEAL: _seal(content)}, indent=1, ensure_ascii=False), encoding="utf-8")
+    partial.replace(path)
+
+
+def swap(output: Path, target: Path) -> None:
+    """Puts a finished folder into the place of ``target`` by renaming, so that neither is ever half there."""
+    former = output.with_name(output.name + ".former")
+    shutil.rmtree(former, ignore_errors=True)
+    if target.exists():
+        target.rename(former)
+    output.rename(target)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def read_sealed(path: Path) -> dict:
+    """Returns what ``write_sealed`` wrote.
+
+    Raises:
+        InputRefusedError: the file is missing: the stage did not run.
+        IntegrityError: it is damaged.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or content.pop(SEAL, None) != _seal(content):
+        raise IntegrityError(f"{path} was changed after it was written: it does not match its own SHA-256.")
+    return content
 
 
 def read_json(path: Path) -> dict:
@@ -165,10 +270,10 @@ def read_json(path: Path) -> dict:
         IntegrityError: it is damaged.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputRefusedError(f"{path} is missing: run the stage that writes it.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path} is damaged: {error}") from error
 
 
@@ -178,15 +283,25 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _kind(array: np.ndarray) -> dict:
+    """Returns an array's entry of the index."""
+    if array.dtype == object:
+        if array.ndim != 1 or not all(isinstance(text, str) for text in array):
+            raise ValueError("an array of Python objects that are no texts (allow_pickle is never used)")
+        return {"dtype": "text", "shape": []}
+    return {"dtype": array.dtype.str, "shape": list(array.shape[1:])}
+
+
+def _row_bytes(kind: dict) -> int:
+    return TEXT_BYTES if kind["dtype"] == "text" else np.dtype(kind["dtype"]).itemsize * int(np.prod(kind["shape"]))
+
+
+def _seal(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def _check(path: Path, size: int, digest: str | None) -> None:
     if not path.exists():
         raise IntegrityError(f"{path} is missing.")
     if path.stat().st_size != size or (digest is not None and sha256(path) != digest):
         raise IntegrityError(f"{path} was changed after it was written: it does not match {INDEX}.")
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Writes a file so that it is there whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)

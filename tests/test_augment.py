@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from stages.augment import images
-from stages.augment.augment import augment
+from stages.augment.augment import _change, augment
+from stages.augment.draws import Draws
 from stages.errors import ConfigurationError
 from stages.ingest.ingest import ingest
 from stages.shards import Shards
@@ -27,15 +28,15 @@ def centres(pictures):
 
 @pytest.fixture
 def rng():
-    return np.random.default_rng(3)
+    return Draws(b"%d" % number for number in range(8))
 
 
 def changed(blob, change):
     return images.resample(blob, change(images.identity(*blob.shape[:3])))
 
 
-def test_the_identity_shows_every_picture_as_it_is(rng):
-    noise = rng.integers(0, 256, (5, 9, 7, 3), np.uint8)
+def test_the_identity_shows_every_picture_as_it_is():
+    noise = np.random.default_rng(0).integers(0, 256, (5, 9, 7, 3), np.uint8)
     np.testing.assert_array_equal(images.resample(noise, images.identity(5, 9, 7)), noise)
 
 
@@ -63,13 +64,14 @@ def test_scale_changes_the_distance_from_the_centre_within_the_share(blob, rng):
 
 
 def test_elastic_displaces_smoothly_by_the_given_length(rng):
-    grid = images.identity(4, 64, 64)
+    grid = images.identity(8, 64, 64)
     field = images.elastic(grid, 2.0, 6.0, rng) - grid
     np.testing.assert_allclose(np.sqrt((field**2).mean(axis=(2, 3))), 2.0, rtol=1e-3)
     assert np.abs(np.diff(field, axis=3)).mean() < 0.1 * np.abs(field).mean() * 3
 
 
-def test_flip_mirrors_about_half_of_the_allowed_and_no_other(rng):
+def test_flip_mirrors_about_half_of_the_allowed_and_no_other():
+    rng = Draws(b"%d" % number for number in range(400))
     pictures = np.tile(np.arange(10, dtype=np.uint8)[None, None, :, None], (400, 4, 1, 1))
     allowed = np.arange(400) < 200
     result = images.resample(pictures, images.flip(images.identity(400, 4, 10), allowed, rng))
@@ -78,14 +80,16 @@ def test_flip_mirrors_about_half_of_the_allowed_and_no_other(rng):
     np.testing.assert_array_equal(result[200:], pictures[200:])
 
 
-def test_erase_overwrites_at_most_the_share(rng):
+def test_erase_overwrites_at_most_the_share():
+    rng = Draws(b"%d" % number for number in range(200))
     pictures = np.zeros((200, 20, 20, 1), np.uint8)
     share = (images.erase(pictures, 0.2, rng) > 0).mean(axis=(1, 2, 3))
     assert share.max() <= 0.25
     assert 0.03 < share.mean() < 0.12
 
 
-def test_noise_has_the_given_deviation_and_keeps_the_range(rng):
+def test_noise_has_the_given_deviation_and_keeps_the_range():
+    rng = Draws(b"%d" % number for number in range(50))
     grey, white = np.full((50, 20, 20, 1), 128, np.uint8), np.full((50, 20, 20, 1), 255, np.uint8)
     assert abs(np.std(images.noise(grey, 9, rng).astype(float)) - 9) < 0.3
     assert images.noise(white, 9, rng).min() > 200
@@ -114,9 +118,20 @@ def test_the_originals_come_first_and_every_copy_keeps_its_label(augmented):
         assert images_differ.all()
 
 
+def test_a_copy_is_the_same_whatever_stands_beside_it():
+    pictures = np.random.default_rng(0).integers(0, 256, (40, 20, 17, 3), np.uint8)
+    keys, mirrored = [b"%d" % number for number in range(40)], np.arange(40) % 2 == 0
+    changes = {"shift": 3, "rotate": 20, "scale": 0.2, "elastic": 1.5, "smoothness": 3, "erase": 0.2, "noise": 8}
+    together = _change((pictures, mirrored, keys), changes)
+    for rows in ([7], [39, 0, 7], np.arange(1, 40, 2)):
+        alone = _change((pictures[rows], mirrored[rows], [keys[row] for row in rows]), changes)
+        np.testing.assert_array_equal(alone, together[rows])
+
+
 def test_large_pictures_are_changed_few_at_a_time(augmented, monkeypatch):
     run, train = augmented
     monkeypatch.setattr("stages.augment.augment.BLOCK_PIXELS", 3 * 12 * 12)
+    monkeypatch.setattr("stages.augment.augment.SMALL", 10**6)  # threads, which see the function below
     sizes = []
     resample = images.resample
     monkeypatch.setattr(images, "resample", lambda pictures, grid: sizes.append(len(grid)) or resample(pictures, grid))
@@ -143,7 +158,7 @@ def test_only_training_data_is_read_and_written(augmented, pictures):
     run, train = augmented
     run(copies=1, seed=0)
     folder = pictures.parents[1] / "augment/bars"
-    assert sorted(path.name for path in folder.iterdir()) == ["about.json", "train"]
+    assert sorted(path.name for path in folder.iterdir()) == ["about.json", "key.json", "train"]
     assert json.loads((folder / "about.json").read_text())["classes"] == ["across", "down"]
     assert len(Shards(folder / "train")) == 2 * len(train)
 

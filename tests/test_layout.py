@@ -12,7 +12,8 @@ from ruamel.yaml import YAML
 from stages import params
 
 DVC = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
-SHARED = {"compute", "errors", "params", "shards", "tracking"}
+LOCKS = ("requirements.lock", "requirements-gpu.lock", "requirements-benchmarks.lock")
+SHARED = {"compute", "errors", "params", "progress", "shards", "tracking", "verify", "workers"}
 
 
 def test_a_folder_of_stages_is_a_stage_and_a_file_a_shared_tool():
@@ -61,19 +62,17 @@ def test_an_architecture_is_one_file_with_a_build_function_and_no_class(path):
 
 def test_no_file_names_a_registry_host_or_a_folder_of_one_machine():
     hosts = re.compile(r"(py" + r"pi|python" + r"hosted|npm" + r"js)\.org|/(ro" + r"ot|ho" + r"me)/\w")
-    files = [
-        ROOT / name for name in ("Makefile", "requirements.lock", "requirements-gpu.lock", "params.yaml", "dvc.yaml")
-    ]
+    files = [ROOT / name for name in ("Makefile", *LOCKS, "params.yaml", "dvc.yaml")]
     files += [path for folder in ("stages", "flows", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     files += list(ROOT.glob("*.md")) + list((ROOT / "benchmarks").glob("*.md"))
     assert [path.name for path in files if hosts.search(path.read_text())] == []
 
 
-def test_both_locks_hold_what_pyproject_asks_for():
+def test_the_locks_hold_what_pyproject_asks_for():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
     names = {re.match(r"[\w.-]+", line)[0].lower().replace(".", "-") for line in wanted}
-    for lock in ("requirements.lock", "requirements-gpu.lock"):
+    for lock in LOCKS:
         text = (ROOT / lock).read_text()
         locked = {line.split("==")[0].replace(".", "-") for line in text.splitlines() if re.match(r"[a-z]", line)}
         assert names <= locked

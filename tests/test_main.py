@@ -45,7 +45,9 @@ def test_the_shipped_params_pass(edited):
         (("augment", "birds", {"copies": 1, "seed": 0}), ["augment.birds", "ingest has no data set 'birds'"]),
         (("register", "birds", {}), ["register.birds", "ingest has no data set 'birds'"]),
         (("train", "resnet", {"seed": 2**32}), ["seed = 4294967296", "less than 4294967296"]),
-        (("ingest", "digits", {"size": [32]}), ["ingest.digits", "size.1"]),
+        (("ingest", "digits", {"size": [32]}), ["ingest.digits", "needs size: [height, width]"]),
+        (("ingest", "digits", {"size": [32, 0]}), ["ingest.digits", "size.1 = 0"]),
+        (("ingest", "digits", {"kind": "text"}), ["ingest.digits", "kind text has no size"]),
     ],
 )
 def test_check_names_the_entry_and_what_is_allowed(edited, capsys, change, words):
@@ -115,6 +117,7 @@ def test_a_stage_whose_input_is_missing_says_which(edited, capsys, stage):
 def test_the_journal_tells_how_every_stage_ended(edited, workspace):
     edited()
     assert main("fetch", "digits") == 0
+    (workspace / "data/raw/digits/SHA256SUMS").unlink(missing_ok=True)
     (workspace / "data/raw/digits/3/0003.png").write_bytes(b"")
     edited("ingest", "digits", max_bad=0)
     assert main("ingest", "digits") == 3

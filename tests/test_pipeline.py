@@ -84,7 +84,7 @@ def test_raw_files_become_a_registered_champion(clone):
     client = MlflowClient(f"sqlite:///{clone}/mlflow.db")
     champion = client.get_model_version_by_alias("digits", "champion")
     assert champion.tags["model"] == decision["model"]
-    assert champion.tags["dvc.data/augment/digits"].endswith(".dir")  # what DVC recorded the training with
+    assert champion.tags["dvc.data/augment/digits/train"].endswith(".dir")  # what DVC recorded the training with
     assert f"params.train.{decision['model']}" in champion.tags
     trained = json.loads((clone / "data/train/digits" / decision["model"] / "run.json").read_text())
     assert champion.run_id == trained["run_id"]

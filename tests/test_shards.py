@@ -1,8 +1,13 @@
+import json
+
 import numpy as np
 import pytest
+from PIL import Image
 
+from stages.augment.augment import augment
 from stages.errors import InputRefusedError, IntegrityError
-from stages.shards import INDEX, Shards, ShardWriter, write_shards
+from stages.ingest.ingest import ingest
+from stages.shards import INDEX, Shards, ShardWriter, read_sealed, write_sealed, write_shards
 
 
 @pytest.fixture
@@ -89,3 +94,88 @@ def test_a_block_of_another_kind_is_refused(tmp_path):
 def test_objects_are_never_unpickled(tmp_path):
     with pytest.raises(ValueError, match="allow_pickle"):
         write_shards(tmp_path / "s", [{"x": np.array([{}, []], dtype=object)}])
+
+
+def test_texts_of_any_length_and_script_are_stored(tmp_path):
+    texts = np.array(["", "zwei", "naïve\u0085 \x00", "日本語" * 50, "🙂"] * 9, object)
+    write_shards(tmp_path / "s", [{"text": part} for part in np.split(texts, [1, 20])], shard_bytes=7 * 256)
+    shards = Shards(tmp_path / "s")
+    assert shards.column("text").tolist() == texts.tolist()
+    rows = [44, 0, 3, 3, 21]
+    assert shards[rows]["text"].tolist() == texts[rows].tolist()
+    assert shards[7]["text"] == texts[7]
+    assert len(list((tmp_path / "s").glob("*-ends.npy"))) == 7
+
+
+def test_a_shard_of_empty_texts_can_be_read(tmp_path):
+    write_shards(tmp_path / "s", [{"text": np.array(["", ""], object)}])
+    assert Shards(tmp_path / "s").column("text").tolist() == ["", ""]
+
+
+def test_every_flipped_bit_of_the_index_is_found(example):
+    path = example[0] / INDEX
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for place, bit in zip(rng.integers(0, len(whole), 300), rng.integers(0, 8, 300), strict=True):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << bit)]) + whole[place + 1 :])
+        try:
+            index = read_sealed(path)
+        except IntegrityError:
+            continue
+        assert index == json.loads(whole) | {} or {**index, "sha256": json.loads(whole)["sha256"]} == json.loads(whole)
+
+
+def test_batches_hold_every_example_once_in_an_order_that_follows_from_the_seed(example):
+    folder, x, y = example
+    shards = Shards(folder)
+    first, again, other = (np.concatenate([b["y"] for b in shards.batches(32, seed=seed)]) for seed in (1, 1, [1, 2]))
+    assert sorted(first) == y.tolist()
+    assert first.tolist() == again.tolist() != other.tolist()
+    for block in shards.batches(32, seed=3):
+        np.testing.assert_array_equal(block["x"], x[block["y"]])
+
+
+def test_tensorflow_reads_shuffled_batches(example):
+    tf = pytest.importorskip("tensorflow")
+    folder, _, y = example
+    shards = Shards(folder)
+    data = tf.data.Dataset.from_generator(
+        lambda: shards.batches(32, seed=1),
+        output_signature={"x": tf.TensorSpec((None, 4, 3, 1), tf.uint8), "y": tf.TensorSpec((None,), tf.int64)},
+    )
+    rows = np.concatenate([batch["y"].numpy() for batch in data])
+    assert sorted(rows) == y.tolist()
+
+
+def test_a_loader_in_pytorchs_manner_reads_it(example):
+    """What torch.utils.data.DataLoader asks of a map-style dataset: len, [i], and __getitems__ for a batch."""
+    shards = Shards(example[0])
+    assert len(shards) == 100
+    batch = shards.__getitems__([7, 3])
+    assert [example["y"] for example in batch] == [7, 3]
+    np.testing.assert_array_equal(batch[1]["x"], shards[3]["x"])
+
+
+def test_the_manifest_is_joined_in_the_order_of_the_rows(pictures):
+    ingest("bars", kind="images", size=(12, 12), mode="grey")
+    augment("bars", copies=1, seed=0, shift=1)
+    train = Shards("data/ingest/bars/train")
+    table = train.table()
+    assert (table["split"] == "train").all()
+    for row in (0, 7, len(train) - 1):
+        stored = np.asarray(Image.open(pictures / table["path"][row]))
+        np.testing.assert_array_equal(train[row]["image"][..., 0], stored)
+    twice = Shards("data/augment/bars/train").table()
+    assert twice["path"].tolist() == [*table["path"], *table["path"]]
+
+
+def test_a_sealed_file_says_when_it_was_changed(tmp_path):
+    write_sealed(tmp_path / "a.json", {"classes": ["ä", "b"], "share": 0.1, "none": None})
+    assert read_sealed(tmp_path / "a.json") == {"classes": ["ä", "b"], "share": 0.1, "none": None}
+    text = (tmp_path / "a.json").read_text()
+    (tmp_path / "a.json").write_text(text.replace("0.1", "0.2"))
+    with pytest.raises(IntegrityError, match="a.json was changed"):
+        read_sealed(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text("[]")
+    with pytest.raises(IntegrityError, match="a.json was changed"):
+        read_sealed(tmp_path / "a.json")

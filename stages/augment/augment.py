@@ -1,20 +1,27 @@
 """Makes more training examples: data/ingest/<dataset>/train -> data/augment/<dataset>. Val and test stay."""
 
+import hashlib
 import json
 import math
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from rich.progress import track
 
+from stages import workers
 from stages.augment import images
-from stages.errors import ConfigurationError
+from stages.augment.draws import Draws
+from stages.errors import ConfigurationError, InputRefusedError, IntegrityError
 from stages.params import Amount, Count, Seed, Share
-from stages.shards import Arrays, Shards, read_json, write_shards
+from stages.progress import track
+from stages.shards import Shards, ShardWriter, read_sealed, sha256, swap, write_sealed
 
-BLOCK_PIXELS = 2**21  # changed at a time; with some 60 bytes of intermediate results for each, bounds memory
+BLOCK_PIXELS = 2**19  # changed at a time; with some 60 bytes of intermediate results for each, bounds memory
+SMALL = 1000  # copies below which threads are used: starting processes takes longer
 
 
 def augment(
@@ -33,8 +40,11 @@ def augment(
 ) -> None:
     """Reads the training split of data/ingest/<dataset>; writes it and its changed copies to data/augment/<dataset>.
 
-    ``train/`` holds the original examples, then ``copies`` changed versions of each, with the same
-    ``label``; ``about.json`` tells train what the labels mean. The functions are in ``images.py``.
+    ``train/`` holds the original examples, then ``copies`` changed versions of each, with the same ``label`` and
+    ``content``; ``about.json`` tells train what the labels mean. The functions are in ``images.py``.
+
+    A copy follows from the seed, its number and the content of its original alone. So those of examples that were
+    there before are copied from the former output, with the same result, byte by byte.
 
     Args:
         dataset: name of the data set.
@@ -51,37 +61,110 @@ def augment(
 
     Raises:
         ConfigurationError: ``flip`` names a class that the data set does not have.
+        InputRefusedError: its examples are no pictures.
     """
+    changes = {key: value for key, value in locals().items() if key not in ("dataset", "copies")}
     source, target = Path("data/ingest", dataset), Path("data/augment", dataset)
-    about = read_json(source / "about.json")
+    about = read_sealed(source / "about.json")
+    if about["kind"] != "images":
+        raise InputRefusedError(f"augment.{dataset}: changes pictures, not {about['kind']}. Remove the entry.")
     if unknown := set(flip) - set(about["classes"]):
         raise ConfigurationError(
             f"augment.{dataset}: flip names {sorted(unknown)}. Classes: {', '.join(about['classes'])}."
         )
     train = Shards(source / "train")
-    rows = max(1, BLOCK_PIXELS // math.prod(train.shape("image")))
-    mirrored = np.flatnonzero(np.isin(about["classes"], flip))
+    key = _key(changes)
+    known = _known(target, key)
+    contents, mirrored = train.column("content"), np.isin(about["classes"], flip)[train.column("label")]
+    former = np.array([known.rows.get((bytes(c), bool(m)), -1) for c, m in zip(contents, mirrored, strict=True)])
+    step = max(1, BLOCK_PIXELS // math.prod(train.shape("image")))
+    starts = [(copy, start) for copy in range(copies) for start in range(0, len(train), step)]
 
-    def changed(block: Arrays, rng: np.random.Generator) -> Arrays:
-        grid = images.identity(*block["image"].shape[:3])
-        grid = images.elastic(grid, elastic, smoothness, rng)
-        grid = images.scale(grid, scale, rng)
-        grid = images.rotate(grid, rotate, rng)
-        grid = images.shift(grid, shift, rng)
-        grid = images.flip(grid, np.isin(block["label"], mirrored), rng)
-        pictures = images.resample(block["image"], grid)
-        pictures = images.erase(pictures, erase, rng)
-        return block | {"image": images.noise(pictures, noise, rng)}
+    def new(copy: int, start: int) -> np.ndarray:
+        """Returns the rows of a block whose changed copy does not lie in the former output."""
+        rows = np.arange(start, min(start + step, len(train)))
+        return rows[former[rows] < 0] if copy < known.copies else rows
 
-    def blocks() -> Iterator[Arrays]:
-        yield from train.blocks(rows)
-        starts = [(copy, start) for copy in range(copies) for start in range(0, len(train), rows)]
-        for copy, start in track(starts, f"augment@{dataset}", transient=True):
-            yield changed(train[start : start + rows], np.random.default_rng([seed, copy, start]))
+    def tasks() -> Iterator[tuple[np.ndarray, np.ndarray, list[bytes]]]:
+        for copy, start in starts:
+            if (rows := new(copy, start)).size:
+                keys = [b"%d %d " % (seed, copy) + bytes(contents[row]) for row in rows]
+                yield train[rows]["image"], mirrored[rows], keys
 
-    shutil.rmtree(target, ignore_errors=True)
-    write_shards(target / "train", blocks())
-    (target / "about.json").write_text(
-        json.dumps({key: about[key] for key in ("dataset", "kind", "classes")}, indent=1)
+    total = sum(new(copy, start).size for copy, start in starts)
+    output = target.parent / ".cache" / dataset
+    shutil.rmtree(output, ignore_errors=True)
+    with ShardWriter(output / "train") as writer, workers.executor(small=total < SMALL) as pool:
+        for block in train.blocks(step):
+            writer.append(block)
+        changed = workers.map_ahead(pool, _change, tasks(), changes)
+        for copy, start in track(starts, f"augment@{dataset}", "pictures", len(starts) * step, step):
+            block = train[start : start + step]
+            rows = new(copy, start)
+            if rows.size:
+                block["image"][rows - start] = next(changed)
+            if rows.size < len(block["image"]):
+                old = np.setdiff1d(np.arange(start, start + len(block["image"])), rows, assume_unique=True)
+                block["image"][old - start] = known.output[copy * known.n + known.n + former[old]]["image"]
+            writer.append(block)
+    facts = {name: about[name] for name in ("dataset", "kind", "classes")}
+    write_sealed(output / "about.json", facts)
+    write_sealed(output / "key.json", {"key": key, "copies": copies, "flip": flip})
+    swap(output, target)
+    print(f"{target}: {len(train):,} training examples and {copies} changed copies of each; {total:,} copies were new")
+
+
+@dataclass(frozen=True)
+class Known:
+    """The former output: ``n`` originals, then ``copies`` changed copies of each.
+
+    Attributes:
+        output: its shards; None if there is none that was made by the same options, code and libraries.
+        n: originals.
+        copies: changed copies of each.
+        rows: (content, whether it may be mirrored) -> row of the original.
+    """
+
+    output: Shards | None = None
+    n: int = 0
+    copies: int = 0
+    rows: dict[tuple[bytes, bool], int] = field(default_factory=dict)
+
+
+def _known(target: Path, key: str) -> Known:
+    try:
+        about, made = read_sealed(target / "about.json"), read_sealed(target / "key.json")
+        if made["key"] != key:
+            return Known()
+        output = Shards(target / "train")
+    except (InputRefusedError, IntegrityError):
+        return Known()
+    n = len(output) // (made["copies"] + 1)
+    mirrored = np.isin(about["classes"], made["flip"])[output.column("label")[:n]].tolist()
+    contents = map(bytes, output.column("content")[:n])
+    return Known(
+        output, n, made["copies"], {pair: row for row, pair in enumerate(zip(contents, mirrored, strict=True))}
     )
-    print(f"{target}: {len(train):,} training examples and {copies} changed copies of each")
+
+
+def _key(changes: dict[str, Any]) -> str:
+    """Returns a SHA-256 of all that decides what a copy looks like: options, code and libraries."""
+    code = [sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
+    libraries = {name: version(name) for name in ("numpy", "scipy")}
+    options = {name: value for name, value in changes.items() if name != "flip"}  # that stands beside each content
+    return hashlib.sha256(json.dumps([options, code, libraries], sort_keys=True).encode()).hexdigest()
+
+
+def _change(block: tuple[np.ndarray, np.ndarray, list[bytes]], changes: dict[str, Any]) -> np.ndarray:
+    """Returns changed copies of pictures; the function that runs in worker processes and on a cluster."""
+    pictures, mirrored, keys = block
+    rng = Draws(keys)
+    grid = images.identity(*pictures.shape[:3])
+    grid = images.elastic(grid, changes["elastic"], changes["smoothness"], rng)
+    grid = images.scale(grid, changes["scale"], rng)
+    grid = images.rotate(grid, changes["rotate"], rng)
+    grid = images.shift(grid, changes["shift"], rng)
+    grid = images.flip(grid, mirrored, rng)
+    pictures = images.resample(pictures, grid)
+    pictures = images.erase(pictures, changes["erase"], rng)
+    return images.noise(pictures, changes["noise"], rng)

@@ -7,6 +7,8 @@ picture that each pixel of the result shows - so that any number of them costs o
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from stages.augment.draws import Draws
+
 
 def identity(n: int, height: int, width: int) -> np.ndarray:
     """Returns the grid that shows ``n`` pictures as they are."""
@@ -14,7 +16,7 @@ def identity(n: int, height: int, width: int) -> np.ndarray:
     return np.broadcast_to(grid, (n, 2, height, width))
 
 
-def shift(grid: np.ndarray, pixels: float, rng: np.random.Generator) -> np.ndarray:
+def shift(grid: np.ndarray, pixels: float, rng: Draws) -> np.ndarray:
     """Moves each picture by up to ``pixels`` in both directions.
 
     Source: Simard et al. 2003, "Best Practices for Convolutional Neural Networks", section 2.
@@ -22,20 +24,22 @@ def shift(grid: np.ndarray, pixels: float, rng: np.random.Generator) -> np.ndarr
     return grid + rng.uniform(-pixels, pixels, (len(grid), 2, 1, 1)).astype(np.float32)
 
 
-def rotate(grid: np.ndarray, degrees: float, rng: np.random.Generator) -> np.ndarray:
+def rotate(grid: np.ndarray, degrees: float, rng: Draws) -> np.ndarray:
     """Turns each picture about its centre by up to ``degrees`` either way. Source: as ``shift``."""
-    angle = np.deg2rad(rng.uniform(-degrees, degrees, len(grid)))
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]], np.float32)  # (2, 2, n)
-    return np.einsum("ijn,njhw->nihw", turn, grid - _centre(grid), optimize=True) + _centre(grid)
+    angle = np.deg2rad(rng.uniform(-degrees, degrees, (len(grid), 1, 1)))
+    cosine, sine = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    row, column = np.moveaxis(grid - _centre(grid), 1, 0)
+    # Not by einsum: a library of linear algebra may round an example differently among others.
+    return np.stack([row * cosine - column * sine, row * sine + column * cosine], axis=1) + _centre(grid)
 
 
-def scale(grid: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+def scale(grid: np.ndarray, share: float, rng: Draws) -> np.ndarray:
     """Makes each picture larger or smaller about its centre, by a factor in [1 - share, 1 + share]."""
     factor = rng.uniform(1 - share, 1 + share, (len(grid), 1, 1, 1)).astype(np.float32)
     return (grid - _centre(grid)) / np.maximum(factor, 1e-3) + _centre(grid)
 
 
-def elastic(grid: np.ndarray, pixels: float, smoothness: float, rng: np.random.Generator) -> np.ndarray:
+def elastic(grid: np.ndarray, pixels: float, smoothness: float, rng: Draws) -> np.ndarray:
     """Adds a smooth random displacement of root mean square length ``pixels`` per axis.
 
     Args:
@@ -53,9 +57,9 @@ def elastic(grid: np.ndarray, pixels: float, smoothness: float, rng: np.random.G
     return grid + field * (pixels / np.sqrt(np.mean(field**2, axis=(2, 3), keepdims=True)))
 
 
-def flip(grid: np.ndarray, allowed: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def flip(grid: np.ndarray, allowed: np.ndarray, rng: Draws) -> np.ndarray:
     """Mirrors left and right with probability 1/2 where ``allowed``, bool of shape (n,)."""
-    chosen = allowed & (rng.random(len(grid)) < 0.5)
+    chosen = allowed & (rng.uniform(0, 1, (len(grid),)) < 0.5)
     return np.where(chosen[:, None, None, None], grid[..., ::-1], grid)
 
 
@@ -81,7 +85,7 @@ def resample(pictures: np.ndarray, grid: np.ndarray) -> np.ndarray:
     return np.rint(upper * (1 - down) + lower * down).astype(np.uint8)
 
 
-def erase(pictures: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+def erase(pictures: np.ndarray, share: float, rng: Draws) -> np.ndarray:
     """Overwrites one rectangle of each picture, of up to ``share`` of its area and of sides 1:3 to 3:1, with noise.
 
     Source: Zhong et al. 2017, arXiv:1708.04896, algorithm 1; the rectangle may reach over the edge.
@@ -89,17 +93,17 @@ def erase(pictures: np.ndarray, share: float, rng: np.random.Generator) -> np.nd
     if share == 0:
         return pictures
     n, height, width, _ = pictures.shape
-    area = rng.uniform(0, share, n) * height * width
-    aspect = np.exp(rng.uniform(-np.log(3), np.log(3), n))
+    area = rng.uniform(0, share, (n,)) * height * width
+    aspect = np.exp(rng.uniform(-np.log(3), np.log(3), (n,)))
     half_height, half_width = np.sqrt(area * aspect) / 2, np.sqrt(area / aspect) / 2
-    row, column = rng.uniform(0, height, n), rng.uniform(0, width, n)
+    row, column = rng.uniform(0, height, (n,)), rng.uniform(0, width, (n,))
     rows = np.abs(np.arange(height) + 0.5 - row[:, None]) < half_height[:, None]  # (n, height)
     columns = np.abs(np.arange(width) + 0.5 - column[:, None]) < half_width[:, None]  # (n, width)
     inside = (rows[:, :, None] & columns[:, None, :])[..., None]
     return np.where(inside, rng.integers(0, 256, pictures.shape, np.uint8), pictures)
 
 
-def noise(pictures: np.ndarray, deviation: float, rng: np.random.Generator) -> np.ndarray:
+def noise(pictures: np.ndarray, deviation: float, rng: Draws) -> np.ndarray:
     """Adds Gaussian noise of the given standard deviation, in grey levels, and cuts to 0..255."""
     if deviation == 0:
         return pictures

@@ -10,7 +10,7 @@ import pandas as pd
 
 from stages import compute, tracking
 from stages.evaluate import classification, pictures
-from stages.shards import Shards, read_json
+from stages.shards import Shards, read_json, read_sealed
 
 
 def evaluate(model: str, *, dataset: str) -> None:
@@ -26,7 +26,7 @@ def evaluate(model: str, *, dataset: str) -> None:
     """
     trained, source = Path("data/train", dataset, model), Path("data/ingest", dataset)
     target = Path("data/evaluate", dataset, model)
-    about = read_json(source / "about.json")
+    about = read_sealed(source / "about.json")
     facts = read_json(trained / "run.json")
     compute.prepare()
     network = keras.saving.load_model(trained / "model.keras", compile=False)

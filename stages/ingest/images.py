@@ -1,181 +1,197 @@
-"""Reads pictures: a folder per class, split folders of these, or the IDX files of MNIST and its kin."""
+"""Reads pictures: class folders, tables of files, Parquet (Hugging Face), IDX (MNIST), CIFAR, .npz and .npy."""
 
-import gzip
-import hashlib
-import struct
-import warnings
-from pathlib import Path
+import posixpath
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from stages.errors import InputRefusedError
-from stages.ingest.records import Example, Item, natural
+from stages.ingest import duplicates
+from stages.ingest.formats import cifar, containers, folders, pictures, tables
+from stages.ingest.formats.folders import Tree, printable
+from stages.ingest.formats.splits import split_of
+from stages.ingest.records import Example, Item, Source
 
-# Pillow only warns between its limit and twice its limit; _open refuses there, in every thread alike.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # no format that runs an outside program (EPS)
-SPLIT_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
-IDX_SPLITS = {"train": "train", "t10k": "test"}  # prefix of the file name -> split
+ALLOWED = (
+    "Allowed: <class>/<picture>; train|val|test/<class>/<picture>; a table (.csv, .tsv, .jsonl, .parquet) with the "
+    "columns path and label beside the pictures; .parquet with the columns image and label; IDX (MNIST), CIFAR, .npz "
+    "(x_train and y_train, or train_images and train_labels), .npy (images and labels, or one file per class)."
+)
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm")
 
 
-def find(source: Path) -> list[Item]:
-    """Returns every example under ``source``, sorted by path, without reading pixels.
+def find(source: Source) -> Iterable[Item]:
+    """Returns every example of ``source``, without decoding it.
 
-    One of these layouts: ``<class>/**/<picture>``; ``train|val|test/<class>/**/<picture>``; the four files
-    ``train-images-idx3-ubyte[.gz]``, ``train-labels-idx1-ubyte[.gz]``, ``t10k-...``.
+    The layout is the first of these that fits: IDX files, CIFAR, .npz, .npy, Parquet with pictures, a table with the
+    columns path and label, class folders. .npz and .npy are read only where there are no picture files.
 
     Raises:
-        InputRefusedError: ``source`` is none of them, or an IDX file is damaged.
+        InputRefusedError: none fits, or what fits is damaged.
     """
-    if not source.is_dir():
-        raise InputRefusedError(f"{source} is missing: fetch it, or put it there with dvc add or dvc import-url.")
-    if any(source.glob("*-images-idx3-ubyte*")):
-        return _idx_items(source)
-    folders = sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
-    splits = {folder: SPLIT_FOLDERS.get(folder.name.lower()) for folder in folders}
-    if len({split for split in splits.values() if split}) >= 2:  # one alone may be a class: a train is a vehicle
-        if None in splits.values():
-            others = [folder.name for folder, split in splits.items() if split is None]
-            raise InputRefusedError(
-                f"{source} has split folders (train, val, test) and beside them {others}. Put class folders into the "
-                "split folders, or give the split folders other names."
-            )
-        items = [item for folder, split in splits.items() for item in _folder_items(source, folder, split)]
-    else:
-        items = _folder_items(source, source, None)
-    if not items:
-        raise InputRefusedError(
-            f"{source} has no picture in a class folder. Allowed: <class>/<picture>, train|val|test/<class>/<picture>, "
-            f"or IDX files. Found at its top: {sorted(path.name for path in source.iterdir())[:10]}"
+    tree = folders.walk(source.folder)
+    chosen = folders.choose(source.folder, tree, source.files)
+    files = list(chosen or tree.files)
+    arrays = () if any(path.lower().endswith(PICTURE_ENDINGS) for path in files) else (containers.npz, containers.npy)
+    for layout in (containers.idx, cifar.find, *arrays, _in_parquet):
+        items = layout(source, files, chosen)
+        if items is not None:
+            return items
+    items = _in_table(source, tree, files, chosen)
+    if items is None:
+        classes = (
+            folders.chosen_classes(chosen, source.files) if chosen else folders.classes(source.folder, tree, "picture")
         )
+        source.notes["layout"] = folders.layout_of(classes)
+        items = [folders.item(path, folder.label, folder.split) for folder in classes for path in folder.files]
+    if not items:
+        found = ", ".join(folders.top(tree)) or "nothing"
+        raise InputRefusedError(f"{source.folder} has no picture in a class folder. {ALLOWED} It has: {found}.")
     return items
 
 
-def decode(item: Item, *, size: tuple[int, int], mode: str, fit: str) -> Example:
-    """Reads one picture and brings it to ``size`` (height, width) and ``mode``; see ``ingest`` for their values.
+def decode(
+    data: list[bytes] | bytes | np.ndarray,
+    *,
+    size: tuple[int, int],
+    mode: str,
+    fit: str,
+    fingerprints: bool = False,
+    **_: object,
+) -> Example:
+    """Reads one picture and brings it to ``size``.
+
+    Its content is what the normalised picture shows (``pictures.content``).
+
+    Args:
+        data: a file, alone in a list; the bytes of one; or pixels as ``pictures.from_array`` takes them.
+        size: (height, width); see ``pictures.to_size``.
+        mode: grey or colour.
+        fit: stretch, pad or crop.
+        fingerprints: whether near copies will be looked for.
 
     Raises:
         InputRefusedError: it cannot be read; the message says why.
     """
-    picture = item.open()
-    content = hashlib.sha256(f"{picture.mode} {picture.size} ".encode() + picture.tobytes()).hexdigest()
-    facts = {"height": picture.height, "width": picture.width}
-    return Example(content, {"image": to_array(picture, size=size, mode=mode, fit=fit)}, facts)
+    if isinstance(data, list):
+        [data] = data
+    file = data if isinstance(data, bytes) else None
+    picture, facts = pictures.read(file) if file is not None else pictures.from_array(data)
+    stored = pictures.to_size(picture, size=size, mode=mode, fit=fit)
+    thumbnail = None
+    if fingerprints:
+        # What is stored shows the same and is smaller, unless a part was cut off or 16 bits became 8.
+        enough = fit == "stretch" and min(size) >= 2 * duplicates.SIDE and picture.mode != "I;16"
+        thumbnail = duplicates.fingerprint(stored if enough else picture)
+    content = pictures.content(picture, file, facts)
+    return Example(content, {"image": pictures.to_array(stored)}, facts, thumbnail)
 
 
-def to_array(picture: Image.Image, *, size: tuple[int, int], mode: str, fit: str) -> np.ndarray:
-    """Returns a normalised picture (see ``normalise``) as uint8, shape (height, width, 1 or 3)."""
-    if picture.mode == "I;16":
-        picture = Image.fromarray(np.rint(np.asarray(picture) / 257).astype(np.uint8))  # 65535 / 255 = 257
-    if picture.mode == "RGBA":
-        background = Image.new("RGBA", picture.size, "white")  # what a viewer shows behind a transparent picture
-        picture = Image.alpha_composite(background, picture)
-    picture = picture.convert("L" if mode == "grey" else "RGB")
-    target = (size[1], size[0])  # Pillow says width first
-    if picture.size != target:
-        if fit == "stretch":
-            picture = picture.resize(target, Image.Resampling.BILINEAR)
-        elif fit == "pad":
-            picture = ImageOps.pad(picture, target, Image.Resampling.BILINEAR)
+def _in_parquet(source: Source, files: Sequence[str], chosen: Mapping[str, str]) -> Iterator[Item] | None:
+    """Returns the pictures in the column ``image`` (bytes, or a struct with the field bytes) of Parquet files."""
+    found = [file for file in files if file.endswith(".parquet") and _holds_bytes(source, file)]
+    if not found:
+        return None
+    source.notes["layout"] = "Parquet"
+    return chain.from_iterable(_rows(source, file, split_of(file, chosen)) for file in found)
+
+
+def _holds_bytes(source: Source, file: str) -> bool:
+    try:
+        schema = pq.read_schema(source.folder / file)
+    except tables.PARQUET_ERRORS as error:
+        raise InputRefusedError(f"{source.folder}/{file} is no Parquet file, or damaged: {error}") from error
+    types = [inner for field in schema for inner in (field.type, *_fields(field.type))]
+    return any(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in types)
+
+
+def _fields(kind: pa.DataType) -> list[pa.DataType]:
+    return [field.type for field in kind] if pa.types.is_struct(kind) else []
+
+
+def _rows(source: Source, file: str, split: str | None) -> Iterator[Item]:
+    for row in tables.rows(source, file, ("image", "label"), ("split",)):
+        path, problem = f"{file}#{row.number}", row.problem
+        picture = row.values.get("image")
+        if isinstance(picture, dict):
+            picture = picture.get("bytes")
+        if problem is None and not isinstance(picture, bytes):
+            problem = f"row {row.number}: no bytes of a picture"
+        if problem is None and not row.values["label"].strip():
+            problem = f"row {row.number}: the label is empty"
+        if problem is not None:
+            yield Item(path, None, split, problem=problem)
         else:
-            picture = ImageOps.fit(picture, target, Image.Resampling.BILINEAR)
-    pixels = np.asarray(picture)
-    return pixels[..., None] if mode == "grey" else pixels
+            yield Item(path, row.values["label"], row.values.get("split") or split, payload=picture)
 
 
-def normalise(picture: Image.Image) -> Image.Image:
-    """Turns a picture upright (EXIF) and to one of the modes L, I;16, RGB and RGBA, which keep what it shows.
+def _in_table(source: Source, tree: Tree, files: Sequence[str], chosen: Mapping[str, str]) -> list[Item] | None:
+    """Returns the pictures that the rows of tables name; None if no table has the columns path and label.
 
-    Raises:
-        InputRefusedError: its numbers have no known range.
+    A path lies relative to the table, else to the raw folder, else it is the name of one picture in any folder, with
+    or without its ending.
     """
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode == "F":
-        raise InputRefusedError("its pixels are floating-point numbers of no known range")
-    if picture.mode.startswith("I"):  # 16 bits in either byte order, or in 32-bit integers
-        values = np.asarray(picture)
-        if values.min() < 0 or values.max() > 65535:
-            raise InputRefusedError(f"its pixels, {values.min()} to {values.max()}, are no 16-bit values")
-        return Image.fromarray(values.astype(np.uint16))
-    if picture.mode in ("L", "RGB", "RGBA"):
-        return picture if picture.mode != "RGB" or "transparency" not in picture.info else picture.convert("RGBA")
-    if picture.mode == "1":
-        return picture.convert("L")
-    transparent = picture.mode in ("LA", "PA", "La", "RGBa") or "transparency" in picture.info
-    return picture.convert("RGBA" if transparent else "RGB")
-
-
-def _folder_items(source: Path, folder: Path, split: str | None) -> list[Item]:
-    """Returns the files of the class folders directly under ``folder``; hidden files are no examples."""
-    items = []
-    for label in sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: natural(path.name)):
-        if label.name.startswith("."):
-            continue
-        names = [path.relative_to(source) for path in sorted(label.rglob("*")) if path.is_file()]
-        names = [name for name in names if not any(part.startswith(".") for part in name.parts)]
-        if not names:
-            raise InputRefusedError(f"{label} is an empty class folder. Put pictures into it, or remove it.")
-        for name in names:
-            items.append(Item(name.as_posix(), label.name, split, lambda path=source / name: _open(path)))
+    found = tables.table_files(source, files)
+    usable: list[tuple[str, Iterator[tables.Row]]] = []
+    for table in found:
+        rows = tables.rows(source, table, (), ("path", "label", "split"))
+        first = list(islice(rows, 1))  # only now the header is read
+        if {"path", "label"} <= source.notes["columns"].get(table, {}).keys():
+            usable.append((table, chain(first, rows)))
+        else:
+            source.notes["columns"].pop(table, None)
+            source.notes.setdefault("tables left out", []).append(printable(table))
+    if not usable:
+        return None
+    source.notes["layout"] = "pictures with a table"
+    places = _Places([file for file in tree.files if file not in found])
+    items, named = [], set()
+    for table, rows in usable:
+        for row in rows:
+            path, problem = (None, row.problem) if row.problem else places.find(table, row.values["path"])
+            label, split = row.values.get("label"), row.values.get("split") or split_of(table, chosen)
+            if not (problem or label.strip()):
+                problem = f"line {row.number}: the label is empty"
+            name = f"{printable(table)}#{row.number}" if path is None or path in named else path
+            named.add(path)
+            items.append(Item(name, label, split, () if problem else (path,), problem=problem))
+    unnamed = [printable(path) for path in places.files if path not in named]
+    if unnamed:
+        source.notes["pictures that no row names"] = {"number": len(unnamed), "examples": unnamed[:5]}
     return items
 
 
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path, formats=FORMATS) as picture:
-            if picture.width * picture.height > Image.MAX_IMAGE_PIXELS:
-                raise InputRefusedError(f"too many pixels: {picture.width} x {picture.height}")
-            picture.load()
-            return normalise(picture)
-    except UnidentifiedImageError:
-        raise InputRefusedError(f"not a picture in one of the formats {', '.join(FORMATS)}") from None
-    except Image.DecompressionBombError as error:
-        raise InputRefusedError(f"too many pixels: {error}") from error
-    except (OSError, SyntaxError, ValueError, TypeError, struct.error) as error:  # what Pillow raises on damaged files
-        raise InputRefusedError(f"damaged: {error}") from error
+class _Places:
+    """Finds the files that tables name."""
 
+    def __init__(self, files: Sequence[str]) -> None:
+        self.files = dict.fromkeys(files)
+        self._names: dict[str, list[str]] = {}
+        self._stems: dict[str, list[str]] = {}
+        for path in files:
+            name = posixpath.basename(path)
+            self._names.setdefault(name, []).append(path)
+            self._stems.setdefault(posixpath.splitext(name)[0], []).append(path)
 
-def _idx_items(source: Path) -> list[Item]:
-    items = []
-    for images_path in sorted(source.glob("*-images-idx3-ubyte*")):
-        prefix = images_path.name.split("-")[0]
-        if prefix not in IDX_SPLITS:
-            raise InputRefusedError(f"{images_path}: its name must begin with one of {', '.join(IDX_SPLITS)}.")
-        labels_path = images_path.with_name(images_path.name.replace("-images-idx3-", "-labels-idx1-"))
-        images, labels = _read_idx(images_path, axes=3), _read_idx(labels_path, axes=1)
-        if len(images) != len(labels):
-            raise InputRefusedError(f"{images_path} has {len(images)} pictures, {labels_path} {len(labels)} labels.")
-        for row, label in enumerate(labels):
-            path = f"{images_path.name}#{row}"
-            items.append(
-                Item(path, str(label), IDX_SPLITS[prefix], lambda images=images, row=row: Image.fromarray(images[row]))
-            )
-    return items
+    def find(self, table: str, name: str) -> tuple[str | None, str | None]:
+        """Returns the path of the picture that ``table`` calls ``name``, or None and why there is none."""
+        name = name.replace("\\", "/")
+        beside = posixpath.normpath(posixpath.join(posixpath.dirname(table), name))
+        if name.startswith("/") or beside.split("/")[0] == "..":
+            return None, f"{name} leads out of the raw folder"
+        for path in (beside, posixpath.normpath(name)):
+            if path in self.files:
+                return self._usable(path)
+        for places in (self._names, self._stems):
+            found = places.get(name, [])
+            if len(found) == 1:
+                return self._usable(found[0])
+            if found:
+                return None, f"{name} may be {found[0]} or {found[1]}: say which"
+        return None, f"{name} does not exist"
 
-
-def _read_idx(path: Path, axes: int) -> np.ndarray:
-    """Returns the array of an IDX file of bytes (LeCun's format: 0, 0, type 8, axes, sizes as big-endian int32)."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            header = file.read(4 + 4 * axes)
-            if header[:4] != bytes([0, 0, 8, axes]) or len(header) != 4 + 4 * axes:
-                raise InputRefusedError(
-                    f"{path} is not an IDX file of bytes with {axes} axes: it begins {header[:4]!r}."
-                )
-            shape = struct.unpack(f">{axes}i", header[4:])
-            content = file.read(int(np.prod(shape)) + 1)
-    except (OSError, EOFError, gzip.zlib.error) as error:
-        raise InputRefusedError(f"{path} cannot be read: {error}") from error
-    if len(content) != int(np.prod(shape)):
-        raise InputRefusedError(f"{path} announces {shape} and does not hold just that many bytes.")
-    return np.frombuffer(content, np.uint8).reshape(shape)
+    def _usable(self, path: str) -> tuple[str | None, str | None]:
+        return (path, None) if printable(path) == path else (None, f"{printable(path)}: its name is not valid UTF-8")

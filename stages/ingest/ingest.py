@@ -1,159 +1,420 @@
 """Checks, de-duplicates and splits raw data, and stores it: data/raw/<dataset> -> data/ingest/<dataset>."""
 
+import hashlib
 import json
-import os
 import shutil
-from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from functools import partial
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from rich.progress import track
 
 from stages.errors import ConfigurationError, InputRefusedError
-from stages.ingest.records import Example, Item, natural, share
+from stages.ingest import duplicates, previous, reading
+from stages.ingest.formats import archives
+from stages.ingest.previous import Known
+from stages.ingest.reading import Found
+from stages.ingest.records import Source, natural
+from stages.ingest.report import report
 from stages.params import Positive, Share
-from stages.shards import ShardWriter, sha256
+from stages.shards import Arrays, Shards, ShardWriter, sha256, swap, write_sealed
 
 SPLITS = ("train", "val", "test")
-BLOCK = 512  # examples decoded at a time; bounds memory
+RANK = {"test": 0, "val": 1}  # of equal and nearly equal examples the one stays that the raw data gives for the test
+GATHER_BYTES = 32 * 2**20  # copied at a time into the shards; bounds memory
+PIXELS = {"images": 2, "volumes": 3}  # kinds with a size, and its axes
 
 
 def ingest(
     dataset: str,
     *,
-    kind: Literal["images"],
-    size: tuple[Positive, Positive],
-    mode: Literal["grey", "colour"],
+    kind: Literal["images", "volumes", "text", "translation"],
+    size: tuple[Positive, ...] | None = None,
+    mode: Literal["grey", "colour"] | None = None,
     fit: Literal["stretch", "pad", "crop"] = "stretch",
+    columns: dict[str, str | int | list[str | int]] = {},  # noqa: B006 - read only; the signature is the schema
+    files: dict[Literal["train", "val", "test"], str] = {},  # noqa: B006
+    encoding: str | None = None,
+    near_duplicates: bool = True,
     val: Share = 0.15,
     test: Share = 0.2,
     max_bad: Share = 0.01,
 ) -> None:
     """Reads data/raw/<dataset>; writes data/ingest/<dataset>.
 
-    The result is one folder of shards per split (arrays ``image`` uint8 (height, width, channels) and ``label``),
+    The result is one folder of shards per split (the arrays of the kind, ``label`` and ``content``),
     ``manifest.parquet`` (one row per accepted example, the rows of a split in the order of its shards),
-    ``quarantine.csv`` (path and reason of everything that was left out) and ``about.json`` (classes, counts, options).
+    ``quarantine.csv`` (path and reason of everything that was left out), ``duplicates.csv`` (equal and nearly equal
+    examples), ``about.json`` (classes, counts, options), ``key.json`` (what it was made with) and ``report.html``.
+
+    What the last run decoded is not decoded again (``previous.py``); the result is the same, byte by byte.
 
     Args:
         dataset: name of the data set.
-        kind: the reader, a file of this folder.
-        size: (height, width) of the stored pictures, in pixels.
-        mode: grey has one channel, colour has three.
+        kind: the reader, a file of this folder. Arrays: images ``image`` uint8 (height, width, channels); volumes
+            ``volume`` uint8 (depth, height, width, channels); text ``text``; translation ``source`` and ``target``.
+        size: (height, width) of the stored pictures, in pixels; (depth, height, width) of volumes.
+        mode: grey has one channel, colour has three; for pictures and volumes.
         fit: how a picture comes to ``size``: ``stretch`` changes its proportions, ``pad`` adds black margins,
             ``crop`` cuts the longer side, centred.
+        columns: role -> column of a table or suffix of a parallel file, where the names are not the usual ones.
+        files: split -> glob pattern of the raw files that belong to it, where their names do not say it.
+        encoding: of text files; by default detected for each, and noted in about.json.
+        near_duplicates: look for nearly equal examples too, and keep them in one split.
         val: share of the examples for validation; see ``split_of``.
         test: share of the examples for the test, likewise.
-        max_bad: largest share of unreadable files; above it the data set is refused.
+        max_bad: largest share of unreadable examples; above it the data set is refused.
 
     Raises:
-        ConfigurationError: the shares leave nothing to train on.
+        ConfigurationError: the options do not fit the kind; the shares leave nothing to train on.
         InputRefusedError: no examples, fewer than two classes, too many unreadable files, an empty split, or a
             class without an example to train on.
+        IntegrityError: a file is not what the SHA256SUMS beside the raw data says.
     """
-    if val + test >= 1:
-        raise ConfigurationError(f"ingest.{dataset}: val {val} + test {test} leave nothing to train on.")
+    asked = {name: value for name, value in locals().items() if name not in ("dataset", "kind")}
+    check_options(f"ingest.{dataset}", kind=kind, size=size, mode=mode, val=val, test=test)
+    now = time.time_ns()
     source, target = Path("data/raw", dataset), Path("data/ingest", dataset)
+    if not source.is_dir():
+        raise InputRefusedError(f"{source} is missing: fetch it, or put it there with dvc add or dvc import-url.")
+    cache = target.parent / ".cache" / dataset
+    scratch, output = cache / "scratch", cache / "output"
+    for folder in (scratch, output):
+        shutil.rmtree(folder, ignore_errors=True)
+    options: dict[str, Any] = {"encoding": encoding}
+    if kind in PIXELS:
+        options = {"size": size, "mode": mode, "fit": fit, "fingerprints": near_duplicates}
+    key = _key(kind, options | {"near_duplicates": near_duplicates})
+    known = previous.load(cache, target, key, SPLITS)
+    sums = reading.read_sums(source)
+    reading.check_sums(source, sums, lambda name: "/" not in name)  # archives and tables, before they are opened
+
     reader = import_module(f"stages.ingest.{kind}")
-    items = reader.find(source)
-    classes = sorted({item.label for item in items}, key=natural)
-    if len(classes) < 2:
-        raise InputRefusedError(f"{source}: found the classes {classes}; at least two are needed.")
-    given = {item.split for item in items}
-    shares = {"val": 0.0 if "val" in given else val, "test": 0.0 if "test" in given else test}
+    folder = archives.prepared(source, scratch / "unpacked")
+    raw = Source(folder, columns, files, encoding)
+    with ShardWriter(scratch / "new") as staging:
+        found = reading.read(
+            reader.find(raw), kind=kind, folder=folder, options=options, known=known, staging=staging, sums=sums,
+            title=f"ingest@{dataset}", now=now,
+        )  # fmt: skip
+    reading.check_sums(source, sums, lambda name: True)
+    classes = _classes(source, found)
+    _check_readable(source, found, max_bad, cache)
 
-    shutil.rmtree(target, ignore_errors=True)
-    first: dict[str, Item] = {}  # content -> where it was first seen
-    accepted: list[dict] = []
-    refused: list[dict] = []
-    unreadable = conflicts = 0
-    with ExitStack() as stack:
-        writers = {split: stack.enter_context(ShardWriter(target / split)) for split in SPLITS}
-        decode = partial(reader.decode, size=size, mode=mode, fit=fit)
-        for item, example in _examples(items, decode, f"ingest@{dataset}"):
-            if isinstance(example, InputRefusedError):
-                refused.append({"path": item.path, "reason": str(example)})
-                unreadable += 1
-                continue
-            original = first.setdefault(example.content, item)
-            if original is not item:
-                other = "" if original.label == item.label else f" under the label {original.label!r}"
-                refused.append({"path": item.path, "reason": f"same content as {original.path}{other}"})
-                conflicts += original.label != item.label
-                continue
-            split = item.split or "train"
-            if split == "train":
-                split = split_of(example.content, **shares)
-            arrays = example.arrays | {"label": np.int64(classes.index(item.label))}
-            writers[split].append({name: np.asarray(value)[None] for name, value in arrays.items()})
-            accepted.append(
-                {"path": item.path, "label": item.label, "split": split, "sha256": example.content} | example.facts
-            )
-        if unreadable > max_bad * len(items):
-            sample = "; ".join(f"{bad['path']} ({bad['reason']})" for bad in refused[:5])
-            raise InputRefusedError(
-                f"{source}: {unreadable} of {len(items)} files cannot be read, more than max_bad = {max_bad}. Remove "
-                f"them, or raise max_bad. {sample}"
-            )
-        counts = Counter((row["split"], row["label"]) for row in accepted)
-        missing = {split: [label for label in classes if not counts[split, label]] for split in SPLITS}
-        if missing["train"] or classes in missing.values():
-            empty = "; ".join(f"{split} has none of {', '.join(labels)}" for split, labels in missing.items() if labels)
-            out = "".join(f"; {bad['path']} ({bad['reason']})" for bad in refused[:5])
-            raise InputRefusedError(
-                f"{source}: too few examples: {empty}. Add examples, remove the class, or change the shares "
-                f"val = {val}, test = {test}. Left out: {len(refused)}{out}"
-            )
+    kept, doubles = _distinct(found)
+    pairs, prints = _near(found, kept, known, kind) if near_duplicates else (np.zeros((0, 2), np.int64), None)
+    splits, leaks = _split(found, kept, pairs, val=val, test=test)
+    doubles += [
+        (found.paths[kept[b]], found.paths[kept[a]], "near", found.labels[kept[b]], found.labels[kept[a]])
+        for a, b in pairs
+    ]
+    refused = [(path, reason) for path, reason in zip(found.paths, found.reasons, strict=True) if reason]
+    refused += [(path, _said(other, label, original)) for path, other, how, label, original in doubles if how == "same"]
+    refused += leaks
+    counts = Counter((split, found.labels[number]) for number, split in zip(kept, splits, strict=True) if split)
+    missing = _check_counts(source, classes, counts, refused, val, test)
 
-    pd.DataFrame(accepted).to_parquet(target / "manifest.parquet", index=False)
-    pd.DataFrame(refused, columns=["path", "reason"]).to_csv(target / "quarantine.csv", index=False)
+    new = Shards(scratch / "new")
+    for split in SPLITS:
+        numbers = [number for number, chosen in zip(kept, splits, strict=True) if chosen == split]
+        _write(output / split, found, known, new, numbers, classes)
+    _tables(output, found, kept, splits, pairs, refused, doubles)
     about = {
         "dataset": dataset,
         "kind": kind,
         "classes": classes,
+        "examples": {split: sum(count for (s, _), count in counts.items() if s == split) for split in SPLITS},
         "counts": {split: {label: counts[split, label] for label in classes} for split in SPLITS},
         "missing": {split: labels for split, labels in missing.items() if labels},
-        "unreadable": unreadable,
-        "duplicates": len(refused) - unreadable,
-        "duplicates_under_another_label": conflicts,
-        "manifest_sha256": sha256(target / "manifest.parquet"),
-        "options": {"size": size, "mode": mode, "fit": fit, "val": val, "test": test},
+        "unreadable": sum(map(bool, found.reasons)),
+        "duplicates": sum(how == "same" for _, _, how, _, _ in doubles),
+        "near_duplicates": len(pairs),
+        "duplicates_under_another_label": sum(label != other for _, _, _, label, other in doubles),
+        "left_out_of_train": len(leaks),
+        "reading": raw.notes,
+        "manifest_sha256": sha256(output / "manifest.parquet"),
+        "options": asked,
     }
-    (target / "about.json").write_text(json.dumps(about, indent=1))
-    totals = ", ".join(f"{split} {sum(about['counts'][split].values()):,}" for split in SPLITS)
-    print(f"{target}: {len(classes)} classes; {totals}; left out {len(refused)} (quarantine.csv)")
-    for split, labels in about["missing"].items():
-        print(f"warning: {split} has no example of {', '.join(labels)}; scores on it say nothing about them")
+    write_sealed(output / "about.json", about)
+    write_sealed(
+        output / "key.json", {"key": key}
+    )  # not in about.json: a new library that changes nothing is no change
+    report(output)
+    swap(output, target)
+    _remember(cache, key, found, kept, pairs, prints)
+    shutil.rmtree(scratch)
+    _say(target, about, len(refused), len(found.rows))
 
 
-def split_of(content: str, *, val: float, test: float) -> str:
+def check_options(
+    where: str, *, kind: str, size: tuple[int, ...] | None, mode: str | None, val: float, test: float, **_: object
+) -> None:
+    """Raises what ``ingest`` would raise for these arguments, before any work."""
+    axes = PIXELS.get(kind)
+    if axes and (size is None or len(size) != axes or mode is None):
+        names = "height, width" if axes == 2 else "depth, height, width"
+        raise ConfigurationError(
+            f"{where}: kind {kind} needs size: [{names}], in pixels, and mode: grey or colour; got size = {size}, "
+            f"mode = {mode}."
+        )
+    if not axes and (size is not None or mode is not None):
+        raise ConfigurationError(f"{where}: kind {kind} has no size and no mode; got size = {size}, mode = {mode}.")
+    if val + test >= 1:
+        raise ConfigurationError(f"{where}: val {val} + test {test} leave nothing to train on.")
+
+
+def split_of(content: bytes, *, val: float, test: float) -> str:
     """Returns train, val or test for an example, from its content alone.
 
     Its SHA-256, read as a number in [0, 1), is compared with the shares. So adding or removing data never moves an
     example to another split, equal content always shares one, and every class is split at the same shares up to
     chance: a class of n examples has ``n * test`` test examples, standard deviation ``sqrt(n * test * (1 - test))``.
+    Nearly equal examples go by the smallest SHA-256 among them.
     """
-    place = share(content)
+    place = np.ldexp(int.from_bytes(content[:7]) >> 4, -52)
     return "test" if place < test else "val" if place < test + val else "train"
 
 
-def _examples(items: list[Item], decode, title: str) -> Iterator[tuple[Item, Example | InputRefusedError]]:
-    """Decodes in threads (Pillow works without the interpreter lock), BLOCK at a time, in the order of ``items``."""
+def _key(kind: str, options: Mapping[str, Any]) -> str:
+    """Returns a SHA-256 of all that decides what an example decodes to: options, code and libraries."""
+    code = sorted(path for path in Path(__file__).parent.rglob("*.py") if path.stem != "report")
+    facts = {
+        "kind": kind,
+        "options": options,
+        "code": [sha256(path) for path in code],
+        "libraries": {name: version(name) for name in ("numpy", "pillow", "scipy", "pyarrow", "charset-normalizer")},
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
-    def attempt(item: Item) -> Example | InputRefusedError:
-        try:
-            return decode(item)
-        except InputRefusedError as refusal:
-            return refusal
 
-    with ThreadPoolExecutor(os.cpu_count()) as executor:
-        for start in track(range(0, len(items), BLOCK), title, transient=True):
-            block = items[start : start + BLOCK]
-            yield from zip(block, executor.map(attempt, block), strict=True)
+def _classes(source: Path, found: Found) -> list[str]:
+    """Returns the names of the classes, in the order of their numbers; [] where the data has none."""
+    if not len(found):
+        raise InputRefusedError(f"{source} has no examples.")
+    labels = {label for label in found.labels if label is not None}
+    classes = sorted(labels, key=natural)
+    if len(classes) == 1:
+        raise InputRefusedError(f"{source}: found the classes {classes}; at least two are needed.")
+    return classes
+
+
+def _check_readable(source: Path, found: Found, max_bad: float, cache: Path) -> None:
+    bad = [(path, reason) for path, reason in zip(found.paths, found.reasons, strict=True) if reason]
+    if len(bad) > max_bad * len(found):
+        cache.mkdir(parents=True, exist_ok=True)
+        everything = cache / "refused.csv"
+        pd.DataFrame(bad, columns=["path", "reason"]).to_csv(everything, index=False)
+        sample = "; ".join(f"{path} ({reason})" for path, reason in bad[:5])
+        raise InputRefusedError(
+            f"{source}: {len(bad)} of {len(found)} files cannot be read, more than max_bad = {max_bad}. Remove them, "
+            f"or raise max_bad. {sample}{f'; all of them: {everything}' if len(bad) > 5 else ''}"
+        )
+
+
+def _distinct(found: Found) -> tuple[list[int], list[tuple]]:
+    """Returns the numbers of the examples that stay, one per content, and a row of duplicates.csv for each other."""
+    usable = [number for number, content in enumerate(found.contents) if content]
+    first: dict[bytes, int] = {}
+    if any(found.given):
+        usable.sort(key=lambda number: (RANK.get(found.given[number], 2), number))
+    doubles = []
+    for number in usable:
+        original = first.setdefault(found.contents[number], number)
+        if original != number:
+            labels = (found.labels[number], found.labels[original])
+            doubles.append((found.paths[number], found.paths[original], "same", *labels))
+    return sorted(first.values()), doubles
+
+
+def _near(found: Found, kept: list[int], known: Known, kind: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns the near copies among the ``kept`` - (pairs, 2), places in it - and the fingerprints of all of them.
+
+    Pairs of two examples that the last run knew are not looked for again.
+    """
+    places = zip(known.table["content"], known.table["place"], strict=True)
+    former = {content: place for content, place in places if place >= 0}
+    contents = [found.contents[number] for number in kept]
+    fresh = [place for place, content in enumerate(contents) if content not in former]
+    new = {place: found.prints.get(contents[place]) for place in fresh}
+    width = known.fingerprints.shape[1] or max(
+        (len(print_) for print_ in new.values() if print_ is not None), default=0
+    )
+    if not width:
+        return np.zeros((0, 2), np.int64), None
+    prints = np.zeros((len(kept), width), np.uint8)
+    old = [place for place, content in enumerate(contents) if content in former]
+    if old:
+        prints[old] = known.fingerprints[[former[contents[place]] for place in old]]
+    for place, print_ in new.items():
+        if print_ is not None:
+            prints[place] = print_
+    where, compared = {content: place for place, content in enumerate(contents)}, list(former)
+    again = [(where.get(compared[a], -1), where.get(compared[b], -1)) for a, b in known.pairs.tolist()]
+    again = [(a, b) for a, b in again if a >= 0 <= b]
+    search = duplicates.text_pairs if kind in ("text", "translation") else duplicates.pairs
+    pairs = search(prints, np.array(fresh, np.int64)) if fresh else np.zeros((0, 2), np.int64)
+    pairs = np.sort(np.concatenate([pairs, np.array(again, np.int64).reshape(-1, 2)]), axis=1)
+    return np.unique(pairs, axis=0), prints
+
+
+def _split(
+    found: Found, kept: list[int], pairs: np.ndarray, *, val: float, test: float
+) -> tuple[list[str | None], list[tuple[str, str]]]:
+    """Returns the split of each of the ``kept`` (None: left out), and (path, reason) of those left out.
+
+    Near copies share a split. Where the raw data gives them several, the copies outside the test (else the
+    validation) split are left out.
+    """
+    given = set(found.given)
+    shares = {"val": 0.0 if "val" in given else val, "test": 0.0 if "test" in given else test}
+    splits: list[str | None] = [found.given[number] for number in kept]
+    for place, number in enumerate(kept):
+        if splits[place] not in RANK:
+            splits[place] = split_of(found.contents[number], **shares)
+    group = duplicates.groups(len(kept), pairs)
+    groups: dict[int, list[int]] = defaultdict(list)
+    for place in np.flatnonzero(np.bincount(group, minlength=len(kept))[group] > 1).tolist():
+        groups[int(group[place])].append(place)
+    leaks = []
+    for members in groups.values():
+        first = min(members, key=lambda place: RANK.get(found.given[kept[place]], 2))
+        split = found.given[kept[first]]
+        if split not in RANK:
+            split = split_of(min(found.contents[kept[place]] for place in members), **shares)
+            for place in members:
+                splits[place] = split
+            continue
+        for place in members:
+            if found.given[kept[place]] != split:
+                splits[place] = None
+                reason = f"nearly the same as {found.paths[kept[first]]}, which the data set gives for {split}"
+                leaks.append((found.paths[kept[place]], reason))
+    return splits, leaks
+
+
+def _check_counts(
+    source: Path, classes: list[str], counts: Counter, refused: list[tuple[str, str]], val: float, test: float
+) -> dict[str, list[str]]:
+    """Returns the classes that val and test lack.
+
+    Raises:
+        InputRefusedError: a split is empty, or a class has nothing to train on.
+    """
+    needed = classes or [None]
+    missing = {split: [label for label in needed if not counts[split, label]] for split in SPLITS}
+    if missing["train"] or needed in missing.values():
+        empty = "; ".join(
+            f"{split} has none of {', '.join(map(str, labels))}" if classes else f"{split} has none"
+            for split, labels in missing.items()
+            if labels
+        )
+        out = "".join(f"; {path} ({reason})" for path, reason in refused[:5])
+        raise InputRefusedError(
+            f"{source}: too few examples: {empty}. Add examples, remove the class, or change the shares val = {val}, "
+            f"test = {test}. Left out: {len(refused)}{out}"
+        )
+    return missing
+
+
+def _write(folder: Path, found: Found, known: Known, new: Shards, numbers: list[int], classes: list[str]) -> None:
+    """Writes the shards of one split: arrays of new examples from ``new``, of known ones from the last output."""
+    stores: list[Shards] = [new, *known.stores.values()]
+    names = ["new", *known.stores]
+    place = np.empty((len(numbers), 2), np.int64)  # store, row
+    for i, number in enumerate(numbers):
+        content = found.contents[number]
+        if content in found.rows:
+            place[i] = 0, found.rows[content]
+        else:
+            split, row = known.place[content]
+            place[i] = names.index(split), row
+    number_of = {label: number for number, label in enumerate(classes)}
+    labels = np.array([number_of.get(found.labels[number], -1) for number in numbers], np.int64)
+    step = max(1, GATHER_BYTES // next(store for store in stores if len(store)).row_bytes)
+    with ShardWriter(folder) as writer:
+        for start in range(0, len(numbers), step):
+            rows = place[start : start + step]
+            block: Arrays = {"label": labels[start : start + step]} if classes else {}
+            for store, shards in enumerate(stores):
+                chosen = np.flatnonzero(rows[:, 0] == store)
+                for name, array in shards[rows[chosen, 1]].items() if chosen.size else ():
+                    if name != "label":
+                        whole = block.setdefault(name, np.empty((len(rows), *array.shape[1:]), array.dtype))
+                        whole[chosen] = array
+            writer.append({name: block[name] for name in sorted(block)})
+
+
+def _tables(
+    output: Path,
+    found: Found,
+    kept: list[int],
+    splits: list[str | None],
+    pairs: np.ndarray,
+    refused: list[tuple[str, str]],
+    doubles: list[tuple],
+) -> None:
+    """Writes manifest.parquet, quarantine.csv and duplicates.csv."""
+    groups = duplicates.groups(len(kept), pairs)
+    alone = np.bincount(groups, minlength=len(kept))[groups] == 1
+    rows = [row for row in zip(kept, splits, np.where(alone, -1, groups), strict=True) if row[1]]
+    columns: dict[str, list] = {
+        "path": [found.paths[number] for number, _, _ in rows],
+        "label": [found.labels[number] for number, _, _ in rows],
+        "split": [split for _, split, _ in rows],
+        "sha256": [found.contents[number].hex() for number, _, _ in rows],
+        # The SHA-256 of the first of its near copies; "" for an example without any.
+        "near": ["" if group < 0 else found.contents[kept[group]].hex() for _, _, group in rows],
+    }
+    if not any(columns["label"]):
+        del columns["label"]
+    facts = zip(*(found.facts[number] for number, _, _ in rows), strict=True)
+    columns |= {name: list(values) for name, values in zip(found.names, facts, strict=True)}
+    pd.DataFrame(columns).to_parquet(output / "manifest.parquet", index=False)
+    pd.DataFrame(refused, columns=["path", "reason"]).to_csv(output / "quarantine.csv", index=False)
+    names = ["path", "same_as", "how", "label", "other_label"]
+    pd.DataFrame(doubles, columns=names).to_csv(output / "duplicates.csv", index=False)
+
+
+def _remember(
+    cache: Path, key: str, found: Found, kept: list[int], pairs: np.ndarray, prints: np.ndarray | None
+) -> None:
+    """Writes down what this run found out; see ``previous.py``."""
+    table = {
+        "path": found.paths,
+        "stat": found.stats,
+        "digest": found.digests,
+        "reason": found.reasons,
+        "content": found.contents,
+    }
+    for column, name in enumerate(found.names):
+        blank = type(next(facts[column] for facts in found.facts if facts))()  # a missing one would make floats of all
+        table[name] = [facts[column] if facts else blank for facts in found.facts]
+    place = np.full(len(found), -1, np.int64)
+    if prints is not None:
+        place[kept] = np.arange(len(kept))
+    table["place"] = place
+    previous.save(cache, key, pd.DataFrame(table), np.zeros((0, 0), np.uint8) if prints is None else prints, pairs)
+
+
+def _said(other: str, label: str | None, original: str | None) -> str:
+    return f"same content as {other}" + ("" if label == original else f" under the label {original!r}")
+
+
+def _say(target: Path, about: dict, refused: int, new: int) -> None:
+    totals = ", ".join(f"{split} {count:,}" for split, count in about["examples"].items())
+    of = f"{len(about['classes'])} classes; " if about["classes"] else ""
+    print(f"{target}: {of}{totals}; decoded {new:,}; left out {refused} (quarantine.csv); see report.html")
+    for name, encoding in about["reading"].get("encodings", {}).items():
+        if encoding not in ("ascii", "utf-8"):
+            print(f"{name}: read as {encoding}")
+    if about["near_duplicates"]:
+        print(f"{about['near_duplicates']:,} pairs of near duplicates, each in one split (duplicates.csv)")
+    if about["duplicates_under_another_label"]:
+        print(f"warning: {about['duplicates_under_another_label']} equal or nearly equal examples have two labels")
+    for split, labels in about["missing"].items():
+        print(f"warning: {split} has no example of {', '.join(labels)}; scores on it say nothing about them")

@@ -1,50 +1,79 @@
-"""What every reader of raw data gives to ingest."""
+"""What every reader of raw data - a file of this folder, named by ``kind`` - takes from ingest and gives to it.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+A reader has two functions::
+
+    find(source: Source) -> Iterable[Item]              # in the main process: what there is, without decoding it
+    decode(data: list[bytes] | Payload, **options) -> Example   # in a worker: one example, decoded and checked
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from stages.shards import Arrays
 
+Payload = bytes | str | tuple[str, ...] | np.ndarray
+
 
 @dataclass(frozen=True)
-class Item:
-    """One example as it lies in the raw data, not yet read.
+class Source:
+    """Raw data and what params.yaml says about reading it.
 
     Attributes:
-        path: where it is, relative to the raw folder; unique.
-        label: name of its class.
+        folder: where it lies, archives unpacked.
+        columns: role -> column of a table: its name, its number from 0, or several to be joined by a space.
+        files: split (train, val, test) -> glob pattern of the files that belong to it.
+        encoding: of text files; None: detected per file.
+        notes: filled by ``find`` with what it found out - layout, encodings, columns - for about.json and the user.
+    """
+
+    folder: Path
+    columns: Mapping[str, str | int | list[str | int]] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    encoding: str | None = None
+    notes: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One example as it lies in the raw data, not yet decoded: whole files, or a part of one.
+
+    Attributes:
+        path: its name in the manifest, relative to the raw folder, unique: ``cat/1.png``, ``train.csv#17``.
+        label: name of its class; None where the data has no classes (translation).
         split: train, val or test if the raw data says so, else None.
-        open: reads it; raises InputRefusedError with the reason where that fails.
+        files: the whole files that it consists of, relative to the raw folder; () if ``payload`` holds it.
+        payload: what was taken out of a larger file: encoded bytes, a text, a pair of texts, or an array.
+        problem: why it cannot be an example, e.g. a table row with a surplus field; None: nothing wrong so far.
     """
 
     path: str
-    label: str
-    split: str | None
-    open: Callable[[], object]
+    label: str | None
+    split: str | None = None
+    files: tuple[str, ...] = ()
+    payload: Payload | None = None
+    problem: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Example:
-    """One example, read and checked.
+    """One example, decoded and checked.
 
     Attributes:
-        content: SHA-256 of what it shows, before it was brought to one size.
-        arrays: what is stored, without the first axis.
-        facts: what the manifest says of it, e.g. its original height and width.
+        content: SHA-256 (32 bytes) of what it shows, before it was brought to one size.
+        arrays: what is stored, without the first axis; a text as a str.
+        facts: what the manifest says of it, e.g. its original height and width; the same keys for every example.
+        fingerprint: uint8 vector by which near copies are found (``duplicates.py``); None: takes no part.
     """
 
-    content: str
-    arrays: Arrays
+    content: bytes
+    arrays: Arrays | dict[str, str]
     facts: dict[str, int | str]
+    fingerprint: np.ndarray | None = None
 
 
 def natural(label: str) -> tuple[int, int, str]:
     """Sort key that puts whole numbers first, by value: 2 before 10 before "cat"."""
     return (0, int(label), label) if label.isdecimal() else (1, 0, label)
-
-
-def share(content: str) -> float:
-    """Reads a SHA-256 as a number that is uniform over [0, 1)."""
-    return np.ldexp(int(content[:13], 16), -52)

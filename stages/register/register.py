@@ -15,7 +15,7 @@ from stages import params, tracking
 from stages.errors import InputRefusedError, IntegrityError
 from stages.params import Share
 from stages.register import gate
-from stages.shards import INDEX, Shards, read_json, sha256
+from stages.shards import INDEX, Shards, read_json, read_sealed, sha256
 
 COMPARED = 32  # test examples on which the stored model has to repeat its predictions
 TOLERANCE = 1e-4  # of a probability; the same network on the same machine differs in the last bits of float32
@@ -43,7 +43,7 @@ def register(dataset: str, *, min_gain: Share = 0.0) -> None:
     model, metrics = best(dataset)
     trained, evaluated = Path("data/train", dataset, model), Path("data/evaluate", dataset, model)
     facts = read_json(trained / "run.json")
-    classes = read_json(Path("data/ingest", dataset, "about.json"))["classes"]
+    classes = read_sealed(Path("data/ingest", dataset, "about.json"))["classes"]
     test = Shards(Path("data/ingest", dataset, "test"))
     predictions = pd.read_parquet(evaluated / "predictions.parquet")
     digest = sha256(trained / "model.keras")

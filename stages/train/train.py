@@ -14,7 +14,7 @@ from typing import Any, Literal
 from stages import tracking
 from stages.errors import ConfigurationError
 from stages.params import Amount, Positive, Seed, Share
-from stages.shards import INDEX, Shards, read_json, sha256
+from stages.shards import INDEX, Shards, read_sealed, sha256
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
 
@@ -72,7 +72,7 @@ def train(
     check_sizes(f"params.yaml, train.{model}", architecture, sizes)
     arguments = {key: value for key, value in locals().items() if key not in ("model", "dataset")}
     source, target = Path("data/augment", dataset), Path("data/train", dataset, model)
-    classes = read_json(source / "about.json")["classes"]
+    classes = read_sealed(source / "about.json")["classes"]
     data, val = Shards(source / "train"), Shards(Path("data/ingest", dataset, "val"))
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)

@@ -1,0 +1,348 @@
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages.ingest.report import report, share, shown
+from stages.shards import ShardWriter, write_sealed
+
+SPLITS = ("train", "val", "test")
+KINDS = {
+    "images": lambda rng: ({"image": rng.integers(0, 256, (8, 9, 1), np.uint8)}, {"height": 30, "width": 40}),
+    "volumes": lambda rng: (
+        {"volume": rng.integers(0, 256, (5, 6, 7, 3), np.uint8)},
+        {"depth": 9, "height": int(rng.integers(5, 90)), "width": int(rng.integers(5, 9000))},
+    ),
+    "text": lambda rng: (
+        {"text": "a b " * rng.integers(1, 50)},
+        {"words": int(rng.integers(2, 99)), "script": "LATIN"},
+    ),
+    "translation": lambda rng: ({"source": "a", "target": "β"}, {"source_script": "LATIN", "target_words": 1}),
+}
+
+
+def write(folder, kind="images", examples=40, classes=("cat", "dog"), near=(), refused=(), doubles=(), **about):
+    """Writes what ingest writes of ``examples`` examples, one after the other in each class and split.
+
+    ``near`` are places of examples that are one group of near copies.
+    """
+    rng, classes = np.random.default_rng(0), list(classes) if kind != "translation" else []
+    rows, blocks = [], {split: [] for split in SPLITS}
+    for number in range(examples):
+        label = number % len(classes) if classes else 0
+        split = "train" if number in near else SPLITS[number // max(1, len(classes)) % 3]
+        arrays, facts = KINDS[kind](rng)
+        rows.append(
+            {"path": f"{label}/{number}.png", "label": classes[label] if classes else None, "split": split}
+            | {"sha256": f"{number:064x}", "near": f"{near[0]:064x}" if number in near else ""}
+            | facts
+        )
+        block = {name: np.array([array, None], object)[:1] if kind in ("text", "translation") else array[None]
+                 for name, array in arrays.items()}  # fmt: skip
+        blocks[split].append(block | ({"label": np.array([label])} if classes else {}))
+    manifest = pd.DataFrame(rows).dropna(axis=1)
+    for split in SPLITS:
+        with ShardWriter(folder / split) as writer:
+            for block in blocks[split]:
+                writer.append(block)
+    manifest.to_parquet(folder / "manifest.parquet", index=False)
+    pd.DataFrame(refused, columns=["path", "reason"]).to_csv(folder / "quarantine.csv", index=False)
+    names = ["path", "same_as", "how", "label", "other_label"]
+    doubles = pd.DataFrame(doubles, columns=names)
+    doubles.to_csv(folder / "duplicates.csv", index=False)
+    size = {"images": [8, 9], "volumes": [5, 6, 7]}.get(kind)
+    counts = {split: dict.fromkeys(classes, 0) for split in SPLITS}
+    for row in rows if classes else ():
+        counts[row["split"]][row["label"]] += 1
+    defaults = {
+        "dataset": "pets",
+        "kind": kind,
+        "classes": classes,
+        "examples": {split: len(blocks[split]) for split in SPLITS},
+        "counts": counts,
+        "missing": {},
+        "unreadable": 0,
+        "duplicates": int((doubles["how"] == "same").sum()),
+        "near_duplicates": int((doubles["how"] == "near").sum()),
+        "duplicates_under_another_label": int((doubles["label"] != doubles["other_label"]).sum()),
+        "left_out_of_train": 0,
+        "reading": {"layout": "class folders"},
+        "manifest_sha256": "0" * 64,
+        "options": {"size": size, "mode": "grey" if size else None, "fit": "stretch", "val": 0.15, "test": 0.2},
+    }
+    write_sealed(folder / "about.json", defaults | about)
+    return counts
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: its text, and the names and values of all attributes."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.source = (folder / "report.html").read_text(encoding="utf-8")
+        self.text, self.tags, self.attributes, self.open = "", [], [], []
+        self.feed(self.source)
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text += f" {data}"
+
+
+def page_of(folder, **what):
+    write(folder, **what)
+    report(folder)
+    return Page(folder)
+
+
+def values(page, *names):
+    return [value for name, value in page.attributes if name in names]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_a_whole_page_that_needs_nothing_else(kind, tmp_path):
+    page = page_of(tmp_path, kind=kind)
+    assert page.open == []  # every element is closed, in order
+    assert not re.search(r"https?://|@import|url\(|<script|<link|<iframe", page.source)
+    for value in values(page, "src", "href", "srcset", "action"):
+        assert value.startswith(("data:image/webp;base64,", "#"))
+    ids = values(page, "id")
+    assert len(ids) == len(set(ids))
+    assert {value[1:] for value in values(page, "href")} <= set(ids)
+    assert page.tags.count("img") == len(values(page, "alt")) == {"images": 14, "volumes": 14}.get(kind, 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_input_gives_equal_bytes(kind, tmp_path):
+    before = page_of(tmp_path, kind=kind).source
+    report(tmp_path)
+    assert Page(tmp_path).source == before
+
+
+def test_counts_are_those_of_the_tables(tmp_path):
+    counts = write(tmp_path, examples=3331, classes="abc", refused=[("x.png", "damaged: cut off")] * 3, unreadable=3)
+    report(tmp_path)
+    page = Page(tmp_path)
+    for label in "abc":
+        row = " ".join(f"{counts[split][label]:,}" for split in SPLITS)
+        assert f" {label} {row} " in page.text
+    assert "3,331 pictures in 3 classes, stored as 8 × 9, grey." in page.text
+    assert "3 of 3,334 pictures could not be read." in page.text
+    assert "3 of 3,334 that were found" in page.text
+    assert "damaged 3 x.png" in page.text
+
+
+def test_nothing_to_report_reads_as_such(tmp_path):
+    page = page_of(tmp_path, examples=300)
+    assert "Warning" not in page.text
+    assert "No picture is in two splits, and no two near copies are in different ones." in page.text
+    assert "None: every picture is there once." in page.text
+    assert "None: no two pictures are nearly the same." in page.text
+    assert "Nothing: every picture that was found is in one of the splits." in page.text
+    assert "0% of what was found" in page.text
+
+
+DOUBLES = [
+    ("0/1b.png", "1/1.png", "same", "cat", "dog"),
+    ("1/3b.png", "1/3.png", "same", "dog", "dog"),
+    ("0/2.png", "0/0.png", "near", "cat", "cat"),
+    ("0/9b.png", "0/0.png", "near", "cat", "cat"),  # left out: the test has it
+]
+REFUSED = [("0/1b.png", "same content as 1/1.png under the label 'dog'"), ("1/3b.png", "same content as 1/3.png"),
+           ("0/9b.png", "nearly the same as 0/0.png, which the data set gives for test")]  # fmt: skip
+
+
+def test_copies_and_two_labels_are_shown(tmp_path):
+    page = page_of(tmp_path, near=(0, 2), doubles=DOUBLES, refused=REFUSED, left_out_of_train=1)
+    assert "1 pair of equal or nearly equal pictures has two labels" in page.text
+    assert re.search(r"cat left out 0/1b\.png = dog \w+ 1/1\.png", page.text)
+    assert "2 pictures in 1 group, and 1 more that were left out" in page.text
+    assert re.search(r"cat train 0/0\.png cat train 0/2\.png not stored cat left out 0/9b\.png", page.text)
+    assert "2 copies of 2 pictures left out" in page.text
+    assert re.search(r"the same as another 2 .* nearly the same as another 1 0/9b\.png", page.text)
+    assert (
+        page.text.index("id=")
+        if "id=" in page.text
+        else page.source.index('id="conflicts"') < page.source.index('id="classes"')
+    )
+
+
+def test_a_near_copy_in_another_split_is_a_warning(tmp_path):
+    write(tmp_path)
+    manifest = pd.read_parquet(tmp_path / "manifest.parquet")
+    manifest.loc[manifest.index[:6], "near"] = "0" * 64  # of all three splits
+    manifest.to_parquet(tmp_path / "manifest.parquet", index=False)
+    report(tmp_path)
+    assert "Warning 1 picture or groups of near copies are in more than one split" in Page(tmp_path).text
+
+
+WARNINGS = [
+    ({"examples": 40}, "2 classes with fewer than 20 training pictures: cat, dog."),
+    ({"missing": {"val": ["dog"]}}, "The val split has no example of dog."),
+    (
+        {"reading": {"encodings": {"a.txt": "utf-8", "b.txt": "cp1252"}}},
+        "Not in UTF-8 but read as cp1252: b.txt.",
+    ),
+    (
+        {"counts": {"train": {"cat": 900, "dog": 300}, "val": {"cat": 9, "dog": 9}, "test": {"cat": 50, "dog": 50}}},
+        "dog is 25% of train and 50% of test",
+    ),
+    (
+        {"counts": {"train": {"cat": 310, "dog": 100}, "val": {"cat": 9, "dog": 9}, "test": {"cat": 30, "dog": 10}}},
+        "310 training pictures of cat, 100 of dog, 3.1 times as many. Always answering cat scores 75% on test.",
+    ),
+    (
+        {"options": {"size": [60, 60], "mode": "grey", "fit": "pad"}},
+        "100% of the pictures were smaller than the stored 60 x 60",
+    ),
+    (
+        {"options": {"size": [10, 30], "mode": "grey", "fit": "crop"}},
+        "100% of the pictures are cut by more than 1.5 times",
+    ),
+]
+
+
+@pytest.mark.parametrize(("what", "sentence"), WARNINGS)
+def test_what_a_person_should_know_is_said(what, sentence, tmp_path):
+    text = page_of(tmp_path, **{"examples": 300, **what}).text
+    assert re.search(f"Warning [^✓]*{re.escape(sentence)}", text)
+
+
+def test_scripts_that_differ_are_named(tmp_path):
+    write(tmp_path, kind="text", examples=300)
+    manifest = pd.read_parquet(tmp_path / "manifest.parquet")
+    manifest.loc[:2, "script"] = "CYRILLIC"
+    manifest.loc[3:4, "script"] = "none"
+    manifest.to_parquet(tmp_path / "manifest.parquet", index=False)
+    report(tmp_path)
+    text = Page(tmp_path).text
+    assert "Mixed scripts: LATIN 295, but also CYRILLIC 3." in text
+    assert "2 texts without any letter." in text
+
+
+def test_a_fact_that_gives_the_class_away_is_named(tmp_path):
+    write(tmp_path, examples=300)
+    manifest = pd.read_parquet(tmp_path / "manifest.parquet")
+    manifest["format"] = np.where(manifest["label"] == "cat", "PNG", "JPEG")
+    manifest["width"] = np.arange(300) // 2 + 50  # says nothing
+    manifest.to_parquet(tmp_path / "manifest.parquet", index=False)
+    report(tmp_path)
+    text = Page(tmp_path).text
+    assert "The format alone says much about the class" in text
+    assert "format 100% width 50%" in text
+
+
+HOSTILE = ["<script>alert(1)</script>", "\"'><img src=x onerror=alert(1)>", "a\nb\r\x00\u202egnp.exe", "x" * 5000,
+           "{{ 7 * 7 }}", "&lt;b&gt;", "שלום", "NA"]  # fmt: skip
+
+
+def test_hostile_names_stay_text(tmp_path):
+    names = sorted(HOSTILE)
+    write(
+        tmp_path,
+        examples=240,
+        classes=names,
+        dataset=HOSTILE[1],
+        refused=[(name, name) for name in names if "\x00" not in name],
+        doubles=[(name, "0/0.png", "same", name, names[0]) for name in names if "\x00" not in name],
+        reading={name: {name: [name]} for name in names},
+    )
+    report(tmp_path)
+    page = Page(tmp_path)
+    assert "script" not in page.tags
+    assert page.open == []
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert {value[:5] for value in values(page, "src")} == {"data:"}
+    for name in (HOSTILE[0], HOSTILE[1], HOSTILE[4], HOSTILE[5], HOSTILE[6]):
+        assert name in page.text
+    assert " NA " in page.text
+    assert r"a\nb\r\x00\u202egnp.exe" in page.text
+    assert "\u202e" not in page.source
+    assert "x" * 200 not in page.source
+
+
+def test_hostile_texts_stay_text(tmp_path):
+    write(tmp_path, kind="text", examples=60)
+    with ShardWriter(tmp_path / "train") as writer:
+        texts = (HOSTILE * 3)[:20]
+        writer.append({"label": np.arange(20) % 2, "text": np.array([*texts, None], object)[:-1]})
+    report(tmp_path)
+    page = Page(tmp_path)
+    assert {"script", "img"} & set(page.tags) == set()
+    assert HOSTILE[1] in page.text
+    assert "x" * 300 not in page.source
+
+
+def test_caps_hold(tmp_path):
+    doubles = [(f"{n}/copy.png", f"{n % 500}/{n % 500}.png", "same", "a", "b") for n in range(3000)]
+    refused = [(path, "same content") for path, *_ in doubles] + [(f"{n}.png", f"reason {n}: x") for n in range(300)]
+    page = page_of(
+        tmp_path,
+        examples=1500,
+        classes=[f"class {number:03d}" for number in range(500)],
+        near=range(0, 90, 3),
+        doubles=[*doubles, *((f"{n}/{n}.png", "0/0.png", "near", "a", "a") for n in range(3, 90, 3))],
+        refused=refused,
+        reading={"encodings": {f"{number}.txt": "utf-8" for number in range(9999)}},
+    )
+    assert len(page.source) < 500_000
+    assert page.tags.count("img") < 350 + 100
+    assert "450 others are not shown" in page.text
+    assert "The 16 largest" not in page.text  # one group only, of which five are shown
+    assert "and 25 more" in page.text
+    assert "The 24 most frequent" in page.text
+    assert "and 9,989 more" in page.text
+    assert "other reasons 281" in page.text
+
+
+def test_the_page_takes_no_pixels_but_those_it_shows(tmp_path, monkeypatch):
+    write(tmp_path, examples=3000)
+    rows = []
+    monkeypatch.setattr("stages.ingest.report.Shards", lambda *a, **b: Counting(rows, *a, **b))
+    report(tmp_path)
+    assert sum(rows) < 300  # of 3000: two averages of 100, and some single ones
+
+
+class Counting:
+    def __init__(self, rows, *arguments, **options):
+        from stages.shards import Shards
+
+        self.shards, self.rows = Shards(*arguments, **options), rows
+
+    def __getitem__(self, rows):
+        self.rows.append(np.size(rows))
+        return self.shards[rows]
+
+    row_bytes = property(lambda self: self.shards.row_bytes)
+
+
+def test_the_report_starts_without_the_large_libraries():
+    large = {"dvc", "keras", "matplotlib", "mlflow", "scipy", "tensorflow"}
+    code = f"import sys, stages.ingest.report; print({large} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+@pytest.mark.parametrize(("part", "said"), [(0, "0%"), (0.0004, "<0.1%"), (0.0123, "1.2%"), (0.5, "50%"), (1, "100%")])
+def test_shares_are_short(part, said):
+    assert share(part) == said
+
+
+def test_long_names_keep_their_beginning_and_end():
+    assert shown("a" * 100 + "/" + "b" * 100 + ".png", 20) == "a" * 10 + "…" + "b" * 5 + ".png"
