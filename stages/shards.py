@@ -163,6 +163,11 @@ class Shards(Sequence):
         """What one example takes, in bytes; a text counts as TEXT_BYTES."""
         return sum(map(_row_bytes, self._index["arrays"].values()))
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the arrays; none where there are no examples."""
+        return list(self._index["arrays"])
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Returns the shape of one row of the array ``name``."""
         return tuple(self._index["arrays"][name]["shape"])
@@ -175,16 +180,17 @@ class Shards(Sequence):
         rows = np.where(rows < 0, rows + len(self), rows)
         if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
             raise IndexError(f"row {rows.max()} of {self.folder}, which has {len(self)} rows")
+        return {name: self.take(name, rows) for name in self.names}
+
+    def take(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Copies the given rows, none negative, of one array."""
+        kind = self._index["arrays"][name]
+        result = np.empty((len(rows), *kind["shape"]), object if kind["dtype"] == "text" else kind["dtype"])
         shard = np.searchsorted(self._ends, rows, side="right")
-        result = {
-            name: np.empty((len(rows), *kind["shape"]), object if kind["dtype"] == "text" else kind["dtype"])
-            for name, kind in self._index["arrays"].items()
-        }
         for number in np.unique(shard):
             place = np.flatnonzero(shard == number)
             start = self._ends[number] - self._index["shards"][number]["rows"]
-            for name, array in result.items():
-                array[place] = self._rows(number, name, rows[place] - start)
+            result[place] = self._rows(number, name, rows[place] - start)
         return result
 
     def blocks(self, rows: int) -> Iterator[Arrays]:

@@ -44,7 +44,7 @@ MISFIT = 1.05
 # of the candidates among different pictures.
 ROUGH, COARSE = 5.0, 4.0
 # Of a candidate; for 97 % of the copies, and one pair in 4,000 of different photos.
-SLACK = 3.4
+SLACK = 4.6
 LEAST, MOST = (-0.25, -0.25, -0.35, -0.35), (0.25, 0.25, 0.5, 0.5)  # shift and growth per axis, in half sides
 MAX_GAIN = 3.0  # of contrast
 KEEP = 8  # frequencies per axis that a description keeps; more of them told no more pairs apart
@@ -265,7 +265,7 @@ def _describe(thumbs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     def coefficients(row: int, column: int) -> np.ndarray:
         block = filtered[:, row * KEEP : (row + 1) * KEEP, column * KEEP : (column + 1) * KEEP]
-        vector = block.reshape(len(block), -1)[:, 1:] * WEIGHT
+        vector = block.reshape(len(block), KEEP**2)[:, 1:] * WEIGHT
         return vector - FLAT * (vector * FLAT).sum(1, keepdims=True)
 
     basis: list[np.ndarray] = []
@@ -310,7 +310,7 @@ def _compare(
     All but ``thumbs`` are by the number that ``order`` gives a picture.
     """
     points, planes, axes = tile
-    slack = [SLACK * curvature[side] * np.sqrt(detail[side]) for side in (points, planes)]
+    slack = [SLACK * curvature[side] * detail[side] ** 0.75 for side in (points, planes)]
     reached = np.multiply.outer(slack[0], slack[1] * np.float32(UNIT**4))
     point, product = basis[points, 0].astype(np.float32), np.empty_like(reached)
     for axis in axes:

@@ -18,7 +18,7 @@ from stages.errors import ConfigurationError, InputRefusedError
 from stages.ingest import duplicates, previous, reading
 from stages.ingest.formats import archives
 from stages.ingest.previous import Known
-from stages.ingest.reading import Found
+from stages.ingest.reading import FINGERPRINT, Found
 from stages.ingest.records import Source, natural
 from stages.ingest.report import report
 from stages.params import Positive, Share
@@ -27,6 +27,7 @@ from stages.shards import Arrays, Shards, ShardWriter, sha256, swap, write_seale
 SPLITS = ("train", "val", "test")
 RANK = {"test": 0, "val": 1}  # of equal and nearly equal examples the one stays that the raw data gives for the test
 GATHER_BYTES = 32 * 2**20  # copied at a time into the shards; bounds memory
+GATHER_ROWS = 2**15  # fingerprints copied at a time
 PIXELS = {"images": 2, "volumes": 3}  # kinds with a size, and its axes
 
 
@@ -107,7 +108,10 @@ def ingest(
     _check_readable(source, found, max_bad, cache)
 
     kept, doubles = _distinct(found)
-    pairs, prints = _near(found, kept, known, kind) if near_duplicates else (np.zeros((0, 2), np.int64), None)
+    new = Shards(scratch / "new")
+    pairs, prints = np.zeros((0, 2), np.int64), None
+    if near_duplicates:
+        pairs, prints = _near(found, kept, known, new, kind, scratch)
     splits, leaks = _split(found, kept, pairs, val=val, test=test)
     doubles += [
         (found.paths[kept[b]], found.paths[kept[a]], "near", found.labels[kept[b]], found.labels[kept[a]])
@@ -119,7 +123,6 @@ def ingest(
     counts = Counter((split, found.labels[number]) for number, split in zip(kept, splits, strict=True) if split)
     missing = _check_counts(source, classes, counts, refused, val, test)
 
-    new = Shards(scratch / "new")
     for split in SPLITS:
         numbers = [number for number, chosen in zip(kept, splits, strict=True) if chosen == split]
         _write(output / split, found, known, new, numbers, classes)
@@ -231,7 +234,9 @@ def _distinct(found: Found) -> tuple[list[int], list[tuple]]:
     return sorted(first.values()), doubles
 
 
-def _near(found: Found, kept: list[int], known: Known, kind: str) -> tuple[np.ndarray, np.ndarray | None]:
+def _near(
+    found: Found, kept: list[int], known: Known, new: Shards, kind: str, scratch: Path
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Returns the near copies among the ``kept`` - (pairs, 2), places in it - and the fingerprints of all of them.
 
     Pairs of two examples that the last run knew are not looked for again.
@@ -240,19 +245,19 @@ def _near(found: Found, kept: list[int], known: Known, kind: str) -> tuple[np.nd
     former = {content: place for content, place in places if place >= 0}
     contents = [found.contents[number] for number in kept]
     fresh = [place for place, content in enumerate(contents) if content not in former]
-    new = {place: found.prints.get(contents[place]) for place in fresh}
-    width = known.fingerprints.shape[1] or max(
-        (len(print_) for print_ in new.values() if print_ is not None), default=0
-    )
+    stored = new.shape(FINGERPRINT)[0] if FINGERPRINT in new.names else 0
+    width = known.fingerprints.shape[1] or stored
     if not width:
         return np.zeros((0, 2), np.int64), None
-    prints = np.zeros((len(kept), width), np.uint8)
-    old = [place for place, content in enumerate(contents) if content in former]
-    if old:
-        prints[old] = known.fingerprints[[former[contents[place]] for place in old]]
-    for place, print_ in new.items():
-        if print_ is not None:
-            prints[place] = print_
+    # In a file: a kilobyte for each of a million examples need not be in memory.
+    prints = np.lib.format.open_memmap(scratch / "fingerprints.npy", "w+", np.uint8, (len(kept), width))
+    for start in range(0, len(kept), GATHER_ROWS):
+        part = contents[start : start + GATHER_ROWS]
+        rows = np.array([former.get(content, -1) for content in part])
+        prints[start : start + len(part)][rows >= 0] = known.fingerprints[rows[rows >= 0]] if (rows >= 0).any() else 0
+        if stored:
+            rows = np.array([-1 if content in former else found.rows.get(content, -1) for content in part])
+            prints[start : start + len(part)][rows >= 0] = new.take(FINGERPRINT, rows[rows >= 0])
     where, compared = {content: place for place, content in enumerate(contents)}, list(former)
     again = [(where.get(compared[a], -1), where.get(compared[b], -1)) for a, b in known.pairs.tolist()]
     again = [(a, b) for a, b in again if a >= 0 <= b]
@@ -343,7 +348,7 @@ def _write(folder: Path, found: Found, known: Known, new: Shards, numbers: list[
             for store, shards in enumerate(stores):
                 chosen = np.flatnonzero(rows[:, 0] == store)
                 for name, array in shards[rows[chosen, 1]].items() if chosen.size else ():
-                    if name != "label":
+                    if name not in ("label", FINGERPRINT):
                         whole = block.setdefault(name, np.empty((len(rows), *array.shape[1:]), array.dtype))
                         whole[chosen] = array
             writer.append({name: block[name] for name in sorted(block)})

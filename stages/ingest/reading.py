@@ -23,6 +23,7 @@ BLOCK = 128  # examples decoded at a time by a worker
 SMALL = 16  # blocks up to which threads are used: starting processes takes longer
 FILE_BYTES = 2**30  # largest file that is one example; above, a worker's memory would not be bounded
 SUMS = "SHA256SUMS"
+FINGERPRINT = "fingerprint"  # the array of them in the staging shards; it is not part of the output
 
 
 @dataclass
@@ -40,7 +41,6 @@ class Found:
         facts: what the manifest says of it, values in the order of ``names``; () if it cannot be used.
         names: of the facts.
         rows: content -> row of ``staging``, for newly decoded ones.
-        prints: content -> fingerprint, for newly decoded ones.
     """
 
     paths: list[str] = field(default_factory=list)
@@ -53,7 +53,6 @@ class Found:
     facts: list[tuple] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     rows: dict[bytes, int] = field(default_factory=dict)
-    prints: dict[bytes, np.ndarray | None] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -61,7 +60,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A block of examples as a worker gives it back; ``arrays`` are those of the usable ones, stacked."""
+    """A block of examples from a worker; ``arrays``: those of the usable ones, and their fingerprints, stacked."""
 
     digests: list[bytes]
     files: list[tuple[bytes, ...]]  # SHA-256 of every whole file of every example
@@ -69,7 +68,6 @@ class Decoded:
     contents: list[bytes]
     names: list[str]
     facts: list[tuple]
-    prints: list[np.ndarray | None]
     arrays: Arrays
 
 
@@ -79,7 +77,7 @@ Task = tuple[tuple[str, ...], Payload | None]  # files and payload of an Item, w
 def decode_block(tasks: list[Task], kind: str, folder: str, options: dict) -> Decoded:
     """Reads and decodes examples; the function that runs in worker processes and on a cluster."""
     decode = import_module(f"stages.ingest.{kind}").decode
-    result = Decoded([], [], [], [], [], [], [], {})
+    result = Decoded([], [], [], [], [], [], {})
     stacks: dict[str, list] = {}
     for names, payload in tasks:
         reason, example, files = "", None, ()
@@ -97,12 +95,13 @@ def decode_block(tasks: list[Task], kind: str, folder: str, options: dict) -> De
         result.reasons.append(reason)
         result.contents.append(example.content if example else b"")
         result.facts.append(tuple(example.facts.values()) if example else ())
-        result.prints.append(example.fingerprint if example else None)
         if example:
             if not stacks:
                 result.names.extend(example.facts)
             for name, array in example.arrays.items():
                 stacks.setdefault(name, []).append(array)
+            if example.fingerprint is not None:
+                stacks.setdefault(FINGERPRINT, []).append(example.fingerprint)
     for name, stack in stacks.items():
         result.arrays[name] = np.array([*stack, None], object)[:-1] if isinstance(stack[0], str) else np.stack(stack)
     return result
@@ -263,7 +262,6 @@ def _fill(
         if content:
             if content not in found.rows:
                 found.rows[content] = len(found.rows)
-                found.prints[content] = decoded.prints[place]
                 kept.append(row)
             row += 1
     if kept:

@@ -65,7 +65,8 @@ class Example:
         content: SHA-256 (32 bytes) of what it shows, before it was brought to one size.
         arrays: what is stored, without the first axis; a text as a str.
         facts: what the manifest says of it, e.g. its original height and width; the same keys for every example.
-        fingerprint: uint8 vector by which near copies are found (``duplicates.py``); None: takes no part.
+        fingerprint: uint8 vector by which near copies are found (``duplicates.py``); zeros: takes no part; None for
+            every example: near copies are not looked for.
     """
 
     content: bytes
