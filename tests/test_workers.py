@@ -1,4 +1,5 @@
 import os
+import shutil
 import time
 
 import dask.config
@@ -6,7 +7,10 @@ import pytest
 from distributed import LocalCluster
 
 from stages import workers
+from stages.augment.augment import augment
 from stages.errors import ServiceError
+from stages.ingest import reading
+from stages.ingest.ingest import ingest
 
 
 def square(number, add):
@@ -55,3 +59,25 @@ def test_a_scheduler_that_does_not_answer_is_named():
     nobody = {"scheduler-address": "tcp://127.0.0.1:9", "distributed.comm.timeouts.connect": "1s"}
     with dask.config.set(nobody), pytest.raises(ServiceError, match="127.0.0.1:9"), workers.executor():
         pass
+
+
+def test_processes_and_a_cluster_give_the_bytes_of_threads(pictures, monkeypatch):
+    data = pictures.parents[1]
+
+    def run():
+        ingest("bars", kind="images", size=(12, 12), mode="grey")
+        augment("bars", copies=2, seed=1, shift=2, elastic=1, noise=5)
+        files = [path for stage in ("ingest", "augment") for path in (data / stage / "bars").rglob("*.*")]
+        content = {str(path.relative_to(data)): path.read_bytes() for path in files}
+        for stage in ("ingest", "augment"):
+            shutil.rmtree(data / stage)
+        return content
+
+    threads = run()
+    monkeypatch.setattr(reading, "BLOCK", 7)
+    cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
+    with cluster, dask.config.set({"scheduler-address": cluster.scheduler_address}):
+        assert run() == threads
+    monkeypatch.setattr(reading, "SMALL", 0)
+    monkeypatch.setattr("stages.augment.augment.SMALL", 0)
+    assert run() == threads
