@@ -18,11 +18,14 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from stages.errors import InputRefusedError, IntegrityError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Arrays = dict[
     str, np.ndarray
@@ -218,11 +221,13 @@ class Shards(Sequence):
             raise InputRefusedError(f"{self.folder} has no examples.")
         return np.concatenate([self._rows(number, name, slice(None)) for number in range(len(self._shards))])
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> "pd.DataFrame":
         """Returns the manifest's row - path, label, split, sizes, flags - of each example, in order, joined by content.
 
         For a split of data/ingest, and for data/augment, whose changed copies have the row of their original.
         """
+        import pandas as pd  # half a second that worker processes, which read no table, are spared
+
         dataset = self.folder.parent.name
         manifest = pd.read_parquet(self.folder.parents[2] / "ingest" / dataset / "manifest.parquet")
         content = [bytes(row).hex() for row in self.column("content")]

@@ -16,8 +16,6 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
-import dask.config
-
 from stages.errors import ServiceError
 
 AHEAD = 3  # blocks submitted per worker before the first result is taken: keeps all busy and memory bounded
@@ -38,6 +36,8 @@ def executor(small: bool = False) -> Iterator[Executor]:
     Raises:
         ServiceError: no scheduler answers at Dask's address.
     """
+    import dask.config  # here, as every worker imports this file
+
     if address := dask.config.get("scheduler-address", None):
         from distributed import Client  # half a second that only a cluster is worth
 

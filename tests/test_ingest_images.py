@@ -615,3 +615,20 @@ def test_every_photo_of_caltech_is_decoded(datasets):
     counts = Counter(item.label for item in items)
     assert (len(counts), counts["watch"], counts["stop_sign"]) == (10, 239, 64)  # datasets/README.md
     assert Counter(example.facts["mode"] for example in examples) == {"RGB": 1049, "L": 20}
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_jpeg_is_decoded_smaller_and_shows_nearly_the_same(orientation):
+    row, column = np.mgrid[:900, :1200]
+    waves = np.stack([np.sin(row / 40 + column / 90), np.cos(column / 55), np.sin(row / 25)], axis=-1)
+    picture = Image.fromarray(np.rint(waves * 120 + 128).astype(np.uint8))
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    picture.save(file, "JPEG", quality=95, exif=exif)
+    shown = picture if orientation == 1 else picture.transpose(Image.Transpose.ROTATE_270)
+    for mode, coded in (("colour", "RGB"), ("grey", "L")):
+        example = decode([file.getvalue()], size=(60, 80), mode=mode)
+        whole = np.asarray(shown.convert(coded).resize((80, 60), Image.Resampling.BILINEAR)).reshape(60, 80, -1)
+        assert np.abs(example.arrays["image"].astype(int) - whole).mean() < 1.5
+        assert (example.facts["height"], example.facts["width"]) == shown.size[::-1]
+        assert example.facts["mode"] == "RGB"

@@ -79,7 +79,7 @@ def decode(
     if isinstance(data, list):
         [data] = data
     file = data if isinstance(data, bytes) else None
-    picture, facts = pictures.read(file) if file is not None else pictures.from_array(data)
+    picture, facts = pictures.read(file, max(size), mode) if file is not None else pictures.from_array(data)
     stored = pictures.to_size(picture, size=size, mode=mode, fit=fit)
     thumbnail = None
     if fingerprints:
