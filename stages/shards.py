@@ -27,9 +27,7 @@ from stages.errors import InputRefusedError, IntegrityError
 if TYPE_CHECKING:
     import pandas as pd
 
-Arrays = dict[
-    str, np.ndarray
-]  # equal length along the first axis: one row per example; texts are arrays of str objects
+Arrays = dict[str, np.ndarray]  # equal lengths: one row per example; texts are arrays of str objects
 
 INDEX = "index.json"
 SHARD_BYTES = 64 * 2**20  # large enough for DVC (one object each), small enough to be one writer's buffer
