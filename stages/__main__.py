@@ -3,11 +3,13 @@
 Beside them: ``check`` looks at all of params.yaml first; ``verify``, ``push`` and ``pull`` are in ``verify.py``.
 """
 
+import errno
 import inspect
 import json
 import os
 import sys
 import time
+import unicodedata
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import import_module
@@ -17,7 +19,7 @@ from typing import Any
 from pydantic import ConfigDict, ValidationError, create_model
 
 from stages import params
-from stages.errors import ConfigurationError, StageError
+from stages.errors import ConfigurationError, ServiceError, StageError
 
 JOURNAL = Path("data/journal.jsonl")
 
@@ -44,8 +46,13 @@ def main(*words: str) -> int:
                     f"check, verify, push or pull. Stages: {', '.join(params.STAGES)}."
                 )
     except StageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_one_line(str(error))}", file=sys.stderr)
         return error.status
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        print(f"error: {error.strerror}: {error.filename or 'the disk'}. Make room and run again.", file=sys.stderr)
+        return ServiceError.status
     return 0
 
 
@@ -133,6 +140,11 @@ def _import_keras_quietly() -> None:
     finally:
         os.dup2(saved, 2)
         os.close(saved)
+
+
+def _one_line(message: str) -> str:
+    """Returns a message, which may quote raw data, without what would steer a terminal or end the line."""
+    return "".join(sign if unicodedata.category(sign) != "Cc" else f"\\x{ord(sign):02x}" for sign in message)
 
 
 def _say(error: dict[str, Any]) -> str:

@@ -25,6 +25,12 @@ class IntegrityError(StageError):
     status = 4
 
 
+class BusyError(StageError):
+    """Another process is doing the same."""
+
+    status = 5
+
+
 class ServiceError(StageError):
     """An outside service or resource failed; running again goes on where it stopped."""
 

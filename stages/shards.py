@@ -17,12 +17,14 @@ import io
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from filelock import FileLock, Timeout
 
-from stages.errors import InputRefusedError, IntegrityError
+from stages.errors import BusyError, InputRefusedError, IntegrityError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +34,6 @@ Arrays = dict[str, np.ndarray]  # equal lengths: one row per example; texts are 
 INDEX = "index.json"
 SHARD_BYTES = 64 * 2**20  # large enough for DVC (one object each), small enough to be one writer's buffer
 SEAL = "sha256"
-TEXT_BYTES = 256  # that a text is taken to have when rows are counted into shards; its own length would do it unevenly
 
 
 class ShardWriter:
@@ -45,7 +46,8 @@ class ShardWriter:
         self._folder = folder
         self._shard_bytes = shard_bytes
         self._blocks: list[Arrays] = []
-        self._buffered = 0
+        self._sizes: list[np.ndarray] = []  # bytes of every buffered row, a text by its characters
+        self._buffered = 0  # bytes of all of them
         self._shards: list[dict] = []
         self._kinds: dict[str, dict] = {}
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,16 +70,24 @@ class ShardWriter:
         self._kinds = self._kinds or kinds
         if len(set(lengths.values())) != 1 or kinds != self._kinds:
             raise ValueError(f"{self._folder}: a block of {kinds} with lengths {lengths} among {self._kinds}")
+        sizes = np.full(next(iter(lengths.values())), sum(map(_row_bytes, kinds.values())), np.int64)
+        for name, kind in kinds.items():
+            if kind["dtype"] == "text":
+                sizes += [len(text) for text in block[name]]
         self._blocks.append(block)
-        self._buffered += next(iter(lengths.values()))
-        rows = max(1, self._shard_bytes // sum(map(_row_bytes, kinds.values())))
-        while self._buffered >= rows:
+        self._sizes.append(sizes)
+        self._buffered += int(sizes.sum())
+        while self._buffered > self._shard_bytes:
+            ends = np.cumsum(np.concatenate(self._sizes))
+            # As many as fit, whatever the blocks are; one, if it is larger than a shard.
+            if (rows := max(1, int(np.searchsorted(ends, self._shard_bytes, side="right")))) == len(ends):
+                break
             self._flush(rows)
 
     def close(self) -> None:
         """Writes what is buffered, then the index."""
-        if self._buffered:
-            self._flush(self._buffered)
+        if rows := sum(map(len, self._sizes)):
+            self._flush(rows)
         rows = sum(shard["rows"] for shard in self._shards)
         write_sealed(self._folder / INDEX, {"rows": rows, "arrays": self._kinds, "shards": self._shards})
 
@@ -103,7 +113,8 @@ class ShardWriter:
             else:
                 files[name] = self._save(f"{name}-{number:05d}.npy", parts)
         self._shards.append({"rows": rows, "files": files})
-        self._buffered -= rows
+        self._sizes = [np.concatenate(self._sizes)[rows:]]
+        self._buffered = int(self._sizes[0].sum())
 
     def _save(self, name: str, parts: list[np.ndarray]) -> dict:
         """Writes ``parts`` as one .npy file, hashing on the way; returns its entry of the index."""
@@ -161,8 +172,9 @@ class Shards(Sequence):
 
     @property
     def row_bytes(self) -> int:
-        """What one example takes, in bytes; a text counts as TEXT_BYTES."""
-        return sum(map(_row_bytes, self._index["arrays"].values()))
+        """What one example takes on average, in bytes; 1 where there are none."""
+        size = sum(file["bytes"] for shard in self._index["shards"] for file in shard["files"].values())
+        return max(1, size // max(1, len(self)))
 
     @property
     def names(self) -> list[str]:
@@ -248,11 +260,34 @@ def write_sealed(path: Path, content: dict) -> None:
     partial.replace(path)
 
 
+@contextmanager
+def working(cache: Path) -> Iterator[Path]:
+    """Gives an empty folder in ``cache`` to one process at a time, and takes it away at the end, however that comes.
+
+    Raises:
+        BusyError: another process is at it.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    scratch = cache / "scratch"
+    try:
+        with FileLock(cache / "lock", timeout=0):
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir()
+            try:
+                yield scratch
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    except Timeout:
+        raise BusyError(f"{cache.parent.parent / cache.name} is being written by another run; wait for it.") from None
+
+
 def swap(output: Path, target: Path) -> None:
     """Puts a finished folder into the place of ``target`` by renaming, so that neither is ever half there."""
     former = output.with_name(output.name + ".former")
     shutil.rmtree(former, ignore_errors=True)
-    if target.exists():
+    if target.is_symlink() or target.is_file():
+        target.unlink()  # a link to a folder elsewhere; what lies there is not ours to take away
+    elif target.exists():
         target.rename(former)
     output.rename(target)
     shutil.rmtree(former, ignore_errors=True)
@@ -302,7 +337,7 @@ def _kind(array: np.ndarray) -> dict:
 
 
 def _row_bytes(kind: dict) -> int:
-    return TEXT_BYTES if kind["dtype"] == "text" else np.dtype(kind["dtype"]).itemsize * int(np.prod(kind["shape"]))
+    return 0 if kind["dtype"] == "text" else np.dtype(kind["dtype"]).itemsize * int(np.prod(kind["shape"]))
 
 
 def _seal(content: dict) -> str:

@@ -153,7 +153,7 @@ def test_a_flipped_bit_in_what_is_known_or_was_written_is_never_taken_over(bars)
     data = folder.parents[1]
     rng = np.random.default_rng(0)
     for _ in range(25):
-        files = [path for stage in ("ingest", "augment") for path in (data / stage).rglob("*") if path.is_file()]
+        files = [path for stage in ("ingest", "augment") for path in (data / stage).rglob("*.*") if path.is_file()]
         path = sorted(files)[rng.integers(len(files))]
         whole = path.read_bytes()
         place = rng.integers(len(whole))
@@ -176,3 +176,23 @@ def test_an_example_left_out_of_train_comes_back_when_its_twin_in_test_goes(bars
     after = run()
     assert "train/down/twin.png" in set(pd.read_parquet(folder.parents[1] / "ingest/bars/manifest.parquet")["path"])
     assert after == run(fresh=True)
+
+
+@pytest.mark.parametrize("other", [{"fit": "pad"}, {"size": (10, 9)}, {"mode": "colour"}])
+def test_copies_of_the_same_pictures_stored_otherwise_are_made_anew(workspace, other):
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        folder = workspace / "data/raw/wide" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 14), np.uint8)).save(folder / f"{number}.png")
+    options = {"kind": "images", "size": (12, 12), "mode": "grey"}
+
+    def run(options):
+        ingest("wide", **options)
+        augment("wide", copies=1, seed=1, shift=2)
+        return (workspace / "data/augment/wide/train/index.json").read_bytes()
+
+    run(options)
+    after = run(options | other)
+    shutil.rmtree(workspace / "data/augment")
+    assert run(options | other) == after

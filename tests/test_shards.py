@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from stages.augment.augment import augment
-from stages.errors import InputRefusedError, IntegrityError
+from stages.errors import BusyError, InputRefusedError, IntegrityError
 from stages.ingest.ingest import ingest
-from stages.shards import INDEX, Shards, ShardWriter, read_sealed, write_sealed, write_shards
+from stages.shards import INDEX, Shards, ShardWriter, read_sealed, working, write_sealed, write_shards
 
 
 @pytest.fixture
@@ -98,13 +98,17 @@ def test_objects_are_never_unpickled(tmp_path):
 
 def test_texts_of_any_length_and_script_are_stored(tmp_path):
     texts = np.array(["", "zwei", "naïve\u0085 \x00", "日本語" * 50, "🙂"] * 9, object)
-    write_shards(tmp_path / "s", [{"text": part} for part in np.split(texts, [1, 20])], shard_bytes=7 * 256)
+    write_shards(tmp_path / "s", [{"text": part} for part in np.split(texts, [1, 20])], shard_bytes=700)
     shards = Shards(tmp_path / "s")
     assert shards.column("text").tolist() == texts.tolist()
     rows = [44, 0, 3, 3, 21]
     assert shards[rows]["text"].tolist() == texts[rows].tolist()
     assert shards[7]["text"] == texts[7]
-    assert len(list((tmp_path / "s").glob("*-ends.npy"))) == 7
+    assert len(list((tmp_path / "s").glob("*-ends.npy"))) > 2
+    write_shards(tmp_path / "t", [{"text": texts}], shard_bytes=700)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "s").iterdir()} == {
+        p.name: p.read_bytes() for p in (tmp_path / "t").iterdir()
+    }
 
 
 def test_a_shard_of_empty_texts_can_be_read(tmp_path):
@@ -179,3 +183,13 @@ def test_a_sealed_file_says_when_it_was_changed(tmp_path):
     (tmp_path / "a.json").write_text("[]")
     with pytest.raises(IntegrityError, match="a.json was changed"):
         read_sealed(tmp_path / "a.json")
+
+
+def test_one_process_at_a_time_works_in_a_folder_and_leaves_nothing_there(tmp_path):
+    with pytest.raises(RuntimeError), working(tmp_path / ".cache/a") as scratch:
+        (scratch / "half").write_text("x")
+        with pytest.raises(BusyError, match="a is being written by another run"), working(tmp_path / ".cache/a"):
+            pass
+        raise RuntimeError
+    with working(tmp_path / ".cache/a") as scratch:
+        assert list(scratch.iterdir()) == []

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -18,7 +17,7 @@ from stages.augment.draws import Draws
 from stages.errors import ConfigurationError, InputRefusedError, IntegrityError
 from stages.params import Amount, Count, Seed, Share
 from stages.progress import track
-from stages.shards import Shards, ShardWriter, read_sealed, sha256, swap, write_sealed
+from stages.shards import Shards, ShardWriter, read_sealed, sha256, swap, working, write_sealed
 
 BLOCK_PIXELS = 2**19  # changed at a time; with some 60 bytes of intermediate results for each, bounds memory
 SMALL = 1000  # copies below which threads are used: starting processes takes longer
@@ -74,7 +73,7 @@ def augment(
         )
     train = Shards(source / "train")
     key = _key(changes)
-    known = _known(target, key)
+    known = _known(target, key, train)
     contents, mirrored = train.column("content"), np.isin(about["classes"], flip)[train.column("label")]
     former = np.array([known.rows.get((bytes(c), bool(m)), -1) for c, m in zip(contents, mirrored, strict=True)])
     step = max(1, BLOCK_PIXELS // math.prod(train.shape("image")))
@@ -92,25 +91,25 @@ def augment(
                 yield train[rows]["image"], mirrored[rows], keys
 
     total = sum(new(copy, start).size for copy, start in starts)
-    output = target.parent / ".cache" / dataset
-    shutil.rmtree(output, ignore_errors=True)
-    with ShardWriter(output / "train") as writer, workers.executor(small=total < SMALL) as pool:
-        for block in train.blocks(step):
-            writer.append(block)
-        changed = workers.map_ahead(pool, _change, tasks(), changes)
-        for copy, start in track(starts, f"augment@{dataset}", "pictures", len(starts) * step, step):
-            block = train[start : start + step]
-            rows = new(copy, start)
-            if rows.size:
-                block["image"][rows - start] = next(changed)
-            if rows.size < len(block["image"]):
-                old = np.setdiff1d(np.arange(start, start + len(block["image"])), rows, assume_unique=True)
-                block["image"][old - start] = known.output[copy * known.n + known.n + former[old]]["image"]
-            writer.append(block)
-    facts = {name: about[name] for name in ("dataset", "kind", "classes")}
-    write_sealed(output / "about.json", facts)
-    write_sealed(output / "key.json", {"key": key, "copies": copies, "flip": flip})
-    swap(output, target)
+    with working(target.parent / ".cache" / dataset) as scratch:
+        output = scratch / "output"
+        with ShardWriter(output / "train") as writer, workers.executor(small=total < SMALL) as pool:
+            for block in train.blocks(step):
+                writer.append(block)
+            changed = workers.map_ahead(pool, _change, tasks(), changes)
+            for copy, start in track(starts, f"augment@{dataset}", "pictures", len(starts) * step, step):
+                block = train[start : start + step]
+                rows = new(copy, start)
+                if rows.size:
+                    block["image"][rows - start] = next(changed)
+                if rows.size < len(block["image"]):
+                    old = np.setdiff1d(np.arange(start, start + len(block["image"])), rows, assume_unique=True)
+                    block["image"][old - start] = known.output[copy * known.n + known.n + former[old]]["image"]
+                writer.append(block)
+        facts = {name: about[name] for name in ("dataset", "kind", "classes")}
+        write_sealed(output / "about.json", facts)
+        write_sealed(output / "key.json", {"key": key, "copies": copies, "flip": flip})
+        swap(output, target)
     print(f"{target}: {len(train):,} training examples and {copies} changed copies of each; {total:,} copies were new")
 
 
@@ -131,20 +130,30 @@ class Known:
     rows: dict[tuple[bytes, bool], int] = field(default_factory=dict)
 
 
-def _known(target: Path, key: str) -> Known:
+def _known(target: Path, key: str, train: Shards) -> Known:
+    """Returns what lies in ``target``, as far as its originals are those of ``train``."""
     try:
         about, made = read_sealed(target / "about.json"), read_sealed(target / "key.json")
         if made["key"] != key:
             return Known()
         output = Shards(target / "train")
-    except (InputRefusedError, IntegrityError):
+    except (InputRefusedError, IntegrityError, OSError):
         return Known()
     n = len(output) // (made["copies"] + 1)
+    if output.shape("image") != train.shape("image"):
+        return Known()
     mirrored = np.isin(about["classes"], made["flip"])[output.column("label")[:n]].tolist()
-    contents = map(bytes, output.column("content")[:n])
-    return Known(
-        output, n, made["copies"], {pair: row for row, pair in enumerate(zip(contents, mirrored, strict=True))}
-    )
+    contents = list(map(bytes, output.column("content")[:n]))
+    place = {content: row for row, content in enumerate(map(bytes, train.column("content")))}
+    rows: dict[tuple[bytes, bool], int] = {}
+    step = max(1, BLOCK_PIXELS // math.prod(train.shape("image")))
+    for start in range(0, n, step):
+        # The same content is stored as another picture in another mode or fit.
+        both = [row for row in range(start, min(start + step, n)) if contents[row] in place]
+        now = train.take("image", np.array([place[contents[row]] for row in both], np.int64))
+        same = (output.take("image", np.array(both, np.int64)) == now).all(axis=(1, 2, 3))
+        rows |= {(contents[row], mirrored[row]): row for row, equal in zip(both, same, strict=True) if equal}
+    return Known(output, n, made["copies"], rows)
 
 
 def _key(changes: dict[str, Any]) -> str:

@@ -129,7 +129,10 @@ def _check_path(where: str, dataset: str, path: Path) -> None:
         raise ConfigurationError(
             f"{where}: path is for a local folder or file; give {masked('://'.join(address.groups()))} as `urls`."
         )
-    here, target = path.expanduser().resolve(), Path("data/raw", dataset).resolve()
+    try:
+        here, target = path.expanduser().resolve(), Path("data/raw", dataset).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # no such user, a link to itself, a NUL
+        raise ConfigurationError(f"{where}: path {str(path)!r} is none: {error}") from None
     if here == target or here in target.parents or target in here.parents:
         raise ConfigurationError(
             f"{where}: path {path} and data/raw/{dataset}, where the copy goes, lie in each other. Data that is there "

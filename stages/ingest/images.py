@@ -39,6 +39,10 @@ def find(source: Source) -> Iterable[Item]:
     for layout in (containers.idx, cifar.find, *arrays, _in_parquet):
         items = layout(source, files, chosen)
         if items is not None:
+            if count := sum(path.lower().endswith(PICTURE_ENDINGS) for path in files):
+                source.notes["unread"] = (
+                    f"read as {source.notes['layout']}; {count:,} picture files beside them were not read"
+                )
             return items
     items = _in_table(source, tree, files, chosen)
     if items is None:
@@ -47,6 +51,8 @@ def find(source: Source) -> Iterable[Item]:
         )
         source.notes["layout"] = folders.layout_of(classes)
         items = [folders.item(path, folder.label, folder.split) for folder in classes for path in folder.files]
+        if others := [path for path in files if path.lower().endswith((".npz", ".npy"))]:
+            source.notes["unread"] = f"read as {source.notes['layout']}, not from {printable(others[0])}"
     if not items:
         found = ", ".join(folders.top(tree)) or "nothing"
         raise InputRefusedError(f"{source.folder} has no picture in a class folder. {ALLOWED} It has: {found}.")
@@ -114,7 +120,7 @@ def _fields(kind: pa.DataType) -> list[pa.DataType]:
 
 def _rows(source: Source, file: str, split: str | None) -> Iterator[Item]:
     for row in tables.rows(source, file, ("image", "label"), ("split",)):
-        path, problem = f"{file}#{row.number}", row.problem
+        path, problem = f"{printable(file)}#{row.number}", row.problem
         picture = row.values.get("image")
         if isinstance(picture, dict):
             picture = picture.get("bytes")
@@ -194,4 +200,4 @@ class _Places:
         return None, f"{name} does not exist"
 
     def _usable(self, path: str) -> tuple[str | None, str | None]:
-        return (path, None) if printable(path) == path else (None, f"{printable(path)}: its name is not valid UTF-8")
+        return (path, None) if printable(path) == path else (None, f"{printable(path)}: {folders.bad_name(path)}")

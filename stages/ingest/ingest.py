@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -22,12 +21,13 @@ from stages.ingest.reading import FINGERPRINT, Found
 from stages.ingest.records import Source, natural
 from stages.ingest.report import report
 from stages.params import Positive, Share
-from stages.shards import Arrays, Shards, ShardWriter, sha256, swap, write_sealed
+from stages.shards import Arrays, Shards, ShardWriter, sha256, swap, working, write_sealed
 
 SPLITS = ("train", "val", "test")
 RANK = {"test": 0, "val": 1}  # of equal and nearly equal examples the one stays that the raw data gives for the test
 GATHER_BYTES = 32 * 2**20  # copied at a time into the shards; bounds memory
 GATHER_ROWS = 2**15  # fingerprints copied at a time
+Role = Literal["text", "label", "split", "image", "path", "source", "target"]
 PIXELS = {"images": 2, "volumes": 3}  # kinds with a size, and its axes
 
 
@@ -38,7 +38,7 @@ def ingest(
     size: tuple[Positive, ...] | None = None,
     mode: Literal["grey", "colour"] | None = None,
     fit: Literal["stretch", "pad", "crop"] = "stretch",
-    columns: dict[str, str | int | list[str | int]] = {},  # noqa: B006 - read only; the signature is the schema
+    columns: dict[Role, str | int | list[str | int]] = {},  # noqa: B006 - read only; the signature is the schema
     files: dict[Literal["train", "val", "test"], str] = {},  # noqa: B006
     encoding: str | None = None,
     near_duplicates: bool = True,
@@ -63,7 +63,8 @@ def ingest(
         mode: grey has one channel, colour has three; for pictures and volumes.
         fit: how a picture comes to ``size``: ``stretch`` changes its proportions, ``pad`` adds black margins,
             ``crop`` cuts the longer side, centred.
-        columns: role -> column of a table or suffix of a parallel file, where the names are not the usual ones.
+        columns: role -> column of a table (its name, its number from 0, or several to be joined) or ending of a
+            parallel file, where the names are not the usual ones.
         files: split -> glob pattern of the raw files that belong to it, where their names do not say it.
         encoding: of text files; by default detected for each, and noted in about.json.
         near_duplicates: look for nearly equal examples too, and keep them in one split.
@@ -76,6 +77,7 @@ def ingest(
         InputRefusedError: no examples, fewer than two classes, too many unreadable files, an empty split, or a
             class without an example to train on.
         IntegrityError: a file is not what the SHA256SUMS beside the raw data says.
+        BusyError: another run is at it.
     """
     asked = {name: value for name, value in locals().items() if name not in ("dataset", "kind")}
     check_options(f"ingest.{dataset}", kind=kind, size=size, mode=mode, val=val, test=test)
@@ -84,74 +86,73 @@ def ingest(
     if not source.is_dir():
         raise InputRefusedError(f"{source} is missing: fetch it, or put it there with dvc add or dvc import-url.")
     cache = target.parent / ".cache" / dataset
-    scratch, output = cache / "scratch", cache / "output"
-    for folder in (scratch, output):
-        shutil.rmtree(folder, ignore_errors=True)
-    options: dict[str, Any] = {"encoding": encoding}
-    if kind in PIXELS:
-        options = {"size": size, "mode": mode, "fit": fit, "fingerprints": near_duplicates}
-    key = _key(kind, options | {"near_duplicates": near_duplicates})
-    known = previous.load(cache, target, key, SPLITS)
-    sums = reading.read_sums(source)
-    reading.check_sums(source, sums, lambda name: "/" not in name)  # archives and tables, before they are opened
+    with working(cache) as scratch:
+        output = scratch / "output"
+        options: dict[str, Any] = {"encoding": encoding}
+        if kind in PIXELS:
+            options = {"size": size, "mode": mode, "fit": fit, "fingerprints": near_duplicates}
+        key = _key(kind, options | {"near_duplicates": near_duplicates})
+        known = previous.load(cache, target, key, SPLITS)
+        sums = reading.read_sums(source)
+        reading.check_sums(source, sums, lambda name: "/" not in name)  # archives and tables, before they are opened
 
-    reader = import_module(f"stages.ingest.{kind}")
-    folder = archives.prepared(source, scratch / "unpacked")
-    raw = Source(folder, columns, files, encoding)
-    with ShardWriter(scratch / "new") as staging:
-        found = reading.read(
-            reader.find(raw), kind=kind, folder=folder, options=options, known=known, staging=staging, sums=sums,
-            title=f"ingest@{dataset}", now=now,
-        )  # fmt: skip
-    reading.check_sums(source, sums, lambda name: True)
-    classes = _classes(source, found)
-    _check_readable(source, found, max_bad, cache)
+        reader = import_module(f"stages.ingest.{kind}")
+        folder = archives.prepared(source, scratch / "unpacked")
+        raw = Source(folder, columns, files, encoding)
+        with ShardWriter(scratch / "new") as staging:
+            found = reading.read(
+                reader.find(raw), kind=kind, folder=folder, options=options, known=known, staging=staging, sums=sums,
+                title=f"ingest@{dataset}", now=now,
+            )  # fmt: skip
+        reading.check_sums(source, sums, lambda name: True)
+        _check_readable(source, found, max_bad, cache)
+        classes = _classes(source, found)
 
-    kept, doubles = _distinct(found)
-    new = Shards(scratch / "new")
-    pairs, prints = np.zeros((0, 2), np.int64), None
-    if near_duplicates:
-        pairs, prints = _near(found, kept, known, new, kind, scratch)
-    splits, leaks = _split(found, kept, pairs, val=val, test=test)
-    doubles += [
-        (found.paths[kept[b]], found.paths[kept[a]], "near", found.labels[kept[b]], found.labels[kept[a]])
-        for a, b in pairs
-    ]
-    refused = [(path, reason) for path, reason in zip(found.paths, found.reasons, strict=True) if reason]
-    refused += [(path, _said(other, label, original)) for path, other, how, label, original in doubles if how == "same"]
-    refused += leaks
-    counts = Counter((split, found.labels[number]) for number, split in zip(kept, splits, strict=True) if split)
-    missing = _check_counts(source, classes, counts, refused, val, test)
+        kept, doubles = _distinct(found)
+        new = Shards(scratch / "new")
+        pairs, prints = np.zeros((0, 2), np.int64), None
+        if near_duplicates:
+            pairs, prints = _near(found, kept, known, new, kind, scratch)
+        splits, leaks = _split(found, kept, pairs, val=val, test=test)
+        doubles += [
+            (found.paths[kept[b]], found.paths[kept[a]], "near", found.labels[kept[b]], found.labels[kept[a]])
+            for a, b in pairs
+        ]
+        refused = [(path, reason) for path, reason in zip(found.paths, found.reasons, strict=True) if reason]
+        refused += [
+            (path, _said(other, label, original)) for path, other, how, label, original in doubles if how == "same"
+        ]
+        refused += leaks
+        counts = Counter((split, found.labels[number]) for number, split in zip(kept, splits, strict=True) if split)
+        missing = _check_counts(source, classes, counts, refused, val, test)
 
-    for split in SPLITS:
-        numbers = [number for number, chosen in zip(kept, splits, strict=True) if chosen == split]
-        _write(output / split, found, known, new, numbers, classes)
-    _tables(output, found, kept, splits, pairs, refused, doubles)
-    about = {
-        "dataset": dataset,
-        "kind": kind,
-        "classes": classes,
-        "examples": {split: sum(count for (s, _), count in counts.items() if s == split) for split in SPLITS},
-        "counts": {split: {label: counts[split, label] for label in classes} for split in SPLITS},
-        "missing": {split: labels for split, labels in missing.items() if labels},
-        "unreadable": sum(map(bool, found.reasons)),
-        "duplicates": sum(how == "same" for _, _, how, _, _ in doubles),
-        "near_duplicates": len(pairs),
-        "duplicates_under_another_label": sum(label != other for _, _, _, label, other in doubles),
-        "left_out_of_train": len(leaks),
-        "reading": raw.notes,
-        "manifest_sha256": sha256(output / "manifest.parquet"),
-        "options": asked,
-    }
-    write_sealed(output / "about.json", about)
-    write_sealed(
-        output / "key.json", {"key": key}
-    )  # not in about.json: a new library that changes nothing is no change
-    report(output)
-    swap(output, target)
-    _remember(cache, key, found, kept, pairs, prints)
-    shutil.rmtree(scratch)
-    _say(target, about, len(refused), len(found.rows))
+        for split in SPLITS:
+            numbers = [number for number, chosen in zip(kept, splits, strict=True) if chosen == split]
+            _write(output / split, found, known, new, numbers, classes)
+        _tables(output, found, kept, splits, pairs, refused, doubles)
+        about = {
+            "dataset": dataset,
+            "kind": kind,
+            "classes": classes,
+            "examples": {split: sum(count for (s, _), count in counts.items() if s == split) for split in SPLITS},
+            "counts": {split: {label: counts[split, label] for label in classes} for split in SPLITS},
+            "missing": {split: labels for split, labels in missing.items() if labels},
+            "unreadable": sum(map(bool, found.reasons)),
+            "duplicates": sum(how == "same" for _, _, how, _, _ in doubles),
+            "near_duplicates": len(pairs),
+            "duplicates_under_another_label": sum(label != other for _, _, _, label, other in doubles),
+            "left_out_of_train": len(leaks),
+            "reading": raw.notes,
+            "manifest_sha256": sha256(output / "manifest.parquet"),
+            "options": asked,
+        }
+        write_sealed(output / "about.json", about)
+        # Not in about.json: a new library that changes nothing is no change.
+        write_sealed(output / "key.json", {"key": key})
+        report(output)
+        swap(output, target)
+        _remember(cache, key, found, kept, pairs, prints)
+        _say(target, about, len(refused), len(found.rows))
 
 
 def check_options(
@@ -340,7 +341,7 @@ def _write(folder: Path, found: Found, known: Known, new: Shards, numbers: list[
             place[i] = names.index(split), row
     number_of = {label: number for number, label in enumerate(classes)}
     labels = np.array([number_of.get(found.labels[number], -1) for number in numbers], np.int64)
-    step = max(1, GATHER_BYTES // next(store for store in stores if len(store)).row_bytes)
+    step = max(1, GATHER_BYTES // max(store.row_bytes for store in stores))
     with ShardWriter(folder) as writer:
         for start in range(0, len(numbers), step):
             rows = place[start : start + step]
@@ -414,6 +415,8 @@ def _say(target: Path, about: dict, refused: int, new: int) -> None:
     totals = ", ".join(f"{split} {count:,}" for split, count in about["examples"].items())
     of = f"{len(about['classes'])} classes; " if about["classes"] else ""
     print(f"{target}: {of}{totals}; decoded {new:,}; left out {refused} (quarantine.csv); see report.html")
+    if unread := about["reading"].get("unread"):
+        print(f"warning: {unread}")
     for name, encoding in about["reading"].get("encodings", {}).items():
         if encoding not in ("ascii", "utf-8"):
             print(f"{name}: read as {encoding}")

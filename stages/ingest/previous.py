@@ -65,7 +65,7 @@ def load(cache: Path, output: Path, key: str, splits: Iterable[str]) -> Known:
         if read_sealed(output / "key.json")["key"] != key:  # another version was checked out since
             return nothing()
         stores = {split: Shards(output / split) for split in splits}
-    except (InputRefusedError, IntegrityError, FileNotFoundError):
+    except (InputRefusedError, IntegrityError, OSError):
         return nothing()
     place = {}
     for split, shards in stores.items():

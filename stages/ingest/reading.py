@@ -15,7 +15,7 @@ import numpy as np
 from stages import workers
 from stages.errors import InputRefusedError, IntegrityError
 from stages.ingest.previous import COLUMNS, Known, stat_of
-from stages.ingest.records import Item, Payload
+from stages.ingest.records import Item, Payload, class_of
 from stages.progress import track
 from stages.shards import Arrays, ShardWriter
 
@@ -89,7 +89,8 @@ def decode_block(tasks: list[Task], kind: str, folder: str, options: dict) -> De
             digest = files[0] if len(files) == 1 else digest_of(files or data)
             example = decode(data, **options)
         except InputRefusedError as refusal:
-            reason, digest = str(refusal), files[0] if len(files) == 1 else digest_of(files or payload or b"")
+            # A file that could not be read has no digest, by which another would be known.
+            reason, digest = str(refusal), b"" if names and not files else digest
         result.digests.append(digest)
         result.files.append(files)
         result.reasons.append(reason)
@@ -141,14 +142,14 @@ def read(
     total = len(items) if isinstance(items, list) else None
     sent: deque[tuple[list[int], list[Task]]] = deque()
 
-    def take(item: Item, stat: str, row: int | None) -> None:
+    def take(item: Item, label: str | None, problem: str | None, stat: str, row: int | None) -> None:
         """Adds an example; what is not known of it is filled in when it has been decoded."""
         found.paths.append(item.path)
-        found.labels.append(item.label)
+        found.labels.append(label)
         found.given.append(item.split)
         found.stats.append(stat)
         found.digests.append(b"" if row is None else digests[row])
-        found.reasons.append((item.problem or "") if row is None else reasons[row])
+        found.reasons.append((problem or "") if row is None else reasons[row])
         found.contents.append(b"" if row is None else contents[row])
         found.facts.append(() if row is None or reasons[row] else facts[row])
 
@@ -158,11 +159,13 @@ def read(
         tasks: list[Task] = []
         for item in track(items, title, "examples", total):
             stat, row = "", None
-            if not item.problem:
+            label, wrong = (None, None) if item.label is None else class_of(item.label)
+            problem = item.problem or wrong
+            if not problem:
                 if item.files:
                     stat = _stat(folder, item.files, now)
                     row = known.by_stat.get((item.path, stat))
-                    if row is not None and len(item.files) == 1 and sums:
+                    if row is not None and len(item.files) == 1 and sums and digests[row]:
                         _compare(folder, item.files, (digests[row],), sums)
                 if row is None and known.by_digest:
                     row = known.by_digest.get(_digest(folder, item, sums))
@@ -171,7 +174,7 @@ def read(
                 if row is None:
                     numbers.append(len(found))
                     tasks.append((item.files, item.payload))
-            take(item, stat, row)
+            take(item, label, problem, stat, row)
             if len(numbers) == BLOCK:
                 sent.append((numbers, tasks))
                 yield tasks
@@ -198,6 +201,7 @@ def digest_of(data: Payload | tuple[bytes, ...]) -> bytes:
     elif isinstance(data, bytes):
         digest.update(data)
     else:
+        digest.update(b"text\0" if isinstance(data, str) else b"parts\0")  # else a file could have the digest of a text
         for part in (data,) if isinstance(data, str) else data:
             encoded = part if isinstance(part, bytes) else part.encode("utf-8", "surrogatepass")
             digest.update(b"%d " % len(encoded) + encoded)
@@ -221,11 +225,14 @@ def read_sums(folder: Path) -> dict[str, bytes]:
         if digest.startswith(b"\\"):  # coreutils' way with a name that has a newline or backslash
             digest, name = digest[1:], name.replace(b"\\n", b"\n").replace(b"\\\\", b"\\")
         try:
-            sums[name[1:].decode().removeprefix("./")] = bytes.fromhex(digest.decode())
+            file = name[1:].decode().removeprefix("./")
+            sums[file] = bytes.fromhex(digest.decode())
         except (ValueError, UnicodeDecodeError):
             raise IntegrityError(f"{path}, line {number}: not `<SHA-256 in hexadecimal>  <file>`.") from None
         if len(digest) != 64 or name[:1] not in (b" ", b"*"):
             raise IntegrityError(f"{path}, line {number}: not `<SHA-256 in hexadecimal>  <file>`.")
+        if file.startswith("/") or ".." in file.split("/"):
+            raise IntegrityError(f"{path}, line {number}: {file} leads out of the folder.")
     return sums
 
 
@@ -303,6 +310,8 @@ def _digest(folder: Path, item: Item, sums: dict[str, bytes]) -> bytes | None:
 
 def _file_digest(path: Path) -> bytes | None:
     try:
+        if not path.is_file():  # a pipe would never end
+            return None
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError:

@@ -6,13 +6,19 @@ A reader has two functions::
     decode(data: list[bytes] | Payload, **options) -> Example   # in a worker: one example, decoded and checked
 """
 
+import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from stages.shards import Arrays
+
+LABEL_CHARACTERS = 200  # of one class name; a longer one is a text in the wrong column
+NO_TEXT = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and bytes that are not UTF-8
 
 Payload = bytes | str | tuple[str, ...] | np.ndarray
 
@@ -73,6 +79,17 @@ class Example:
     arrays: Arrays | dict[str, str]
     facts: dict[str, int | str]
     fingerprint: np.ndarray | None = None
+
+
+@lru_cache(2**12)
+def class_of(label: str) -> tuple[str | None, str | None]:
+    """Returns the name of a class in Unicode form NFC and without superfluous spaces; or None, and what is wrong."""
+    name = " ".join(label.split())
+    if not 0 < len(name) <= LABEL_CHARACTERS:
+        return None, f"the name of its class has {len(name)} characters; allowed are 1 to {LABEL_CHARACTERS}"
+    if NO_TEXT.search(name):
+        return None, "the name of its class has control characters, or is not UTF-8"
+    return unicodedata.normalize("NFC", name), None
 
 
 def natural(label: str) -> tuple[int, int, str]:

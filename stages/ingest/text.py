@@ -14,10 +14,14 @@ from stages.ingest.formats import encodings, folders, tables
 from stages.ingest.formats.archives import DOCUMENTATION
 from stages.ingest.formats.folders import Tree
 from stages.ingest.formats.splits import PREFIX, split_of
-from stages.ingest.records import Example, Item, Source
+from stages.ingest.records import Example, Item, Source, class_of
 
 CHARACTERS = 1_000_000  # of one text; the longest novels have three times as many
-LABEL_CHARACTERS = 200  # of one class name; a longer one is a text in the wrong column
+# In a row. To bring n of them into their order takes time in n * n; Unicode's own limit for streams is 30 (UAX #15).
+MANY_MARKS = 100
+MARKS = re.compile(
+    f"[{''.join(mark for mark in map(chr, range(0x300, 0x20000)) if unicodedata.combining(mark))}]{{{MANY_MARKS + 1}}}"
+)
 CLASS_FILES = 200  # files of one class each; more are texts that should lie in class folders
 ONE_TEXT = re.compile(r"(^|/)[^./]+$|\.txt$", re.I)  # in class folders: .txt, or a name without an ending
 UNLABELLED = ("unsup", "unlabeled", "unlabelled")  # folders beside the class folders: texts to learn words from (IMDB)
@@ -53,7 +57,6 @@ def find(source: Source) -> Iterable[Item]:
         _note(source, "tables", set(files) - set(found))
         return (item for file in found for item in _table_items(source, file, split_of(file, chosen)))
     if found := _folder_items(source, tree, chosen):
-        source.notes["encodings"] = {"each text": source.encoding or "its own"}
         return found
     if len(files) > CLASS_FILES:
         raise InputRefusedError(
@@ -94,6 +97,8 @@ def normalised(text: str) -> str:
     """
     if "\0" in text:
         raise InputRefusedError("it has a NUL, so it is no text, or in another encoding (UTF-16?)")
+    if not text.isascii() and MARKS.search(text):
+        raise InputRefusedError(f"it has more than {MANY_MARKS} combining marks in a row")
     text = unicodedata.normalize("NFC", " ".join(text.split()))  # U+0085 and the like are whitespace
     if not text.isprintable():
         text = "".join(character for character in text if unicodedata.category(character) != "Cc")
@@ -134,11 +139,8 @@ def _table_items(source: Source, file: str, split: str | None) -> Iterator[Item]
 
 
 def _item(path: str, label: str, split: str | None, text: str) -> Item:
-    label = unicodedata.normalize("NFC", " ".join(label.split()))
-    if not label or len(label) > LABEL_CHARACTERS:
-        problem = f"the name of its class has {len(label)} characters; allowed are 1 to {LABEL_CHARACTERS}"
-        return Item(path, None, split, problem=problem)
-    return Item(path, label, split, payload=text)
+    name, problem = class_of(label)
+    return Item(path, name, split, payload=None if problem else text, problem=problem)
 
 
 def _folder_items(source: Source, tree: Tree, chosen: dict[str, str]) -> list[Item]:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from stages.errors import InputRefusedError
 from stages.ingest.formats import arrays, containers, folders, pictures
-from stages.ingest.formats.folders import ClassFolder, printable
+from stages.ingest.formats.folders import ClassFolder, bad_name, printable
 from stages.ingest.records import Example, Item, Source
 
 ALLOWED = (
@@ -91,7 +91,7 @@ def _in_folder(folder: ClassFolder) -> Iterator[Item]:
         yield folders.item(path, folder.label, folder.split)
     for path, frames in clips.items():
         broken = [frame for frame in frames if printable(frame) != frame]
-        problem = f"{printable(broken[0])}: its name is not valid UTF-8: rename it" if broken else None
+        problem = f"{printable(broken[0])}: {bad_name(broken[0])}" if broken else None
         files = () if problem else tuple(sorted(frames, key=_natural))
         yield Item(printable(path), printable(folder.label), folder.split, files, problem=problem)
 

@@ -21,6 +21,7 @@ from typing import BinaryIO
 from stages.errors import InputRefusedError
 from stages.ingest.formats import tar
 from stages.ingest.formats.compressed import CHUNK, FLOOR_BYTES, RATIO, Budget
+from stages.ingest.formats.folders import check_special
 
 FORMATS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 FOREIGN = (".7z", ".rar", ".zst", ".tbz2", ".txz", ".z", ".lz", ".cab", ".iso", ".dmg")  # would be taken for data
@@ -84,6 +85,9 @@ def prepared(folder: Path, scratch: Path) -> Path:
     archives = {path: stem for path in entries if path.is_file() and (stem := archive_stem(path.name))}
     if not archives:
         return folder
+    for path in entries:
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            check_special(folder, path.name)
     target = scratch / folder.name
     if len(entries) == 1:
         unpack(entries[0], target)

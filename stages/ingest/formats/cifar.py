@@ -16,6 +16,7 @@ import numpy as np
 
 from stages.errors import ConfigurationError, InputRefusedError
 from stages.ingest.formats import arrays
+from stages.ingest.formats.folders import printable
 from stages.ingest.records import Item, Source
 
 PIXELS = 3072  # bytes per picture: 32 x 32 of red, then of green, then of blue
@@ -50,7 +51,7 @@ def find(source: Source, files: Sequence[str], chosen: Mapping[str, str]) -> Ite
 
     def items() -> Iterator[Item]:
         for path in batches:
-            name = path.rpartition("/")[2].removesuffix(".bin")
+            name, shown = path.rpartition("/")[2].removesuffix(".bin"), printable(path)
             split = chosen.get(path) or SPLITS.get(name, "train")
             blocks = (
                 _binary(source.folder, path, column)
@@ -61,8 +62,8 @@ def find(source: Source, files: Sequence[str], chosen: Mapping[str, str]) -> Ite
             for pixels, labels in blocks:
                 for picture, label in zip(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels, strict=True):
                     if not 0 <= label < len(classes):
-                        raise InputRefusedError(f"{path}#{row} has the label {label}; there are {len(classes)} names.")
-                    yield Item(f"{path}#{row}", classes[label], split, payload=picture)
+                        raise InputRefusedError(f"{shown}#{row} has the label {label}; there are {len(classes)} names.")
+                    yield Item(f"{shown}#{row}", classes[label], split, payload=picture)
                     row += 1
 
     return items()

@@ -97,7 +97,7 @@ def _idx(source: Source, files: Sequence[str], chosen: Mapping[str, str]) -> lis
         if not (source.folder / labels_path).is_file():
             raise InputRefusedError(f"{source.folder}/{path} has no labels: {labels} is missing beside it.")
         images, labels = (
-            arrays.open_idx(source.folder / file, file, axes) for file, axes in ((path, 3), (labels_path, 1))
+            arrays.open_idx(source.folder / file, printable(file), axes) for file, axes in ((path, 3), (labels_path, 1))
         )
         parts.append(Part(images, labels, split))
     return parts

@@ -1,6 +1,7 @@
 """Folders: what lies in them, and the class and the split that their names give to it."""
 
 import os
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ SPLIT_FOLDERS = {
     "testing": "test",
 }
 HIDDEN = {"__MACOSX", "Thumbs.db", "desktop.ini"}  # what macOS and Windows do not show to their users
+CONTROL = re.compile("[\0-\x1f\x7f-\x9f]")  # steer a terminal, and end lines of tables
 DOCUMENTS = ("readme", "license", "licence", "copying", "notice", "citation", "changelog", "sha256sums", "md5sums")
 
 
@@ -77,7 +79,7 @@ def walk(root: Path) -> Tree:
                 elif entry.is_file(follow_symlinks=False):
                     files.append(path)
                 else:
-                    _check_special(root, path)
+                    check_special(root, path)
                     files.append(path)
     files = [path for path in files if "/" in path or not path.lower().startswith(DOCUMENTS)]
     return Tree(sorted(files), sorted(folders))
@@ -96,7 +98,7 @@ def choose(root: Path, tree: Tree, globs: Mapping[str, str]) -> dict[str, str]:
             raise ConfigurationError(f"files.{split} = {pattern!r} leads out of {root}.")
         try:  # a ** at the end would match folders only
             places = list(root.glob(f"{pattern}/*" if pattern.endswith("**") else pattern))
-        except ValueError as error:
+        except (ValueError, IndexError) as error:  # IndexError: of "." until Python 3.12
             raise ConfigurationError(f"files.{split} = {pattern!r} is no pattern: {error}.") from error
         found = known & {place.relative_to(root).as_posix() for place in places}
         if not found:
@@ -117,15 +119,23 @@ def top(tree: Tree) -> list[str]:
 
 
 def printable(path: str) -> str:
-    """Returns ``path`` with escapes for the bytes that are not UTF-8."""
-    return path if path.isascii() else path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """Returns ``path`` with escapes for control characters and the bytes that are not UTF-8."""
+    if path.isascii() and path.isprintable():
+        return path
+    path = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", path)
+
+
+def bad_name(path: str) -> str:
+    """Returns what is wrong with a path that is not ``printable``."""
+    return f"its name {'has control characters' if CONTROL.search(path) else 'is not valid UTF-8'}: rename it"
 
 
 def item(path: str, label: str, split: str | None) -> Item:
     """Returns the example that is the one file ``path``."""
     shown = printable(path)
     if shown != path:
-        return Item(shown, printable(label), split, problem="its name is not valid UTF-8: rename it")
+        return Item(shown, printable(label), split, problem=bad_name(path))
     return Item(path, label, split, (path,))
 
 
@@ -243,13 +253,16 @@ def _under(splits: Mapping[str, str | None], files: list[str]) -> dict[tuple[str
     return found
 
 
-def _check_special(root: Path, path: str) -> None:
+def check_special(root: Path, path: str) -> None:
     """Raises InputRefusedError unless ``path`` is a link to a regular file within ``root``."""
     place = root / path
     name = f"{root}/{printable(path)}"
     if not place.is_symlink():
         raise InputRefusedError(f"{name} is no regular file ({stat.filemode(place.lstat().st_mode)}). Remove it.")
-    target = place.resolve()
+    try:
+        target = place.resolve()
+    except (OSError, RuntimeError):  # until Python 3.13
+        raise InputRefusedError(f"{name} is a link that leads to itself. Remove it.") from None
     if not target.is_relative_to(root.resolve()):
         raise InputRefusedError(f"{name} is a link that leads out of the folder, to {target}. Copy the file there.")
     if not target.is_file():

@@ -31,6 +31,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+STRIP = 64  # rows
 EXIF_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where Pillow looks for the orientation
 PILLOW_WARNINGS = ("ignore", None, Warning, re.compile("PIL"), 0)
 
@@ -167,7 +168,11 @@ def to_size(picture: Image.Image, *, size: tuple[int, int], mode: str, fit: str)
         fit: ``stretch``, ``pad`` (black margins) or ``crop`` (its middle).
     """
     if picture.mode == "I;16":
-        picture = Image.fromarray(np.rint(np.asarray(picture) / 257).astype(np.uint8))  # 65535 / 255 = 257
+        values = np.asarray(picture)
+        bytes_ = np.empty(values.shape, np.uint8)
+        for start in range(0, len(values), STRIP):  # the quotients of all rows at once would take 16 bytes a pixel
+            bytes_[start : start + STRIP] = np.rint(values[start : start + STRIP] / 257)  # 65535 / 255 = 257
+        picture = Image.fromarray(bytes_)
     if picture.mode == "RGBA":
         background = Image.new("RGBA", picture.size, "white")  # what a viewer shows behind a transparent picture
         picture = Image.alpha_composite(background, picture)

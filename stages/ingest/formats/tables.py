@@ -8,6 +8,7 @@ import csv
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.errors import ConfigurationError, InputRefusedError
+from stages.ingest.formats.compressed import FLOOR_BYTES, RATIO
 from stages.ingest.formats.encodings import encoding_of, lines
 from stages.ingest.formats.folders import SPLIT_FOLDERS, printable
 from stages.ingest.records import Source
@@ -37,6 +39,7 @@ ROW_CHARACTERS = 2**23  # of one row of a .csv; a quote left open would take the
 VALUE_CHARACTERS = 2**20  # of one value; several rows are in memory at a time
 JSON_HEAD = 100  # objects that are looked at for the names of the columns
 BATCH = 64  # rows of a Parquet file in memory at a time
+BATCH_BYTES = 64 * 2**20  # that these may take
 GROUP_BYTES = 4 * 2**30  # of one row group of a Parquet file, unpacked; writers make some 100 MB
 
 SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can write one alone, and then it is no character
@@ -215,7 +218,7 @@ def _csv(source: Source, file: str) -> tuple[Names, Callable[[Names], Records]]:
         raise InputRefusedError(f"{path}, line {number}: {header}")
     numbered = _numbered(source)
     names: Names = [*range(len(header))] if numbered else [name.strip() for name in header]
-    twice = sorted({name for name in names if names.count(name) > 1} - {""})
+    twice = sorted({name for name, count in Counter(names).items() if count > 1} - {""})
     if twice:
         raise InputRefusedError(f"{path} has two columns {twice[0]!r}. Rename one.")
     what = "first row" if numbered else "header"
@@ -268,19 +271,18 @@ def _jsonl(source: Source, file: str) -> tuple[Names, Callable[[Names], Records]
     path = source.folder / file
     if _numbered(source):
         raise ConfigurationError(f"columns: {path} has names for its values, so give names and not numbers.")
-    objects = _objects(path, encoding_of(source, file))
-    head = list(islice(objects, JSON_HEAD))
-    if not head:
-        raise InputRefusedError(f"{path} is empty.")
+    encoding = encoding_of(source, file)
+    count, first = 0, ""
     names: dict[str, None] = {}
-    for _, record in head:
+    for number, record in islice(_objects(path, encoding), JSON_HEAD):  # not kept: an object may take 100 MB
+        count, first = count + 1, first or f"line {number}: {record}"
         for name, value in record.items() if isinstance(record, dict) else ():
             names |= {name: None} | {f"{name}.{inner}": None for inner in (value if isinstance(value, dict) else ())}
+    if not count:
+        raise InputRefusedError(f"{path} is empty.")
     if not names:
-        raise InputRefusedError(
-            f"{path} has no JSON object in its first {len(head)} lines; line {head[0][0]}: {head[0][1]}."
-        )
-    return list(names), lambda _: chain(head, objects)
+        raise InputRefusedError(f"{path} has no JSON object in its first {count} lines; {first}.")
+    return list(names), lambda _: _objects(path, encoding)
 
 
 def _objects(path: Path, encoding: str) -> Records:
@@ -327,16 +329,17 @@ def _parquet(source: Source, file: str) -> tuple[Names, Callable[[Names], Record
         raise InputRefusedError(f"{path} is no Parquet file, is damaged or is cut off: {error}") from error
     if _numbered(source):
         raise ConfigurationError(f"columns: {path} has names for its columns, so give names and not numbers.")
-    twice = sorted({name for name in found if found.count(name) > 1})
+    twice = sorted(name for name, count in Counter(found).items() if count > 1)
     if twice:
         raise InputRefusedError(f"{path} has two columns {twice[0]!r}. Rename one.")
-    if max(sizes, default=0) > GROUP_BYTES:
-        raise InputRefusedError(f"{path} has a row group of {max(sizes):,} bytes. Allowed: {GROUP_BYTES:,}.")
+    allowed = min(GROUP_BYTES, max(FLOOR_BYTES, RATIO * path.stat().st_size))
+    if max(sizes, default=0) > allowed:
+        raise InputRefusedError(f"{path} has a row group of {max(sizes):,} bytes. Allowed: {allowed:,}.")
 
     def records(wanted: Names) -> Records:
         number = 0
         try:
-            for batch in parquet.iter_batches(BATCH, columns=wanted, use_threads=False):
+            for batch in parquet.iter_batches(_batch(metadata), columns=wanted, use_threads=False):
                 for row in range(batch.num_rows):
                     number += 1
                     yield number, _record(batch, row, classes)
@@ -350,6 +353,15 @@ def _parquet(source: Source, file: str) -> tuple[Names, Callable[[Names], Record
 
 # What pyarrow raises on damaged files; its own exceptions are ValueErrors, OSErrors, KeyErrors and these.
 PARQUET_ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, IndexError, TypeError, MemoryError, OverflowError)
+
+
+def _batch(metadata: pq.FileMetaData) -> int:
+    """Returns how many rows to read at a time: one value may be all of a dictionary, and every row gets a copy."""
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    chunks = [group.column(column) for group in groups for column in range(metadata.num_columns)]
+    dictionaries = [chunk for chunk in chunks if any("DICTIONARY" in encoding for encoding in chunk.encodings)]
+    largest = max((chunk.total_uncompressed_size for chunk in dictionaries), default=1)
+    return max(1, min(BATCH, BATCH_BYTES // max(1, largest)))
 
 
 def _record(batch: pa.RecordBatch, row: int, classes: dict[str, list[str]]) -> Record | str:
