@@ -17,6 +17,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -123,13 +124,14 @@ class ShardWriter:
         header = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False, "shape": shape}
         buffer = io.BytesIO()
         np.lib.format.write_array_header_1_0(buffer, header)
-        with (self._folder / name).open("wb") as file:
+        with (self._folder / name).open("wb") as file, ThreadPoolExecutor(1) as hasher:
             for piece in (
                 buffer.getvalue(),
                 *(np.ascontiguousarray(part).data.cast("B") for part in parts if part.size),
             ):
-                digest.update(piece)
+                hashed = hasher.submit(digest.update, piece)  # while it is written
                 size += file.write(piece)
+                hashed.result()
         return {"file": name, "bytes": size, "sha256": digest.hexdigest()}
 
 
@@ -156,9 +158,14 @@ class Shards(Sequence):
         self.folder = Path(folder)
         self._index = read_sealed(self.folder / INDEX)
         self._shards: list[Arrays] = []
+        files = [file for shard in self._index["shards"] for file in shard["files"].values()]
+        with ThreadPoolExecutor() as pool:
+            list(
+                pool.map(
+                    lambda file: _check(self.folder / file["file"], file["bytes"], verify and file["sha256"]), files
+                )
+            )
         for shard in self._index["shards"]:
-            for file in shard["files"].values():
-                _check(self.folder / file["file"], file["bytes"], file["sha256"] if verify else None)
             self._shards.append(
                 {
                     name: np.load(self.folder / file["file"], mmap_mode="r", allow_pickle=False)
@@ -344,8 +351,8 @@ def _seal(content: dict) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _check(path: Path, size: int, digest: str | None) -> None:
+def _check(path: Path, size: int, digest: str | bool) -> None:
     if not path.exists():
         raise IntegrityError(f"{path} is missing.")
-    if path.stat().st_size != size or (digest is not None and sha256(path) != digest):
+    if path.stat().st_size != size or (digest and sha256(path) != digest):
         raise IntegrityError(f"{path} was changed after it was written: it does not match {INDEX}.")

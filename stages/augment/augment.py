@@ -19,7 +19,7 @@ from stages.params import Amount, Count, Seed, Share
 from stages.progress import track
 from stages.shards import Shards, ShardWriter, read_sealed, sha256, swap, working, write_sealed
 
-BLOCK_PIXELS = 2**19  # changed at a time; with some 60 bytes of intermediate results for each, bounds memory
+BLOCK_PIXELS = 2**20  # changed at a time; with some 60 bytes of intermediate results for each, bounds memory
 SMALL = 1000  # copies below which threads are used: starting processes takes longer
 
 
@@ -72,8 +72,9 @@ def augment(
             f"augment.{dataset}: flip names {sorted(unknown)}. Classes: {', '.join(about['classes'])}."
         )
     train = Shards(source / "train")
-    key = _key(changes)
-    known = _known(target, key, train)
+    # With that of ingest: the same content is stored as another picture in another size, mode or fit.
+    key = _key(changes | {"ingest": read_sealed(source / "key.json")["key"]})
+    known = _known(target, key)
     contents, mirrored = train.column("content"), np.isin(about["classes"], flip)[train.column("label")]
     former = np.array([known.rows.get((bytes(c), bool(m)), -1) for c, m in zip(contents, mirrored, strict=True)])
     step = max(1, BLOCK_PIXELS // math.prod(train.shape("image")))
@@ -130,8 +131,7 @@ class Known:
     rows: dict[tuple[bytes, bool], int] = field(default_factory=dict)
 
 
-def _known(target: Path, key: str, train: Shards) -> Known:
-    """Returns what lies in ``target``, as far as its originals are those of ``train``."""
+def _known(target: Path, key: str) -> Known:
     try:
         about, made = read_sealed(target / "about.json"), read_sealed(target / "key.json")
         if made["key"] != key:
@@ -140,20 +140,9 @@ def _known(target: Path, key: str, train: Shards) -> Known:
     except (InputRefusedError, IntegrityError, OSError):
         return Known()
     n = len(output) // (made["copies"] + 1)
-    if output.shape("image") != train.shape("image"):
-        return Known()
     mirrored = np.isin(about["classes"], made["flip"])[output.column("label")[:n]].tolist()
-    contents = list(map(bytes, output.column("content")[:n]))
-    place = {content: row for row, content in enumerate(map(bytes, train.column("content")))}
-    rows: dict[tuple[bytes, bool], int] = {}
-    step = max(1, BLOCK_PIXELS // math.prod(train.shape("image")))
-    for start in range(0, n, step):
-        # The same content is stored as another picture in another mode or fit.
-        both = [row for row in range(start, min(start + step, n)) if contents[row] in place]
-        now = train.take("image", np.array([place[contents[row]] for row in both], np.int64))
-        same = (output.take("image", np.array(both, np.int64)) == now).all(axis=(1, 2, 3))
-        rows |= {(contents[row], mirrored[row]): row for row, equal in zip(both, same, strict=True) if equal}
-    return Known(output, n, made["copies"], rows)
+    pairs = zip(map(bytes, output.column("content")[:n]), mirrored, strict=True)
+    return Known(output, n, made["copies"], {pair: row for row, pair in enumerate(pairs)})
 
 
 def _key(changes: dict[str, Any]) -> str:

@@ -19,8 +19,8 @@ from stages.ingest.records import Item, Payload, class_of
 from stages.progress import track
 from stages.shards import Arrays, ShardWriter
 
-BLOCK = 128  # examples decoded at a time by a worker
-SMALL = 16  # blocks up to which threads are used: starting processes takes longer
+BLOCK = 64  # examples decoded at a time by a worker
+SMALL = 32  # blocks up to which threads are used: starting processes takes longer
 FILE_BYTES = 2**30  # largest file that is one example; above, a worker's memory would not be bounded
 SUMS = "SHA256SUMS"
 FINGERPRINT = "fingerprint"  # the array of them in the staging shards; it is not part of the output

@@ -124,7 +124,11 @@ def bare(file: str) -> str:
 
 
 def _ending(file: str) -> str:
-    return Path(bare(file)).suffix.lower()
+    name = file[file.rfind("/") + 1 :].lower()  # not with pathlib: of every file of a folder
+    stem, dot, ending = name.rpartition(".")
+    if dot + ending in COMPRESSED:
+        stem, dot, ending = stem.rpartition(".")
+    return dot + ending if stem and dot else ""
 
 
 def _numbered(source: Source) -> bool:
