@@ -50,11 +50,11 @@ def make(digits: int) -> None:
         Image.fromarray(pictures[number]).save(f"data/raw/digits/{labels[number]}/{number:05d}.png")
 
 
-def larger(name: str, times: int) -> None:
+def larger(name: str, times: int, size: tuple[int, int] = (320, 240)) -> None:
     """Writes data/raw/<name>: every photo ``times`` times, each time shifted and brightened otherwise, as JPEG."""
     rng = np.random.default_rng(0)
     for path in sorted((DATASETS / "caltech101-10").rglob("*.jpg")):
-        picture = np.asarray(Image.open(path).convert("RGB").resize((320, 240))).astype(np.int16)
+        picture = np.asarray(Image.open(path).convert("RGB").resize(size)).astype(np.int16)
         folder = Path("data/raw", name, path.parent.name)
         folder.mkdir(parents=True, exist_ok=True)
         for copy in range(times):
@@ -133,9 +133,10 @@ def rates(rounds: int = 3, digits: int = 60_000, checked: int = 3_000) -> None:
 def edits(rounds: int = 5, times: int = 10) -> None:
     """Seconds of a full run, and of a run after 1 % of the files were added, removed and relabelled."""
     larger("many", times)
+    larger("large", 2, (1600, 1200))
     make(60_000)
     print("| data set | stage | full, s | after an edit of 1 %, s | share |\n|---|---|---|---|---|")
-    for name, options in (("many", OPTIONS["photos"]), ("digits", OPTIONS["digits"])):
+    for name, options in (("many", OPTIONS["photos"]), ("large", OPTIONS["photos"]), ("digits", OPTIONS["digits"])):
         rng = np.random.default_rng(1)
         full: dict[str, list[float]] = {"ingest": [], "augment": []}
         edit: dict[str, list[float]] = {"ingest": [], "augment": []}

@@ -141,7 +141,7 @@ def _known(target: Path, key: str) -> Known:
         return Known()
     n = len(output) // (made["copies"] + 1)
     mirrored = np.isin(about["classes"], made["flip"])[output.column("label")[:n]].tolist()
-    pairs = zip(map(bytes, output.column("content")[:n]), mirrored, strict=True)
+    pairs = zip(output.contents()[:n], mirrored, strict=True)
     return Known(output, n, made["copies"], {pair: row for row, pair in enumerate(pairs)})
 
 

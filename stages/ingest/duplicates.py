@@ -15,6 +15,7 @@ search is exact (prefix filter; Chaudhuri, Ganti, Kaushik 2006, "A Primitive Ope
 """
 
 import hashlib
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -86,7 +87,8 @@ def pairs(fingerprints: np.ndarray, new: np.ndarray | None = None) -> np.ndarray
     8,000 new ones against 1,000,000 - and a second for every 10,000 candidates.
 
     Args:
-        fingerprints: uint8, shape (n, 1024); a memory map will do. Rows of zeros take no part.
+        fingerprints: uint8, shape (n, 1024), or as ``described`` returns them; a memory map will do. Rows of zeros take
+            no part.
         new: indices; only pairs with one of these are looked for. None: all pairs.
 
     Returns:
@@ -95,13 +97,15 @@ def pairs(fingerprints: np.ndarray, new: np.ndarray | None = None) -> np.ndarray
     Raises:
         InputRefusedError: so many pictures resemble each other that comparing them would take hours.
     """
-    thumbs = fingerprints.reshape(-1, SIDE, SIDE)
+    if fingerprints.shape[1] == SIDE**2:
+        fingerprints = described(fingerprints)
+    # A memory map stays one: only the thumbnails of candidates are read.
+    thumbs, basis = fingerprints[:, : SIDE**2], _view(fingerprints, SIDE**2, np.int16, len(PLANE) * (KEEP**2 - 1))
+    basis = basis.reshape(len(thumbs), len(PLANE), KEEP**2 - 1)
+    curvature, detail = _view(fingerprints, fingerprints.shape[1] - 8, np.float32, 2).T
     found = []
     left = budget = max(FEW_CANDIDATES, MAX_CANDIDATES * len(thumbs))
     with threadpool_limits(1), ThreadPoolExecutor(cores()) as pool:  # numpy computes without the interpreter's lock
-        blocks = (thumbs[start : start + BLOCK] for start in range(0, len(thumbs), BLOCK))
-        described = list(map_ahead(pool, _describe, blocks)) or [_describe(thumbs)]
-        basis, curvature, detail = (np.concatenate(part) for part in zip(*described, strict=True))
         order = np.flatnonzero(detail)
         order = order[np.argsort(curvature[order], kind="stable")]
         known = (basis[order], curvature[order], detail[order])
@@ -111,6 +115,28 @@ def pairs(fingerprints: np.ndarray, new: np.ndarray | None = None) -> np.ndarray
             left -= len(candidates)
             _check_budget(left, budget, len(thumbs))
     return _in_order(found)
+
+
+def described(fingerprints: np.ndarray) -> np.ndarray:
+    """Returns fingerprints, uint8 (n, 1024), with what ``pairs`` computes of each behind it: uint8, shape (n, 1662).
+
+    Stored in this form they are compared with new ones without computing it again.
+    """
+    thumbs = fingerprints.reshape(-1, SIDE, SIDE)
+    with threadpool_limits(1), ThreadPoolExecutor(cores()) as pool:
+        blocks = (thumbs[start : start + BLOCK] for start in range(0, len(thumbs), BLOCK))
+        parts = list(map_ahead(pool, _describe, blocks)) or [_describe(thumbs)]
+    rows = [fingerprints]
+    for part in zip(*parts, strict=True):
+        column = np.ascontiguousarray(np.concatenate(part))
+        rows.append(column.reshape(len(thumbs), math.prod(column.shape[1:])).view(np.uint8))
+    return np.concatenate(rows, axis=1)
+
+
+def _view(rows: np.ndarray, start: int, dtype: type, count: int) -> np.ndarray:
+    """Returns, of bytes (n, ...), the ``count`` numbers that begin at byte ``start`` of each row."""
+    end = start + count * np.dtype(dtype).itemsize
+    return np.ascontiguousarray(rows[:, start:end]).view(dtype)
 
 
 def text_fingerprint(text: str) -> np.ndarray:
@@ -327,8 +353,12 @@ def _compare(
     for start in range(0, len(candidates), BATCH):
         first, second = candidates[start : start + BATCH].T
         limit = MISFIT * np.minimum(detail[first], detail[second])
-        near[start : start + BATCH] = _near(thumbs[order[first]], thumbs[order[second]], limit)
+        near[start : start + BATCH] = _near(_pictures(thumbs, order[first]), _pictures(thumbs, order[second]), limit)
     return candidates, near
+
+
+def _pictures(thumbs: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    return thumbs[rows].reshape(-1, SIDE, SIDE)
 
 
 # Pictures: comparison -------------------------------------------------------------------------------------------------

@@ -246,23 +246,25 @@ def _near(
     former = {content: place for content, place in places if place >= 0}
     contents = [found.contents[number] for number in kept]
     fresh = [place for place, content in enumerate(contents) if content not in former]
-    stored = new.shape(FINGERPRINT)[0] if FINGERPRINT in new.names else 0
-    width = known.fingerprints.shape[1] or stored
-    if not width:
+    if FINGERPRINT not in new.names and not known.fingerprints.size:
         return np.zeros((0, 2), np.int64), None
+    described, search = (
+        (duplicates.described, duplicates.pairs) if kind == "images" else (np.asarray, duplicates.text_pairs)
+    )
+    width = described(np.zeros((1, new.shape(FINGERPRINT)[0]), np.uint8)).shape[1] if FINGERPRINT in new.names else 0
+    width = width or known.fingerprints.shape[1]
     # In a file: a kilobyte for each of a million examples need not be in memory.
     prints = np.lib.format.open_memmap(scratch / "fingerprints.npy", "w+", np.uint8, (len(kept), width))
     for start in range(0, len(kept), GATHER_ROWS):
         part = contents[start : start + GATHER_ROWS]
         rows = np.array([former.get(content, -1) for content in part])
         prints[start : start + len(part)][rows >= 0] = known.fingerprints[rows[rows >= 0]] if (rows >= 0).any() else 0
-        if stored:
+        if FINGERPRINT in new.names:
             rows = np.array([-1 if content in former else found.rows.get(content, -1) for content in part])
-            prints[start : start + len(part)][rows >= 0] = new.take(FINGERPRINT, rows[rows >= 0])
+            prints[start : start + len(part)][rows >= 0] = described(new.take(FINGERPRINT, rows[rows >= 0]))
     where, compared = {content: place for place, content in enumerate(contents)}, list(former)
     again = [(where.get(compared[a], -1), where.get(compared[b], -1)) for a, b in known.pairs.tolist()]
     again = [(a, b) for a, b in again if a >= 0 <= b]
-    search = duplicates.text_pairs if kind in ("text", "translation") else duplicates.pairs
     pairs = search(prints, np.array(fresh, np.int64)) if fresh else np.zeros((0, 2), np.int64)
     pairs = np.sort(np.concatenate([pairs, np.array(again, np.int64).reshape(-1, 2)]), axis=1)
     return np.unique(pairs, axis=0), prints

@@ -70,7 +70,7 @@ def load(cache: Path, output: Path, key: str, splits: Iterable[str]) -> Known:
     place = {}
     for split, shards in stores.items():
         if len(shards):
-            place |= {bytes(content): (split, row) for row, content in enumerate(shards.column("content"))}
+            place |= {content: (split, row) for row, content in enumerate(shards.contents())}
     return Known(
         pd.read_parquet(cache / FILES[0]),
         np.load(cache / FILES[1], mmap_mode="r"),
