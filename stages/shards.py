@@ -35,6 +35,7 @@ Arrays = dict[str, np.ndarray]  # equal lengths: one row per example; texts are 
 INDEX = "index.json"
 SHARD_BYTES = 64 * 2**20  # large enough for DVC (one object each), small enough to be one writer's buffer
 SEAL = "sha256"
+FEW = 8  # rows that a run of neighbours must have on average to be copied as a run
 
 
 class ShardWriter:
@@ -209,8 +210,14 @@ class Shards(Sequence):
         shard = np.searchsorted(self._ends, rows, side="right")
         for number in np.unique(shard):
             place = np.flatnonzero(shard == number)
-            start = self._ends[number] - self._index["shards"][number]["rows"]
-            result[place] = self._rows(number, name, rows[place] - start)
+            local = rows[place] - (self._ends[number] - self._index["shards"][number]["rows"])
+            breaks = np.flatnonzero((np.diff(local) != 1) | (np.diff(place) != 1)) + 1
+            if len(breaks) * FEW > len(place):
+                result[place] = self._rows(number, name, local)
+                continue
+            for first, last in zip([0, *breaks], [*breaks, len(place)], strict=True):  # copied once, not row by row
+                run = slice(local[first], local[last - 1] + 1)
+                result[place[first] : place[last - 1] + 1] = self._rows(number, name, run)
         return result
 
     def blocks(self, rows: int) -> Iterator[Arrays]:

@@ -5,6 +5,7 @@ import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -126,9 +127,13 @@ def ingest(
         counts = Counter((split, found.labels[number]) for number, split in zip(kept, splits, strict=True) if split)
         missing = _check_counts(source, classes, counts, refused, val, test)
 
-        for split in SPLITS:
-            numbers = [number for number, chosen in zip(kept, splits, strict=True) if chosen == split]
-            _write(output / split, found, known, new, numbers, classes)
+        with ThreadPoolExecutor() as pool:  # copying and writing leave the interpreter to the others
+            written = []
+            for split in SPLITS:
+                numbers = [number for number, chosen in zip(kept, splits, strict=True) if chosen == split]
+                written.append(pool.submit(_write, output / split, found, known, new, numbers, classes))
+            for future in written:
+                future.result()
         _tables(output, found, kept, splits, pairs, refused, doubles)
         about = {
             "dataset": dataset,
