@@ -11,7 +11,7 @@ from rich.table import Table
 
 from stages import params, tracking
 from stages.__main__ import JOURNAL
-from stages.shards import sha256
+from stages.checksums import sha256
 
 
 def ran_since(since: int, journal: Path = JOURNAL) -> dict[str, dict]:

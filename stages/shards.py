@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from filelock import FileLock, Timeout
 
+from stages.checksums import sha256
 from stages.errors import BusyError, InputRefusedError, IntegrityError
 
 if TYPE_CHECKING:
@@ -337,12 +338,6 @@ def read_json(path: Path) -> dict:
         raise InputRefusedError(f"{path} is missing: run the stage that writes it.") from None
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path} is damaged: {error}") from error
-
-
-def sha256(path: Path) -> str:
-    """Returns the SHA-256 of a file in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _kind(array: np.ndarray) -> dict:

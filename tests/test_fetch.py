@@ -10,8 +10,9 @@ from conftest import ROOT
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from stages import checksums
 from stages.errors import ConfigurationError, InputRefusedError, IntegrityError, ServiceError
-from stages.fetch import folders, sums
+from stages.fetch import folders
 from stages.fetch.fetch import fetch
 
 
@@ -90,7 +91,7 @@ def test_files_that_did_not_change_stay_the_very_same_and_are_not_read(photos, t
     (photos / "a/new.png").write_bytes(b"new")
     (photos / "c/002.png").unlink()
     read = []
-    monkeypatch.setattr(folders, "digest", lambda file: read.append(file.name) or sums.digest(file))
+    monkeypatch.setattr(folders, "sha256", lambda file: read.append(file.name) or checksums.sha256(file))
     fetch("pets", path=photos)
     assert "200 files, 2.1 kB; 3 new, 1 taken away" in capsys.readouterr().out
     assert sorted(read) == ["000.png", "001.png", "new.png"]
@@ -161,7 +162,7 @@ def test_a_killed_run_is_repaired_by_the_next(photos, target, monkeypatch, momen
         if moment == "move":
             patch.setattr(type(target), "replace", killed(type(target).replace))
         if moment == "list":
-            patch.setattr(sums, "write", killed(sums.write))
+            patch.setattr(checksums, "write", killed(checksums.write))
         with pytest.raises(Kill):
             fetch("pets", path=photos)
     assert (target / "SHA256SUMS").exists() == (moment == "copy")
@@ -213,7 +214,7 @@ def test_what_is_no_file_of_the_folder_is_named_and_refused(photos, target, put,
 
 
 def test_a_list_of_checksums_in_the_folder_is_held_against_its_files_and_completed(photos, target):
-    published = sums.digest(photos / "a/000.png")
+    published = checksums.sha256(photos / "a/000.png")
     (photos / "SHA256SUMS").write_text(f"{published.upper()} *./a/000.png\n\n")
     fetch("pets", path=photos)
     assert is_as_listed(target)
@@ -231,7 +232,7 @@ def test_a_list_of_checksums_in_the_folder_is_held_against_its_files_and_complet
 def test_a_list_that_its_folder_does_not_agree_with_is_refused(photos, target, lines, error, message):
     fetch("pets", path=photos)
     before = {path: signature(path) for path in target.rglob("*")}
-    (photos / "SHA256SUMS").write_text(lines.format(sums.digest(photos / "a/000.png"), "1" * 64))
+    (photos / "SHA256SUMS").write_text(lines.format(checksums.sha256(photos / "a/000.png"), "1" * 64))
     (photos / "a/new.png").write_bytes(b"new")
     with pytest.raises(error, match=message):
         fetch("pets", path=photos)
@@ -244,8 +245,8 @@ def test_the_list_can_name_any_file(photos, target):
         (photos / name).write_bytes(name.encode("utf-8", "surrogateescape"))
     fetch("pets", path=photos)
     assert is_as_listed(target)
-    assert sums.read(target) == {
-        path.relative_to(target).as_posix(): sums.digest(path)
+    assert checksums.read(target) == {
+        path.relative_to(target).as_posix(): checksums.sha256(path)
         for path in target.rglob("*")
         if path.is_file() and path.name != "SHA256SUMS"
     }
@@ -257,7 +258,7 @@ def test_what_dvc_leaves_out_is_left_out(photos, target):
     fetch("pets", path=photos)
     assert len(listing(target)) == 204
     patterns = [line for line in (ROOT / ".dvcignore").read_text().splitlines() if line and not line.startswith("#")]
-    assert all(sums.is_ignored(pattern.replace("*", "x")) for pattern in patterns)
+    assert all(checksums.is_ignored(pattern.replace("*", "x")) for pattern in patterns)
 
 
 def test_a_damaged_list_of_ours_is_made_anew(photos, target):

@@ -263,7 +263,7 @@ def test_a_file_that_is_not_what_sha256sums_says_is_named_and_nothing_is_changed
         path.write_bytes(whole)
     assert {path: path.read_bytes() for path in (pictures.parents[1] / "ingest/bars").rglob("*.*")} == before
     (pictures / "SHA256SUMS").write_text("what is this\n")
-    with pytest.raises(IntegrityError, match="SHA256SUMS, line 1: not"):
+    with pytest.raises(IntegrityError, match="SHA256SUMS, line 1: .* is not"):
         ingest("bars", **OPTIONS)
 
 

@@ -13,7 +13,7 @@ from stages import params
 
 DVC = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
 LOCKS = ("requirements.lock", "requirements-gpu.lock", "requirements-benchmarks.lock")
-SHARED = {"compute", "errors", "params", "progress", "shards", "tracking", "verify", "workers"}
+SHARED = {"checksums", "compute", "errors", "params", "progress", "shards", "tracking", "verify", "workers"}
 
 
 def test_a_folder_of_stages_is_a_stage_and_a_file_a_shared_tool():

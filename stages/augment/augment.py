@@ -14,10 +14,11 @@ import numpy as np
 from stages import workers
 from stages.augment import images
 from stages.augment.draws import Draws
+from stages.checksums import sha256
 from stages.errors import ConfigurationError, InputRefusedError, IntegrityError
 from stages.params import Amount, Count, Seed, Share
 from stages.progress import track
-from stages.shards import Shards, ShardWriter, read_sealed, sha256, swap, working, write_sealed
+from stages.shards import Shards, ShardWriter, read_sealed, swap, working, write_sealed
 
 BLOCK_PIXELS = 2**20  # changed at a time; with some 60 bytes of intermediate results for each, bounds memory
 SMALL = 1000  # copies below which threads are used: starting processes takes longer

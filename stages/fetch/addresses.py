@@ -8,8 +8,8 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from stages.checksums import SUMS, is_ignored
 from stages.errors import ConfigurationError
-from stages.fetch.sums import SUMS, is_ignored
 
 SCHEMES = ("http", "https", "s3", "gs", "ssh", "sftp", "file")
 

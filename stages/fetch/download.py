@@ -12,10 +12,10 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
+from stages.checksums import digest, sha256
 from stages.errors import InputRefusedError, IntegrityError, ServiceError
 from stages.fetch.addresses import File, masked
 from stages.fetch.progress import Progress
-from stages.fetch.sums import digest
 
 
 class Part:
@@ -163,7 +163,7 @@ def find(file: File, path: Path) -> str | None:
 
 def _check(file: File, path: Path) -> tuple[str, str]:
     """Returns the SHA-256 of ``path``, and what is wrong with its checksums, or ""."""
-    checksum = digest(path)
+    checksum = sha256(path)
     if file.sha256 and checksum != file.sha256.lower():
         return checksum, f"its SHA-256 is {checksum} and should be {file.sha256.lower()}"
     if file.md5 and (found := digest(path, "md5")) != file.md5.lower():

@@ -16,8 +16,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ByteSize, Field
 from rich.filesize import decimal
 
+from stages import checksums
 from stages.errors import ConfigurationError, InputRefusedError, IntegrityError
-from stages.fetch import sums
 from stages.fetch.addresses import File, check_files, masked
 from stages.fetch.catalogue import entries
 from stages.fetch.download import download, find
@@ -72,16 +72,16 @@ def fetch(
     target = Path("data/raw", dataset)
     former: dict[str, str] = {}
     with suppress(InputRefusedError):  # a damaged list of ours is made anew
-        former = sums.read(target)
+        former = checksums.read(target)
     folders: set[str] = set()
     with _staging(dataset) as staging:
         if sample is not None:
             files = _make(sample, staging / "copies")
         elif path is not None:
             path = path.expanduser().resolve()
-            published = sums.read(path)
+            published = checksums.read(path)
             files, folders = synchronise(path, target, staging / "copies", former)
-            sums.compare(path, published, {name: checksum for name, (_, checksum) in files.items()})
+            checksums.compare(path, published, {name: checksum for name, (_, checksum) in files.items()})
         else:
             files = {}
             for file in urls or entries()[catalogue].files:
@@ -168,7 +168,7 @@ def _make(sample: str, folder: Path) -> dict[str, tuple[Path, str]]:
     folder.mkdir()
     SAMPLES[sample](folder)
     made = [file for file in folder.rglob("*") if file.is_file()]
-    return {file.relative_to(folder).as_posix(): (file, sums.digest(file)) for file in made}
+    return {file.relative_to(folder).as_posix(): (file, checksums.sha256(file)) for file in made}
 
 
 def _install(
@@ -191,9 +191,9 @@ def _install(
     present = sorted(target.rglob("*"), reverse=True)  # a folder after what is in it
     relative = {path: path.relative_to(target).as_posix() for path in present}
     surplus = [path for path in present if (path.is_symlink() or not path.is_dir()) and relative[path] not in files]
-    surplus = [path for path in surplus if relative[path] != sums.SUMS]
+    surplus = [path for path in surplus if relative[path] != checksums.SUMS]
     if surplus or entries != former or any(copy for copy, _ in files.values()):
-        (target / sums.SUMS).unlink(missing_ok=True)
+        (target / checksums.SUMS).unlink(missing_ok=True)
     for path in surplus:
         path.unlink()
     for path in present:
@@ -204,6 +204,6 @@ def _install(
     for name, (copy, _) in files.items():
         if copy is not None:
             copy.replace(target / name)  # never written into: DVC may have linked the former one into its cache
-    if not (target / sums.SUMS).exists():
-        sums.write(target, entries)
+    if not (target / checksums.SUMS).exists():
+        checksums.write(target, entries)
     return len(surplus)

@@ -6,10 +6,10 @@ import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from stages.checksums import SUMS, is_ignored, sha256
 from stages.errors import InputRefusedError, ServiceError
 from stages.fetch.download import need_room
 from stages.fetch.progress import Progress
-from stages.fetch.sums import SUMS, digest, is_ignored
 
 
 def synchronise(
@@ -39,7 +39,7 @@ def synchronise(
             elif name != SUMS:
                 files[name] = path
     changed = {name: path for name, path in files.items() if not _same(path, target / name)}
-    result = {name: (None, former.get(name) or digest(target / name)) for name in files.keys() - changed.keys()}
+    result = {name: (None, former.get(name) or sha256(target / name)) for name in files.keys() - changed.keys()}
     sizes = {name: path.stat().st_size for name, path in changed.items() if not _same(path, staging / name)}
     staging.mkdir(parents=True, exist_ok=True)
     need_room(sum(sizes.values()), staging)
@@ -50,7 +50,7 @@ def synchronise(
             if name in sizes:
                 _copy(path, copy)
                 progress.advance(sizes[name])
-            result[name] = (copy, digest(copy))
+            result[name] = (copy, sha256(copy))
     return result, folders
 
 

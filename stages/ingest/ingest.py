@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from stages.checksums import sha256
 from stages.errors import ConfigurationError, InputRefusedError
 from stages.ingest import duplicates, previous, reading
 from stages.ingest.formats import archives
@@ -22,7 +23,7 @@ from stages.ingest.reading import FINGERPRINT, Found
 from stages.ingest.records import Source, natural
 from stages.ingest.report import report
 from stages.params import Positive, Share
-from stages.shards import Arrays, Shards, ShardWriter, sha256, swap, working, write_sealed
+from stages.shards import Arrays, Shards, ShardWriter, swap, working, write_sealed
 
 SPLITS = ("train", "val", "test")
 RANK = {"test": 0, "val": 1}  # of equal and nearly equal examples the one stays that the raw data gives for the test

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages import workers
+from stages import checksums, workers
 from stages.errors import InputRefusedError, IntegrityError
 from stages.ingest.previous import COLUMNS, Known, stat_of
 from stages.ingest.records import Item, Payload, class_of
@@ -22,7 +22,6 @@ from stages.shards import Arrays, ShardWriter
 BLOCK = 64  # examples decoded at a time by a worker
 SMALL = 32  # blocks up to which threads are used: starting processes takes longer
 FILE_BYTES = 2**30  # largest file that is one example; above, a worker's memory would not be bounded
-SUMS = "SHA256SUMS"
 FINGERPRINT = "fingerprint"  # the array of them in the staging shards; it is not part of the output
 
 
@@ -116,7 +115,7 @@ def read(
     options: dict,
     known: Known,
     staging: ShardWriter,
-    sums: dict[str, bytes],
+    sums: dict[str, str],
     title: str,
     now: int,
 ) -> Found:
@@ -208,35 +207,19 @@ def digest_of(data: Payload | tuple[bytes, ...]) -> bytes:
     return digest.digest()
 
 
-def read_sums(folder: Path) -> dict[str, bytes]:
-    """Returns file -> SHA-256 from the SHA256SUMS (coreutils' format) of a raw folder; {} if it has none.
+def read_sums(folder: Path) -> dict[str, str]:
+    """Returns file -> SHA-256 from the SHA256SUMS of a raw folder; {} if it has none.
 
     Raises:
-        IntegrityError: a line is none of that format.
+        IntegrityError: it is damaged, or leads out of the folder.
     """
-    path = folder / SUMS
-    if not path.is_file():
-        return {}
-    sums = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        if not line.strip():
-            continue
-        digest, _, name = line.rstrip(b"\r").partition(b" ")
-        if digest.startswith(b"\\"):  # coreutils' way with a name that has a newline or backslash
-            digest, name = digest[1:], name.replace(b"\\n", b"\n").replace(b"\\\\", b"\\")
-        try:
-            file = name[1:].decode().removeprefix("./")
-            sums[file] = bytes.fromhex(digest.decode())
-        except (ValueError, UnicodeDecodeError):
-            raise IntegrityError(f"{path}, line {number}: not `<SHA-256 in hexadecimal>  <file>`.") from None
-        if len(digest) != 64 or name[:1] not in (b" ", b"*"):
-            raise IntegrityError(f"{path}, line {number}: not `<SHA-256 in hexadecimal>  <file>`.")
-        if file.startswith("/") or ".." in file.split("/"):
-            raise IntegrityError(f"{path}, line {number}: {file} leads out of the folder.")
-    return sums
+    try:
+        return checksums.read(folder)
+    except InputRefusedError as error:
+        raise IntegrityError(str(error)) from error
 
 
-def check_sums(folder: Path, sums: dict[str, bytes], wanted: Callable[[str], bool]) -> None:
+def check_sums(folder: Path, sums: dict[str, str], wanted: Callable[[str], bool]) -> None:
     """Compares the ``wanted`` files with their SHA-256, and takes them out of ``sums``.
 
     Raises:
@@ -254,7 +237,7 @@ def _fill(
     tasks: list[Task],
     decoded: Decoded,
     folder: Path,
-    sums: dict[str, bytes],
+    sums: dict[str, str],
     staging: ShardWriter,
 ) -> None:
     found.names = found.names or decoded.names
@@ -296,7 +279,7 @@ def _stat(folder: Path, files: tuple[str, ...], now: int) -> str:
         return ""  # decoding says what is wrong
 
 
-def _digest(folder: Path, item: Item, sums: dict[str, bytes]) -> bytes | None:
+def _digest(folder: Path, item: Item, sums: dict[str, str]) -> bytes | None:
     """Returns what ``decode_block`` would say was read."""
     if not item.files:
         return digest_of(item.payload)
@@ -310,19 +293,17 @@ def _digest(folder: Path, item: Item, sums: dict[str, bytes]) -> bytes | None:
 
 def _file_digest(path: Path) -> bytes | None:
     try:
-        if not path.is_file():  # a pipe would never end
-            return None
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
+        return bytes.fromhex(checksums.sha256(path)) if path.is_file() else None  # a pipe would never end
     except OSError:
         return None
 
 
-def _compare(folder: Path, names: tuple[str, ...], digests: tuple[bytes | None, ...], sums: dict[str, bytes]) -> None:
+def _compare(folder: Path, names: tuple[str, ...], digests: tuple[bytes | None, ...], sums: dict[str, str]) -> None:
     for name, digest in zip(names, digests, strict=False):
-        if sums.pop(name, digest) != digest:
+        wanted = sums.pop(name, None)
+        if wanted and (digest is None or wanted != digest.hex()):
             raise IntegrityError(
-                f"{folder / name} {'was changed' if digest else 'is missing'}: it does not match {SUMS}. Bring it back "
-                f"(dvc checkout, or dvc repro --force --single-item fetch@NAME); if the change is meant, write {SUMS} "
-                "anew or remove it."
+                f"{folder / name} {'was changed' if digest else 'is missing'}: it does not match {checksums.SUMS}. "
+                "Bring it back (dvc checkout, or dvc repro --force --single-item fetch@NAME); if the change is meant, "
+                f"write {checksums.SUMS} anew or remove it."
             )

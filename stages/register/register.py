@@ -12,10 +12,11 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from stages import params, tracking
+from stages.checksums import sha256
 from stages.errors import InputRefusedError, IntegrityError
 from stages.params import Share
 from stages.register import gate
-from stages.shards import INDEX, Shards, read_json, read_sealed, sha256
+from stages.shards import INDEX, Shards, read_json, read_sealed
 
 COMPARED = 32  # test examples on which the stored model has to repeat its predictions
 TOLERANCE = 1e-4  # of a probability; the same network on the same machine differs in the last bits of float32

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stages import tracking
+from stages.checksums import sha256
 from stages.errors import ConfigurationError
 from stages.params import Amount, Positive, Seed, Share
-from stages.shards import INDEX, Shards, read_sealed, sha256
+from stages.shards import INDEX, Shards, read_sealed
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
 

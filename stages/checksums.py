@@ -1,4 +1,7 @@
-"""``SHA256SUMS``: what every file of a folder of raw data is, in the format of coreutils' ``sha256sum``."""
+"""Checksums of files, and ``SHA256SUMS``: those of a folder of raw data, in the format of coreutils' ``sha256sum``.
+
+fetch writes that list, and ingest holds the files against it.
+"""
 
 import hashlib
 import os
@@ -22,7 +25,12 @@ def is_ignored(name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in IGNORED)
 
 
-def digest(file: Path, algorithm: str = "sha256") -> str:
+def sha256(file: Path) -> str:
+    """Returns the SHA-256 of a file in hexadecimal."""
+    return digest(file, "sha256")
+
+
+def digest(file: Path, algorithm: str) -> str:
     """Returns the hexadecimal checksum of a file."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
@@ -32,7 +40,7 @@ def read(folder: Path) -> dict[str, str]:
     """Returns relative path -> SHA-256 from the folder's list; empty without one.
 
     Raises:
-        InputRefusedError: a line is not of the format; it is named.
+        InputRefusedError: a line is not of the format, or leads out of the folder; it is named.
     """
     list_file = folder / SUMS
     if not list_file.is_file():
@@ -44,12 +52,15 @@ def read(folder: Path) -> dict[str, str]:
         match = _LINE.fullmatch(line.rstrip("\r"))
         if not match:
             raise InputRefusedError(
-                f"{list_file}, line {number}: {line[:100]!r} is not `<SHA-256>  <file>`, as sha256sum writes it."
+                f"{list_file}, line {number}: {line[:100]!r} is not `<SHA-256 in hexadecimal>  <file>`."
             )
         escaped, checksum, name = match.groups()
         if escaped:
             name = re.sub(r"\\([\\nr])", lambda sign: {"\\": "\\", "n": "\n", "r": "\r"}[sign[1]], name)
-        entries[os.path.normpath(name)] = checksum.lower()
+        name = os.path.normpath(name)
+        if name.startswith(("/", "../")):
+            raise InputRefusedError(f"{list_file}, line {number}: {name} leads out of the folder.")
+        entries[name] = checksum.lower()
     return entries
 
 
