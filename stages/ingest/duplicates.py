@@ -54,7 +54,8 @@ MAX_GAIN = 3.0  # of contrast
 KEEP = 8  # frequencies per axis that a description keeps; more of them told no more pairs apart
 UNIT = 4000  # length of its integer vectors: sums of their products stay below 2**24, so float32 adds them exactly
 BLOCK = 512  # pictures compared with as many others at a time: 1 MiB, which stays in the cache
-BATCH = 128  # candidates aligned at a time, likewise
+STRIP = 8 * BLOCK  # pictures compared with BLOCK others in one task
+BATCH = 256  # candidates aligned at a time; as many as stay in the cache
 
 # Text. A sentence of ten different words and one with another word in it share 18 of 24 words and neighbours; one of
 # nine words 16 of 22, which is too few: "what is the capital of x" asks something else for each x.
@@ -103,18 +104,16 @@ def pairs(fingerprints: np.ndarray, new: np.ndarray | None = None) -> np.ndarray
     thumbs, basis = fingerprints[:, : SIDE**2], _view(fingerprints, SIDE**2, np.int16, len(PLANE) * (KEEP**2 - 1))
     basis = basis.reshape(len(thumbs), len(PLANE), KEEP**2 - 1)
     curvature, detail = _view(fingerprints, fingerprints.shape[1] - 8, np.float32, 2).T
-    found = []
-    left = budget = max(FEW_CANDIDATES, MAX_CANDIDATES * len(thumbs))
+    order = np.flatnonzero(detail)
+    order = order[np.argsort(curvature[order], kind="stable")]
+    basis, detail = basis[order], detail[order]
+    slack = np.minimum(SLACK * curvature[order] * detail**0.75, MAX_SLACK)
     with threadpool_limits(1), ThreadPoolExecutor(cores()) as pool:  # numpy computes without the interpreter's lock
-        order = np.flatnonzero(detail)
-        order = order[np.argsort(curvature[order], kind="stable")]
-        known = (basis[order], curvature[order], detail[order])
-        tiles = _tiles(known[0], _mask(len(thumbs), new)[order])
-        for candidates, near in map_ahead(pool, _compare, tiles, thumbs, order, *known):
-            found.append(order[candidates[near]])
-            left -= len(candidates)
-            _check_budget(left, budget, len(thumbs))
-    return _in_order(found)
+        strips = _strips(basis, _mask(len(thumbs), new)[order])
+        candidates = map_ahead(pool, _candidates, strips, basis, slack)
+        batches = _batches(candidates, len(thumbs))
+        near = list(map_ahead(pool, _near_of, batches, thumbs, order, detail))
+    return _in_order(near)
 
 
 def described(fingerprints: np.ndarray) -> np.ndarray:
@@ -313,7 +312,7 @@ def _describe(thumbs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.rint(np.stack(basis, 1) * UNIT).astype(np.int16), curvature, _detail(thumbs)
 
 
-def _tiles(basis: np.ndarray, new: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _strips(basis: np.ndarray, new: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yields what is to be compared: numbers (a,) and (b,) of pictures, and the planes (5, 63, b) of the latter.
 
     The pictures are numbered by curvature, and of two the plane of the second counts, whichever is ``new``.
@@ -323,38 +322,52 @@ def _tiles(basis: np.ndarray, new: np.ndarray) -> Iterator[tuple[np.ndarray, np.
         for start in range(0, len(planes), BLOCK):
             columns = planes[start : start + BLOCK]
             axes = basis[columns].transpose(1, 2, 0).astype(np.float32)
-            for row in range(0, np.searchsorted(points, columns[-1]), BLOCK):
-                yield points[row : row + BLOCK], columns, axes
+            below = points[: np.searchsorted(points, columns[-1])]
+            for row in range(0, len(below), STRIP):
+                yield below[row : row + STRIP], columns, axes
 
 
-def _compare(
-    tile: tuple[np.ndarray, np.ndarray, np.ndarray],
-    thumbs: np.ndarray,
-    order: np.ndarray,
-    basis: np.ndarray,
-    curvature: np.ndarray,
-    detail: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the candidates of a tile, int64 (m, 2), and whether they are near, bool (m,).
+def _candidates(strip: tuple[np.ndarray, np.ndarray, np.ndarray], basis: np.ndarray, slack: np.ndarray) -> np.ndarray:
+    """Returns the candidates of a strip, int64 (m, 2), numbers as in ``_strips``."""
+    points, planes, axes = strip
+    reached = np.empty((min(BLOCK, len(points)), len(planes)), np.float32)
+    product, found = np.empty_like(reached), []
+    for start in range(0, len(points), BLOCK):
+        block = points[start : start + BLOCK]
+        reached, product = reached[: len(block)], product[: len(block)]
+        np.multiply.outer(slack[block], slack[planes] * np.float32(UNIT**4), out=reached)
+        point = basis[block, 0].astype(np.float32)
+        for axis in axes:
+            np.matmul(point, axis, out=product)
+            reached += np.square(product, out=product)
+        # Squared cosine + slack > 1. Flat, as numpy finds places in two dimensions 17 times slower.
+        row, column = np.divmod(np.flatnonzero(reached > UNIT**4), len(planes))
+        pair = np.stack([block[row], planes[column]], 1)
+        found.append(pair[pair[:, 0] < pair[:, 1]])
+    return np.concatenate(found)
 
-    The numbers are those of ``_tiles``; ``order`` leads from them to ``thumbs``.
-    """
-    points, planes, axes = tile
-    slack = [np.minimum(SLACK * curvature[side] * detail[side] ** 0.75, MAX_SLACK) for side in (points, planes)]
-    reached = np.multiply.outer(slack[0], slack[1] * np.float32(UNIT**4))
-    point, product = basis[points, 0].astype(np.float32), np.empty_like(reached)
-    for axis in axes:
-        np.matmul(point, axis, out=product)
-        reached += np.square(product, out=product)
-    row, column = np.nonzero(reached > UNIT**4)  # squared cosine + slack > 1
-    candidates = np.stack([points[row], planes[column]], 1)
-    candidates = candidates[candidates[:, 0] < candidates[:, 1]]
-    near = np.zeros(len(candidates), bool)
-    for start in range(0, len(candidates), BATCH):
-        first, second = candidates[start : start + BATCH].T
-        limit = MISFIT * np.minimum(detail[first], detail[second])
-        near[start : start + BATCH] = _near(_pictures(thumbs, order[first]), _pictures(thumbs, order[second]), limit)
-    return candidates, near
+
+def _batches(candidates: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:
+    """Yields the candidates, (m, 2), ``BATCH`` at a time, unless they are too many for ``count`` pictures."""
+    left = budget = max(FEW_CANDIDATES, MAX_CANDIDATES * count)
+    waiting = np.empty((0, 2), np.int64)
+    for more in candidates:
+        left -= len(more)
+        _check_budget(left, budget, count)
+        waiting = np.concatenate([waiting, more])
+        whole = len(waiting) - len(waiting) % BATCH
+        yield from (waiting[start : start + BATCH] for start in range(0, whole, BATCH))
+        waiting = waiting[whole:]
+    if len(waiting):
+        yield waiting
+
+
+def _near_of(candidates: np.ndarray, thumbs: np.ndarray, order: np.ndarray, detail: np.ndarray) -> np.ndarray:
+    """Returns those of the candidates, (m, 2), that are near, as rows of ``thumbs``; ``order`` leads there."""
+    limit = MISFIT * detail[candidates].min(1)
+    first, second = order[candidates].T
+    near = _near(_pictures(thumbs, first), _pictures(thumbs, second), limit)
+    return order[candidates[near]]
 
 
 def _pictures(thumbs: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -369,7 +382,7 @@ def _near(first: np.ndarray, second: np.ndarray, limit: np.ndarray) -> np.ndarra
     # In the order of their bytes: the same numbers whichever of the two is called the first.
     swap = np.array([a.tobytes() > b.tobytes() for a, b in zip(first, second, strict=True)], bool)[:, None, None]
     both = np.stack([np.where(swap, second, first), np.where(swap, first, second)]).astype(np.float32)
-    small = both.reshape(2, -1, HALF, 2, HALF, 2).mean((3, 5))
+    small = (both[..., ::2, ::2] + both[..., 1::2, ::2] + both[..., ::2, 1::2] + both[..., 1::2, 1::2]) / 4
     # The picture that shows more of the scene can be cut to fit the other, not the other way; so try both ways.
     start = np.zeros((2 * len(first), 4), np.float32)
     warp, misfit = _align(np.concatenate(small), np.concatenate(small[::-1]), start)
