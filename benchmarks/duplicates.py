@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from stages.ingest import duplicates
+from stages.ingest import duplicates, fingerprints
 from stages.workers import cores
 
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
@@ -121,7 +121,7 @@ def main() -> None:
         sys.exit(f"no photos in {data / 'caltech101-10'}: set CONVOY_DATASETS to the folder that holds it")
     photos = [Image.open(file).convert("RGB") for file in files]
     small = [photo.resize((32, 32), Image.Resampling.BOX) for photo in photos]
-    originals = np.stack([duplicates.fingerprint(photo) for photo in photos])
+    originals = np.stack([fingerprints.fingerprint(photo) for photo in photos])
     _planted(files, photos, small)
     _unplanted(files, originals)
     _speed(data, photos, originals)
@@ -153,12 +153,12 @@ def _search(
     pictures: list[Image.Image], changes: tuple[Change, ...], seed: int, scene: np.ndarray
 ) -> tuple[int, int, int]:
     """Returns how many planted copies, how many pairs of one scene and how many of two scenes were found."""
-    prints = [duplicates.fingerprint(picture) for picture in pictures]
+    prints = [fingerprints.fingerprint(picture) for picture in pictures]
     for number, picture in enumerate(pictures):
         rng = np.random.default_rng((seed, number))
         for change in changes:
             picture = change(picture, rng)
-        prints.append(duplicates.fingerprint(picture))
+        prints.append(fingerprints.fingerprint(picture))
     count = len(pictures)
     pairs = duplicates.pairs(np.stack(prints), np.arange(count, 2 * count))
     right = scene[pairs[:, 0] % count] == scene[pairs[:, 1] % count]
@@ -175,21 +175,21 @@ def _unplanted(files: list[Path], originals: np.ndarray) -> None:
 def _speed(data: Path, photos: list[Image.Image], originals: np.ndarray) -> None:
     with ThreadPoolExecutor(cores()) as pool:
         start = time.perf_counter()
-        list(pool.map(duplicates.fingerprint, photos * 5))
+        list(pool.map(fingerprints.fingerprint, photos * 5))
         rate = 5 * len(photos) / (time.perf_counter() - start)
     print(f"fingerprint of decoded photos, {cores()} threads: {rate:,.0f}/s\n")
     sets = {"photos": originals}
     for parts in (3, 8):
         pieces = [piece for photo in photos for piece in _pieces(photo, parts)]
         sets[f"photos, each in {parts} x {parts} pieces"] = np.stack(
-            [duplicates.fingerprint(piece) for piece in pieces]
+            [fingerprints.fingerprint(piece) for piece in pieces]
         )
     for name in ("mnist", "fashion-mnist"):
         content = [
             gzip.decompress((data / name / f"{part}-images-idx3-ubyte.gz").read_bytes()) for part in ("train", "t10k")
         ]
         values = np.concatenate([np.frombuffer(part, np.uint8, offset=16).reshape(-1, 28, 28) for part in content])
-        sets[name] = np.stack([duplicates.fingerprint(Image.fromarray(picture)) for picture in values])
+        sets[name] = np.stack([fingerprints.fingerprint(Image.fromarray(picture)) for picture in values])
     print(
         "| set | pictures | pairs | in groups | largest group | s | CPU s | pictures/s |\n"
         "|---|---|---|---|---|---|---|---|"
@@ -218,14 +218,14 @@ def _texts(data: Path) -> None:
     summaries = []
     for name, texts in sets.items():
         start = time.perf_counter()
-        prints = np.stack([duplicates.text_fingerprint(text) for text in texts])
+        prints = np.stack([fingerprints.text_fingerprint(text) for text in texts])
         pairs = duplicates.text_pairs(prints)
         rate = len(texts) / (time.perf_counter() - start)
         summaries.append(f"| {name} | {_summary(len(texts), pairs)} | {rate:,.0f} |")
         for change, least in ((loud, 1), (bare, 1), (spaced, 1), (appended, 6), (exchanged, 10)):
             rng = np.random.default_rng(0)
-            chosen = [number for number, text in enumerate(texts) if len(duplicates.WORD.findall(text)) >= least]
-            copies = np.stack([duplicates.text_fingerprint(change(texts[number], rng)) for number in chosen])
+            chosen = [number for number, text in enumerate(texts) if len(fingerprints.WORD.findall(text)) >= least]
+            copies = np.stack([fingerprints.text_fingerprint(change(texts[number], rng)) for number in chosen])
             pairs = duplicates.text_pairs(np.concatenate([prints, copies]), len(prints) + np.arange(len(copies)))
             found = len({(a, b) for a, b in pairs.tolist()} & set(zip(chosen, range(len(prints), 10**9), strict=False)))
             print(f"| {name} | {change.__doc__.rstrip('.')} | {len(chosen):,} | {found / len(chosen):.3f} |")
@@ -240,7 +240,7 @@ def loud(text: str, rng: np.random.Generator) -> str:
 
 def bare(text: str, rng: np.random.Generator) -> str:
     """No punctuation."""
-    return " ".join(duplicates.WORD.findall(text))
+    return " ".join(fingerprints.WORD.findall(text))
 
 
 def spaced(text: str, rng: np.random.Generator) -> str:
@@ -255,7 +255,7 @@ def appended(text: str, rng: np.random.Generator) -> str:
 
 def exchanged(text: str, rng: np.random.Generator) -> str:
     """Another word in place of one, of 10 words or more."""
-    words = duplicates.WORD.findall(text)
+    words = fingerprints.WORD.findall(text)
     words[rng.integers(len(words))] = "otherwise"
     return " ".join(words)
 

@@ -27,11 +27,12 @@ def cores() -> int:
 
 
 @contextmanager
-def executor(small: bool = False) -> Iterator[Executor]:
+def executor(small: bool = False, *modules: str) -> Iterator[Executor]:
     """Gives the executor to work with, and ends it.
 
     Args:
         small: the work takes less than starting processes does; threads of this one are used.
+        modules: what the work needs; imported once, not in each process.
 
     Raises:
         ServiceError: no scheduler answers at Dask's address.
@@ -54,6 +55,7 @@ def executor(small: bool = False) -> Iterator[Executor]:
     else:
         # A fork of this process would inherit the locks of its threads (progress bar, Arrow); a fork server has none.
         context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+        context.set_forkserver_preload([*modules])
         with ProcessPoolExecutor(cores(), mp_context=context) as pool:
             yield pool
 

@@ -8,7 +8,8 @@ from PIL import Image, ImageEnhance, ImageOps
 from scipy.ndimage import gaussian_filter
 
 from stages.errors import InputRefusedError
-from stages.ingest.duplicates import fingerprint, groups, pairs, text_fingerprint, text_pairs
+from stages.ingest.duplicates import groups, pairs, text_pairs
+from stages.ingest.fingerprints import fingerprint, text_fingerprint
 
 
 def scenes(count, seed=0):

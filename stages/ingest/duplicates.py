@@ -14,25 +14,20 @@ Text. A fingerprint holds the words and the pairs of neighbours; two are near if
 search is exact (prefix filter; Chaudhuri, Ganti, Kaushik 2006, "A Primitive Operator for Similarity Joins").
 """
 
-import hashlib
 import math
-import re
-import unicodedata
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 
 import numpy as np
-from PIL import Image
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 from threadpoolctl import threadpool_limits
 
 from stages.errors import InputRefusedError
+from stages.ingest.fingerprints import SIDE
 from stages.workers import cores, map_ahead
 
 # Pictures. "Copies" are those that benchmarks/duplicates.py plants among 1,069 photos and the same at 32x32.
-SIDE = 32  # of a thumbnail, in pixels
 MIN_CONTRAST = 2.0  # standard deviation of a thumbnail, in grey levels; below it the rounding to 8 bits shows
 # Detail that does not count. Photos have 0.5 in the median and all have more than this; digits and clothes at 28x28
 # have 0.31, those that are but a bar have less than this: 0.3 % of MNIST, 2.6 % of Fashion-MNIST.
@@ -60,25 +55,10 @@ BATCH = 256  # candidates aligned at a time; as many as stay in the cache
 # Text. A sentence of ten different words and one with another word in it share 18 of 24 words and neighbours; one of
 # nine words 16 of 22, which is too few: "what is the capital of x" asks something else for each x.
 JACCARD = 0.74
-HASHES = 128  # of a text: all of those with 63 words; of longer ones a sample, standard error 0.04
-# Words are letters and digits; in scripts without spaces each sign is one.
-WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 
 # Both.
 MAX_CANDIDATES = 200  # per example, ...
 FEW_CANDIDATES = 5_000_000  # ... but so many always: about five minutes on 2 cores
-
-
-def fingerprint(picture: Image.Image) -> np.ndarray:
-    """Returns the grey thumbnail of a normalised picture (mode L, I;16, RGB or RGBA): uint8, shape (1024,)."""
-    if picture.mode == "RGBA":
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    deep = picture.mode.startswith("I")
-    grey = Image.fromarray(np.asarray(picture).astype(np.float32)) if deep else picture.convert("L")
-    values = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0))
-    if deep:  # often a small part of the range of 16 bits is in use; gain and offset do not matter to the comparison
-        values = np.rint((values - values.min()) * (255 / max(np.ptp(values), 1))).astype(np.uint8)
-    return values.ravel()
 
 
 def pairs(fingerprints: np.ndarray, new: np.ndarray | None = None) -> np.ndarray:
@@ -136,22 +116,6 @@ def _view(rows: np.ndarray, start: int, dtype: type, count: int) -> np.ndarray:
     """Returns, of bytes (n, ...), the ``count`` numbers that begin at byte ``start`` of each row."""
     end = start + count * np.dtype(dtype).itemsize
     return np.ascontiguousarray(rows[:, start:end]).view(dtype)
-
-
-def text_fingerprint(text: str) -> np.ndarray:
-    """Returns hashes of the words and of the pairs of neighbours, without case and punctuation: uint8, shape (512,).
-
-    Text without a letter or digit gives zeros.
-    """
-    words = np.array([_hash(word) for word in WORD.findall(unicodedata.normalize("NFKC", text).casefold())], np.uint64)
-    result = np.zeros(HASHES, "<u4")
-    if len(words):
-        ends = np.array([_hash("")], np.uint64)
-        before, after = np.concatenate([ends, words]), np.concatenate([words, ends])
-        both = (before * np.uint64(0x9E3779B97F4A7C15) + after) * np.uint64(0xBF58476D1CE4E5B9)  # of splitmix64
-        hashes = np.unique(np.maximum(np.concatenate([words, both]) >> np.uint64(32), 1))[:HASHES]
-        result[: len(hashes)] = hashes
-    return result.view(np.uint8)
 
 
 def text_pairs(fingerprints: np.ndarray, new: np.ndarray | None = None) -> np.ndarray:
@@ -475,11 +439,6 @@ def _slopes(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 # Text -----------------------------------------------------------------------------------------------------------------
-
-
-@lru_cache(1 << 16)
-def _hash(word: str) -> int:
-    return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 def _sharing(hashes: np.ndarray, new: np.ndarray) -> Iterator[np.ndarray]:

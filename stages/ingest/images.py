@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.errors import InputRefusedError
-from stages.ingest import duplicates
+from stages.ingest.fingerprints import SIDE, fingerprint
 from stages.ingest.formats import cifar, containers, folders, pictures, tables
 from stages.ingest.formats.folders import Tree, printable
 from stages.ingest.formats.splits import split_of
@@ -90,8 +90,8 @@ def decode(
     thumbnail = None
     if fingerprints:
         # What is stored shows the same and is smaller, unless a part was cut off or 16 bits became 8.
-        enough = fit == "stretch" and min(size) >= 2 * duplicates.SIDE and picture.mode != "I;16"
-        thumbnail = duplicates.fingerprint(stored if enough else picture)
+        enough = fit == "stretch" and min(size) >= 2 * SIDE and picture.mode != "I;16"
+        thumbnail = fingerprint(stored if enough else picture)
     content = pictures.content(picture, file, facts)
     return Example(content, {"image": pictures.to_array(stored)}, facts, thumbnail)
 

@@ -17,9 +17,10 @@ import pandas as pd
 from stages.checksums import sha256
 from stages.errors import ConfigurationError, InputRefusedError
 from stages.ingest import duplicates, previous, reading
+from stages.ingest.decoding import FINGERPRINT
 from stages.ingest.formats import archives
 from stages.ingest.previous import Known
-from stages.ingest.reading import FINGERPRINT, Found
+from stages.ingest.reading import Found
 from stages.ingest.records import Source, natural
 from stages.ingest.report import report
 from stages.params import Positive, Share

@@ -1,12 +1,11 @@
 """Reads raw examples: known ones from what the last run found out, new ones decoded by the workers."""
 
 import hashlib
-import os
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from importlib import import_module
 from itertools import chain, islice
 from pathlib import Path
 
@@ -14,15 +13,15 @@ import numpy as np
 
 from stages import checksums, workers
 from stages.errors import InputRefusedError, IntegrityError
+from stages.ingest.decoding import Decoded, Task, decode_block, digest_of, read_file
 from stages.ingest.previous import COLUMNS, Known, stat_of
 from stages.ingest.records import Item, Payload, class_of
 from stages.progress import track
-from stages.shards import Arrays, ShardWriter
+from stages.shards import ShardWriter
 
-BLOCK = 64  # examples decoded at a time by a worker
-SMALL = 32  # blocks up to which threads are used: starting processes takes longer
-FILE_BYTES = 2**30  # largest file that is one example; above, a worker's memory would not be bounded
-FINGERPRINT = "fingerprint"  # the array of them in the staging shards; it is not part of the output
+BLOCK = 256  # examples that a worker decodes at a time, at the most: with fewer small ones it would wait for more
+BLOCK_BYTES = 4 * 2**20  # what is sent to it, or back, at a time; bounds memory
+SMALL = 8  # blocks up to which threads are used: starting processes takes longer
 
 
 @dataclass
@@ -55,56 +54,6 @@ class Found:
 
     def __len__(self) -> int:
         return len(self.paths)
-
-
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """A block of examples from a worker; ``arrays``: those of the usable ones, and their fingerprints, stacked."""
-
-    digests: list[bytes]
-    files: list[tuple[bytes, ...]]  # SHA-256 of every whole file of every example
-    reasons: list[str]
-    contents: list[bytes]
-    names: list[str]
-    facts: list[tuple]
-    arrays: Arrays
-
-
-Task = tuple[tuple[str, ...], Payload | None]  # files and payload of an Item, which alone a worker needs
-
-
-def decode_block(tasks: list[Task], kind: str, folder: str, options: dict) -> Decoded:
-    """Reads and decodes examples; the function that runs in worker processes and on a cluster."""
-    decode = import_module(f"stages.ingest.{kind}").decode
-    result = Decoded([], [], [], [], [], [], {})
-    stacks: dict[str, list] = {}
-    for names, payload in tasks:
-        reason, example, files = "", None, ()
-        try:
-            data = payload
-            if names:
-                data = [_read(folder, file) for file in names]
-                files = tuple(hashlib.sha256(content).digest() for content in data)
-            digest = files[0] if len(files) == 1 else digest_of(files or data)
-            example = decode(data, **options)
-        except InputRefusedError as refusal:
-            # A file that could not be read has no digest, by which another would be known.
-            reason, digest = str(refusal), b"" if names and not files else digest
-        result.digests.append(digest)
-        result.files.append(files)
-        result.reasons.append(reason)
-        result.contents.append(example.content if example else b"")
-        result.facts.append(tuple(example.facts.values()) if example else ())
-        if example:
-            if not stacks:
-                result.names.extend(example.facts)
-            for name, array in example.arrays.items():
-                stacks.setdefault(name, []).append(array)
-            if example.fingerprint is not None:
-                stacks.setdefault(FINGERPRINT, []).append(example.fingerprint)
-    for name, stack in stacks.items():
-        result.arrays[name] = np.array([*stack, None], object)[:-1] if isinstance(stack[0], str) else np.stack(stack)
-    return result
 
 
 def read(
@@ -156,6 +105,7 @@ def read(
         """Adds every example, and yields those that have to be decoded; ``sent`` holds their numbers."""
         numbers: list[int] = []
         tasks: list[Task] = []
+        most, held = _block_rows(options), 0
         for item in track(items, title, "examples", total):
             stat, row = "", None
             label, wrong = (None, None) if item.label is None else class_of(item.label)
@@ -173,38 +123,35 @@ def read(
                 if row is None:
                     numbers.append(len(found))
                     tasks.append((item.files, item.payload))
+                    held += _bytes(item.payload)
             take(item, label, problem, stat, row)
-            if len(numbers) == BLOCK:
+            if len(numbers) == most or held > BLOCK_BYTES:
                 sent.append((numbers, tasks))
                 yield tasks
-                numbers, tasks = [], []
+                numbers, tasks, held = [], [], 0
         if numbers:
             sent.append((numbers, tasks))
             yield tasks
 
     waiting = blocks()
     head = list(islice(waiting, SMALL + 1))
-    with workers.executor(small=len(head) <= SMALL) as pool:
+    with workers.executor(len(head) <= SMALL, decode_block.__module__, f"stages.ingest.{kind}") as pool:
         place = str(folder.absolute())
         for decoded in workers.map_ahead(pool, decode_block, chain(head, waiting), kind, place, options):
             _fill(found, *sent.popleft(), decoded, folder, sums, staging)
     return found
 
 
-def digest_of(data: Payload | tuple[bytes, ...]) -> bytes:
-    """Returns the SHA-256 of a part of a file, or of the SHA-256 of several files."""
-    digest = hashlib.sha256()
-    if isinstance(data, np.ndarray):
-        digest.update(f"{data.dtype.str} {data.shape} ".encode())
-        digest.update(np.ascontiguousarray(data).data)
-    elif isinstance(data, bytes):
-        digest.update(data)
-    else:
-        digest.update(b"text\0" if isinstance(data, str) else b"parts\0")  # else a file could have the digest of a text
-        for part in (data,) if isinstance(data, str) else data:
-            encoded = part if isinstance(part, bytes) else part.encode("utf-8", "surrogatepass")
-            digest.update(b"%d " % len(encoded) + encoded)
-    return digest.digest()
+def _block_rows(options: dict) -> int:
+    """Returns how many examples are decoded at a time."""
+    pixels = math.prod(options.get("size") or [1]) * (1 if options.get("mode") == "grey" else 3)
+    return min(BLOCK, max(1, BLOCK_BYTES // pixels))
+
+
+def _bytes(payload: Payload | None) -> int:
+    if isinstance(payload, np.ndarray):
+        return payload.nbytes
+    return sum(map(len, payload)) if isinstance(payload, tuple) else len(payload or ())
 
 
 def read_sums(folder: Path) -> dict[str, str]:
@@ -260,18 +207,6 @@ def _fill(
         staging.append({name: array[kept] for name, array in decoded.arrays.items()} | {"content": contents})
 
 
-def _read(folder: str, file: str) -> bytes:
-    try:
-        # Without a buffer, which would cost as much as the reading.
-        with open(f"{folder}/{file}", "rb", buffering=0) as opened:  # noqa: PTH123 - once per file
-            size = os.fstat(opened.fileno()).st_size
-            if size > FILE_BYTES:
-                raise InputRefusedError(f"has {size:,} bytes, more than the {FILE_BYTES:,} that one example may have")
-            return opened.read()
-    except OSError as error:
-        raise InputRefusedError(f"cannot be read: {error.strerror}") from error
-
-
 def _stat(folder: Path, files: tuple[str, ...], now: int) -> str:
     try:
         return stat_of(str(folder), files, now)
@@ -284,7 +219,7 @@ def _digest(folder: Path, item: Item, sums: dict[str, str]) -> bytes | None:
     if not item.files:
         return digest_of(item.payload)
     try:
-        files = tuple(hashlib.sha256(_read(str(folder), file)).digest() for file in item.files)
+        files = tuple(hashlib.sha256(read_file(str(folder), file)).digest() for file in item.files)
     except InputRefusedError:
         return None
     _compare(folder, item.files, files, sums)

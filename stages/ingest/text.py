@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import islice
 
 from stages.errors import ConfigurationError, InputRefusedError
-from stages.ingest.duplicates import text_fingerprint
+from stages.ingest.fingerprints import text_fingerprint
 from stages.ingest.formats import encodings, folders, tables
 from stages.ingest.formats.archives import DOCUMENTATION
 from stages.ingest.formats.folders import Tree

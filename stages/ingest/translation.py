@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 
 from stages.errors import ConfigurationError, InputRefusedError
-from stages.ingest.duplicates import text_fingerprint
+from stages.ingest.fingerprints import text_fingerprint
 from stages.ingest.formats import encodings, folders, tables
 from stages.ingest.formats.archives import DOCUMENTATION
 from stages.ingest.formats.splits import split_of
