@@ -206,20 +206,28 @@ class Shards(Sequence):
 
     def take(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Copies the given rows, none negative, of one array."""
+        result = self.empty(name, len(rows))
+        self.copy(name, rows, result, np.arange(len(rows)))
+        return result
+
+    def empty(self, name: str, rows: int) -> np.ndarray:
+        """Returns an array for ``rows`` rows of the array ``name``."""
         kind = self._index["arrays"][name]
-        result = np.empty((len(rows), *kind["shape"]), object if kind["dtype"] == "text" else kind["dtype"])
+        return np.empty((rows, *kind["shape"]), object if kind["dtype"] == "text" else kind["dtype"])
+
+    def copy(self, name: str, rows: np.ndarray, target: np.ndarray, places: np.ndarray) -> None:
+        """Copies the given rows, none negative, of one array to ``places`` of ``target``."""
         shard = np.searchsorted(self._ends, rows, side="right")
         for number in np.unique(shard):
-            place = np.flatnonzero(shard == number)
-            local = rows[place] - (self._ends[number] - self._index["shards"][number]["rows"])
+            chosen = shard == number
+            place, local = places[chosen], rows[chosen] - (self._ends[number] - self._index["shards"][number]["rows"])
             breaks = np.flatnonzero((np.diff(local) != 1) | (np.diff(place) != 1)) + 1
             if len(breaks) * FEW > len(place):
-                result[place] = self._rows(number, name, local)
+                target[place] = self._rows(number, name, local)
                 continue
             for first, last in zip([0, *breaks], [*breaks, len(place)], strict=True):  # copied once, not row by row
                 run = slice(local[first], local[last - 1] + 1)
-                result[place[first] : place[last - 1] + 1] = self._rows(number, name, run)
-        return result
+                target[place[first] : place[last - 1] + 1] = self._rows(number, name, run)
 
     def blocks(self, rows: int) -> Iterator[Arrays]:
         """Yields all examples in order, ``rows`` at a time."""

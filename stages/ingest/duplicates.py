@@ -81,12 +81,12 @@ def pairs(fingerprints: np.ndarray, new: np.ndarray | None = None) -> np.ndarray
     if fingerprints.shape[1] == SIDE**2:
         fingerprints = described(fingerprints)
     # A memory map stays one: only the thumbnails of candidates are read.
-    thumbs, basis = fingerprints[:, : SIDE**2], _view(fingerprints, SIDE**2, np.int16, len(PLANE) * (KEEP**2 - 1))
-    basis = basis.reshape(len(thumbs), len(PLANE), KEEP**2 - 1)
-    curvature, detail = _view(fingerprints, fingerprints.shape[1] - 8, np.float32, 2).T
+    thumbs, axes, last = np.split(fingerprints, [SIDE**2, -8], axis=1)
+    curvature, detail = np.ascontiguousarray(last).view(np.float32).T
     order = np.flatnonzero(detail)
     order = order[np.argsort(curvature[order], kind="stable")]
-    basis, detail = basis[order], detail[order]
+    basis = axes[order].view(np.int16).reshape(len(order), len(PLANE), KEEP**2 - 1)
+    detail = detail[order]
     slack = np.minimum(SLACK * curvature[order] * detail**0.75, MAX_SLACK)
     with threadpool_limits(1), ThreadPoolExecutor(cores()) as pool:  # numpy computes without the interpreter's lock
         strips = _strips(basis, _mask(len(thumbs), new)[order])
@@ -110,12 +110,6 @@ def described(fingerprints: np.ndarray) -> np.ndarray:
         column = np.ascontiguousarray(np.concatenate(part))
         rows.append(column.reshape(len(thumbs), math.prod(column.shape[1:])).view(np.uint8))
     return np.concatenate(rows, axis=1)
-
-
-def _view(rows: np.ndarray, start: int, dtype: type, count: int) -> np.ndarray:
-    """Returns, of bytes (n, ...), the ``count`` numbers that begin at byte ``start`` of each row."""
-    end = start + count * np.dtype(dtype).itemsize
-    return np.ascontiguousarray(rows[:, start:end]).view(dtype)
 
 
 def text_pairs(fingerprints: np.ndarray, new: np.ndarray | None = None) -> np.ndarray:

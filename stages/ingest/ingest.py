@@ -113,9 +113,9 @@ def ingest(
 
         kept, doubles = _distinct(found)
         new = Shards(scratch / "new")
-        pairs, prints = np.zeros((0, 2), np.int64), None
+        pairs = np.zeros((0, 2), np.int64)
         if near_duplicates:
-            pairs, prints = _near(found, kept, known, new, kind, scratch)
+            pairs = _near(found, kept, known, new, kind, scratch / previous.FINGERPRINTS)
         splits, leaks = _split(found, kept, pairs, val=val, test=test)
         doubles += [
             (found.paths[kept[b]], found.paths[kept[a]], "near", found.labels[kept[b]], found.labels[kept[a]])
@@ -129,14 +129,14 @@ def ingest(
         counts = Counter((split, found.labels[number]) for number, split in zip(kept, splits, strict=True) if split)
         missing = _check_counts(source, classes, counts, refused, val, test)
 
-        with ThreadPoolExecutor() as pool:  # copying and writing leave the interpreter to the others
+        with ThreadPoolExecutor() as pool:  # copying, hashing and writing leave the interpreter to the others
             written = []
             for split in SPLITS:
                 numbers = [number for number, chosen in zip(kept, splits, strict=True) if chosen == split]
                 written.append(pool.submit(_write, output / split, found, known, new, numbers, classes))
+            _tables(output, found, kept, splits, pairs, refused, doubles)
             for future in written:
                 future.result()
-        _tables(output, found, kept, splits, pairs, refused, doubles)
         about = {
             "dataset": dataset,
             "kind": kind,
@@ -158,7 +158,7 @@ def ingest(
         write_sealed(output / "key.json", {"key": key})
         report(output)
         swap(output, target)
-        _remember(cache, key, found, kept, pairs, prints)
+        _remember(cache, scratch, key, found, kept, pairs)
         _say(target, about, len(refused), len(found.rows))
 
 
@@ -242,10 +242,8 @@ def _distinct(found: Found) -> tuple[list[int], list[tuple]]:
     return sorted(first.values()), doubles
 
 
-def _near(
-    found: Found, kept: list[int], known: Known, new: Shards, kind: str, scratch: Path
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns the near copies among the ``kept`` - (pairs, 2), places in it - and the fingerprints of all of them.
+def _near(found: Found, kept: list[int], known: Known, new: Shards, kind: str, path: Path) -> np.ndarray:
+    """Returns the near copies among the ``kept`` - (pairs, 2), places in it; writes all fingerprints to ``path``.
 
     Pairs of two examples that the last run knew are not looked for again.
     """
@@ -254,27 +252,28 @@ def _near(
     contents = [found.contents[number] for number in kept]
     fresh = [place for place, content in enumerate(contents) if content not in former]
     if FINGERPRINT not in new.names and not known.fingerprints.size:
-        return np.zeros((0, 2), np.int64), None
+        return np.zeros((0, 2), np.int64)
     described, search = (
         (duplicates.described, duplicates.pairs) if kind == "images" else (np.asarray, duplicates.text_pairs)
     )
     width = described(np.zeros((1, new.shape(FINGERPRINT)[0]), np.uint8)).shape[1] if FINGERPRINT in new.names else 0
     width = width or known.fingerprints.shape[1]
-    # In a file: a kilobyte for each of a million examples need not be in memory.
-    prints = np.lib.format.open_memmap(scratch / "fingerprints.npy", "w+", np.uint8, (len(kept), width))
+    # In a file: a kilobyte for each of a million examples need not be in memory, and is to be kept anyway.
+    prints = np.lib.format.open_memmap(path, "w+", np.uint8, (len(kept), width))
     for start in range(0, len(kept), GATHER_ROWS):
-        part = contents[start : start + GATHER_ROWS]
+        part, target = contents[start : start + GATHER_ROWS], prints[start : start + GATHER_ROWS]
         rows = np.array([former.get(content, -1) for content in part])
-        prints[start : start + len(part)][rows >= 0] = known.fingerprints[rows[rows >= 0]] if (rows >= 0).any() else 0
+        if known.fingerprints.size:
+            np.take(known.fingerprints, rows, axis=0, out=target, mode="clip")
         if FINGERPRINT in new.names:
-            rows = np.array([-1 if content in former else found.rows.get(content, -1) for content in part])
-            prints[start : start + len(part)][rows >= 0] = described(new.take(FINGERPRINT, rows[rows >= 0]))
+            rows = np.array([-1 if content in former else found.rows[content] for content in part])
+            target[rows >= 0] = described(new.take(FINGERPRINT, rows[rows >= 0]))
     where, compared = {content: place for place, content in enumerate(contents)}, list(former)
     again = [(where.get(compared[a], -1), where.get(compared[b], -1)) for a, b in known.pairs.tolist()]
     again = [(a, b) for a, b in again if a >= 0 <= b]
     pairs = search(prints, np.array(fresh, np.int64)) if fresh else np.zeros((0, 2), np.int64)
     pairs = np.sort(np.concatenate([pairs, np.array(again, np.int64).reshape(-1, 2)]), axis=1)
-    return np.unique(pairs, axis=0), prints
+    return np.unique(pairs, axis=0)
 
 
 def _split(
@@ -357,10 +356,10 @@ def _write(folder: Path, found: Found, known: Known, new: Shards, numbers: list[
             block: Arrays = {"label": labels[start : start + step]} if classes else {}
             for store, shards in enumerate(stores):
                 chosen = np.flatnonzero(rows[:, 0] == store)
-                for name, array in shards[rows[chosen, 1]].items() if chosen.size else ():
-                    if name not in ("label", FINGERPRINT):
-                        whole = block.setdefault(name, np.empty((len(rows), *array.shape[1:]), array.dtype))
-                        whole[chosen] = array
+                for name in set(shards.names) - {"label", FINGERPRINT} if chosen.size else ():
+                    whole = block.get(name)
+                    block[name] = whole = shards.empty(name, len(rows)) if whole is None else whole
+                    shards.copy(name, rows[chosen, 1], whole, chosen)
             writer.append({name: block[name] for name in sorted(block)})
 
 
@@ -395,9 +394,7 @@ def _tables(
     pd.DataFrame(doubles, columns=names).to_csv(output / "duplicates.csv", index=False)
 
 
-def _remember(
-    cache: Path, key: str, found: Found, kept: list[int], pairs: np.ndarray, prints: np.ndarray | None
-) -> None:
+def _remember(cache: Path, scratch: Path, key: str, found: Found, kept: list[int], pairs: np.ndarray) -> None:
     """Writes down what this run found out; see ``previous.py``."""
     table = {
         "path": found.paths,
@@ -410,10 +407,10 @@ def _remember(
         blank = type(next(facts[column] for facts in found.facts if facts))()  # a missing one would make floats of all
         table[name] = [facts[column] if facts else blank for facts in found.facts]
     place = np.full(len(found), -1, np.int64)
-    if prints is not None:
+    if (scratch / previous.FINGERPRINTS).exists():
         place[kept] = np.arange(len(kept))
     table["place"] = place
-    previous.save(cache, key, pd.DataFrame(table), np.zeros((0, 0), np.uint8) if prints is None else prints, pairs)
+    previous.save(cache, key, pd.DataFrame(table), scratch, pairs)
 
 
 def _said(other: str, label: str | None, original: str | None) -> str:

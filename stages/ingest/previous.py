@@ -19,7 +19,8 @@ from stages.shards import Shards, read_sealed, write_sealed
 
 COLUMNS = ("stat", "digest", "path", "reason", "content", "place")
 COARSE = 10**8  # nanoseconds; clocks of file systems tick every 1 to 10 ms, some network ones slower
-FILES = ("examples.parquet", "fingerprints.npy", "pairs.npy")
+FINGERPRINTS = "fingerprints.npy"
+FILES = ("examples.parquet", FINGERPRINTS, "pairs.npy")
 
 
 @dataclass
@@ -81,17 +82,23 @@ def load(cache: Path, output: Path, key: str, splits: Iterable[str]) -> Known:
     )
 
 
-def save(cache: Path, key: str, table: pd.DataFrame, fingerprints: np.ndarray, pairs: np.ndarray) -> None:
-    """Writes what this run found out; the key comes last."""
-    cache.mkdir(parents=True, exist_ok=True)
+def save(cache: Path, key: str, table: pd.DataFrame, scratch: Path, pairs: np.ndarray) -> None:
+    """Keeps what this run found out; the key comes last.
+
+    Args:
+        cache: where to.
+        key: see ``load``.
+        table: see ``Known``.
+        scratch: folder on the same file system, from which the fingerprints are taken; there may be none.
+        pairs: see ``Known``.
+    """
+    if not (scratch / FINGERPRINTS).exists():
+        np.save(scratch / FINGERPRINTS, np.zeros((0, 0), np.uint8))
+    table.to_parquet(scratch / FILES[0], index=False)
+    np.save(scratch / FILES[2], pairs)
     (cache / "key.json").unlink(missing_ok=True)
-    partial = [cache / f"{name}.partial" for name in FILES]
-    table.to_parquet(partial[0], index=False)
-    for path, array in zip(partial[1:], (fingerprints, pairs), strict=True):
-        with path.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-    for path, name in zip(partial, FILES, strict=True):
-        path.replace(cache / name)
+    for name in FILES:
+        (scratch / name).replace(cache / name)
     write_sealed(cache / "key.json", {"key": key, "files": {name: sha256(cache / name) for name in FILES}})
 
 

@@ -229,7 +229,7 @@ def _picture(pixels: np.ndarray) -> tuple[str, int, int, bool]:
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     picture.thumbnail((3 * edge, edge), Image.Resampling.BOX)
     content = BytesIO()
-    picture.save(content, "WEBP", lossless=picture.height <= 32, quality=75)
+    picture.save(content, "WEBP", lossless=picture.height <= 32, quality=75, method=2)
     scale = (
         round(edge / picture.height) if picture.height <= edge / 2 else edge / picture.height
     )  # whole pixels, if few
