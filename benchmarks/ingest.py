@@ -20,15 +20,17 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import psutil
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = str(ROOT)
-from stages import workers
-from stages.augment.augment import augment
-from stages.ingest.ingest import ingest
+if __name__ == "__main__":  # the workers import this file, but not convoy's own command
+    import psutil
+
+    from stages import workers
+    from stages.augment.augment import augment
+    from stages.ingest.ingest import ingest
 
 DATASETS = Path(os.environ.get("CONVOY_DATASETS", ""))
 OPTIONS = {

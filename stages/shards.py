@@ -237,7 +237,7 @@ class Shards(Sequence):
     def batches(self, size: int, *, seed: int | Sequence[int]) -> Iterator[Arrays]:
         """Yields all examples once, ``size`` at a time, in an order that follows from ``seed``.
 
-        Examples of the arrays: ``tf.data.Dataset.from_generator(lambda: train.batches(128, seed=1), ...)``.
+        For tf.data: ``tf.data.Dataset.from_generator(lambda: train.batches(128, seed=1), output_signature=...)``.
         """
         order = np.random.default_rng(seed).permutation(len(self))
         for start in range(0, len(self), size):

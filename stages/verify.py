@@ -227,9 +227,7 @@ def push(remote: str | None = None, *, repair: bool = False) -> None:
         ConfigurationError: no such remote.
     """
     findings = Findings()
-    with _opened() as repo:
-        cache, store = _cache(repo), _remote(repo, remote, needed=True)
-        outputs = [output for output in _outputs(repo, cache, store, remote) if output.pushed]
+    with _shared(remote) as (cache, store, outputs):
         bad = cache.examine(_objects(outputs))
         for output in outputs:
             for info, paths in output.objects.items():
@@ -269,18 +267,14 @@ def pull(remote: str | None = None) -> None:
         ConfigurationError: no such remote.
     """
     findings = Findings()
-    with _opened() as repo:
-        cache, store = _cache(repo), _remote(repo, remote, needed=True)
-        outputs = [output for output in _outputs(repo, cache, store, remote) if output.pushed]
+    with _shared(remote) as (cache, store, outputs):
         bad = cache.examine(_objects(outputs))
         whole = _objects(outputs).keys() - bad.keys()
         if bad and not store.exists:
             _empty(store, len(_objects(outputs)), findings)
     if bad and not findings.damages:
         _dvc("fetch", remote, needed=False)  # its status is 0 also when it has thrown away what arrived damaged
-        with _opened() as repo:
-            cache, store = _cache(repo), _remote(repo, remote, needed=True)
-            outputs = [output for output in _outputs(repo, cache, store, remote) if output.pushed]
+        with _shared(remote) as (cache, store, outputs):
             bad = cache.examine(info for info in _objects(outputs) if info not in whole)
             broken = store.examine(info for info, problem in bad.items() if problem == MISSING)
             for output in outputs:
@@ -448,6 +442,14 @@ def _opened() -> Iterator[Repo]:
             yield repo
     except DvcException as error:
         raise ConfigurationError(f"DVC cannot read this checkout: {error}") from error
+
+
+@contextmanager
+def _shared(remote: str | None) -> Iterator[tuple[Store, Store, list[Output]]]:
+    """Opens the cache, a remote, and the outputs that are pushed to it."""
+    with _opened() as repo:
+        cache, store = _cache(repo), _remote(repo, remote, needed=True)
+        yield cache, store, [output for output in _outputs(repo, cache, store, remote) if output.pushed]
 
 
 def _cache(repo: Repo) -> Store:

@@ -50,20 +50,32 @@ def executor(small: bool = False, *modules: str) -> Iterator[Executor]:
             pool.workers = sum(client.nthreads().values()) or 1
             yield pool
     elif small:
-        with ThreadPoolExecutor(cores()) as pool:
+        with threads() as pool:
             yield pool
     else:
         # A fork of this process would inherit the locks of its threads (progress bar, Arrow); a fork server has none.
         context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
         context.set_forkserver_preload([*modules])
         with ProcessPoolExecutor(cores(), mp_context=context) as pool:
+            pool.workers = cores()
             yield pool
 
 
+@contextmanager
+def threads() -> Iterator[Executor]:
+    """Gives one thread per core."""
+    with ThreadPoolExecutor(cores()) as pool:
+        pool.workers = cores()
+        yield pool
+
+
 def map_ahead(pool: Executor, function: Callable[..., Any], blocks: Iterable[Any], *arguments: Any) -> Iterator[Any]:
-    """Yields ``function(block, *arguments)`` for each block, in order, with few blocks in flight at a time."""
+    """Yields ``function(block, *arguments)`` for each block, in order, with few blocks in flight at a time.
+
+    ``pool`` is one of this module.
+    """
     blocks = iter(blocks)
-    ahead = AHEAD * getattr(pool, "workers", getattr(pool, "_max_workers", 1))
+    ahead = AHEAD * pool.workers
     waiting = deque(pool.submit(function, block, *arguments) for block in islice(blocks, ahead))
     while waiting:
         yield waiting.popleft().result()

@@ -126,7 +126,8 @@ def test_every_flipped_bit_of_the_index_is_found(example):
             index = read_sealed(path)
         except IntegrityError:
             continue
-        assert index == json.loads(whole) | {} or {**index, "sha256": json.loads(whole)["sha256"]} == json.loads(whole)
+        # A flip in the white space between two numbers changes nothing that is read.
+        assert {**index, "sha256": json.loads(whole)["sha256"]} == json.loads(whole)
 
 
 def test_batches_hold_every_example_once_in_an_order_that_follows_from_the_seed(example):

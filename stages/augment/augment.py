@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import chain, starmap
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from stages.checksums import sha256
 from stages.errors import ConfigurationError, InputRefusedError, IntegrityError
 from stages.params import Amount, Count, Seed, Share
 from stages.progress import track
-from stages.shards import Shards, ShardWriter, read_sealed, swap, working, write_sealed
+from stages.shards import Arrays, Shards, read_sealed, swap, working, write_sealed, write_shards
 
 BLOCK_PIXELS = 2**20  # changed at a time; with some 60 bytes of intermediate results for each, bounds memory
 SMALL = 1000  # copies below which threads are used: starting processes takes longer
@@ -76,8 +77,8 @@ def augment(
     # With that of ingest: the same content is stored as another picture in another size, mode or fit.
     key = _key(changes | {"ingest": read_sealed(source / "key.json")["key"]})
     known = _known(target, key)
-    contents, mirrored = train.column("content"), np.isin(about["classes"], flip)[train.column("label")]
-    former = np.array([known.rows.get((bytes(c), bool(m)), -1) for c, m in zip(contents, mirrored, strict=True)])
+    contents, mirrored = train.contents(), np.isin(about["classes"], flip)[train.column("label")]
+    former = np.array([known.rows.get(pair, -1) for pair in zip(contents, mirrored.tolist(), strict=True)])
     step = max(1, BLOCK_PIXELS // math.prod(train.shape("image")))
     starts = [(copy, start) for copy in range(copies) for start in range(0, len(train), step)]
 
@@ -89,25 +90,28 @@ def augment(
     def tasks() -> Iterator[tuple[np.ndarray, np.ndarray, list[bytes]]]:
         for copy, start in starts:
             if (rows := new(copy, start)).size:
-                keys = [b"%d %d " % (seed, copy) + bytes(contents[row]) for row in rows]
-                yield train[rows]["image"], mirrored[rows], keys
+                keys = [b"%d %d " % (seed, copy) + contents[row] for row in rows]
+                yield train.take("image", rows), mirrored[rows], keys
 
     total = sum(new(copy, start).size for copy, start in starts)
     with working(target.parent / ".cache" / dataset) as scratch:
         output = scratch / "output"
-        with ShardWriter(output / "train") as writer, workers.executor(small=total < SMALL) as pool:
-            for block in train.blocks(step):
-                writer.append(block)
+        with workers.executor(total < SMALL, __name__) as pool:
             changed = workers.map_ahead(pool, _change, tasks(), changes)
-            for copy, start in track(starts, f"augment@{dataset}", "pictures", len(starts) * step, step):
-                block = train[start : start + step]
-                rows = new(copy, start)
-                if rows.size:
-                    block["image"][rows - start] = next(changed)
-                if rows.size < len(block["image"]):
-                    old = np.setdiff1d(np.arange(start, start + len(block["image"])), rows, assume_unique=True)
-                    block["image"][old - start] = known.output[copy * known.n + known.n + former[old]]["image"]
-                writer.append(block)
+
+            def copies_of(copy: int, start: int) -> Arrays:
+                rows, fresh = np.arange(start, min(start + step, len(train))), new(copy, start)
+                block = {name: train.take(name, rows) for name in train.names if name != "image"}
+                pictures = block["image"] = train.empty("image", len(rows))
+                if fresh.size:
+                    pictures[fresh - start] = next(changed)
+                old = np.setdiff1d(rows, fresh, assume_unique=True)
+                if old.size:
+                    known.output.copy("image", (copy + 1) * known.n + former[old], pictures, old - start)
+                return {name: block[name] for name in train.names}
+
+            tracked = track(starts, f"augment@{dataset}", "pictures", len(starts) * step, step)
+            write_shards(output / "train", chain(train.blocks(step), starmap(copies_of, tracked)))
         facts = {name: about[name] for name in ("dataset", "kind", "classes")}
         write_sealed(output / "about.json", facts)
         write_sealed(output / "key.json", {"key": key, "copies": copies, "flip": flip})

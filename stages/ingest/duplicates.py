@@ -16,7 +16,6 @@ search is exact (prefix filter; Chaudhuri, Ganti, Kaushik 2006, "A Primitive Ope
 
 import math
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from scipy import sparse
@@ -25,7 +24,7 @@ from threadpoolctl import threadpool_limits
 
 from stages.errors import InputRefusedError
 from stages.ingest.fingerprints import SIDE
-from stages.workers import cores, map_ahead
+from stages.workers import map_ahead, threads
 
 # Pictures. "Copies" are those that benchmarks/duplicates.py plants among 1,069 photos and the same at 32x32.
 MIN_CONTRAST = 2.0  # standard deviation of a thumbnail, in grey levels; below it the rounding to 8 bits shows
@@ -64,7 +63,7 @@ FEW_CANDIDATES = 5_000_000  # ... but so many always: about five minutes on 2 co
 def pairs(fingerprints: np.ndarray, new: np.ndarray | None = None) -> np.ndarray:
     """Returns the near pairs among pictures.
 
-    Takes 2.3 KB of memory per picture, and 7 s of one core per 10**9 pairs - a minute for 130,000 pictures, or for
+    Takes 2.3 KB of memory per picture, and 8 s of one core per 10**9 pairs - a minute for 120,000 pictures, or for
     8,000 new ones against 1,000,000 - and a second for every 10,000 candidates.
 
     Args:
@@ -88,7 +87,7 @@ def pairs(fingerprints: np.ndarray, new: np.ndarray | None = None) -> np.ndarray
     basis = axes[order].view(np.int16).reshape(len(order), len(PLANE), KEEP**2 - 1)
     detail = detail[order]
     slack = np.minimum(SLACK * curvature[order] * detail**0.75, MAX_SLACK)
-    with threadpool_limits(1), ThreadPoolExecutor(cores()) as pool:  # numpy computes without the interpreter's lock
+    with threadpool_limits(1), threads() as pool:  # numpy computes without the interpreter's lock
         strips = _strips(basis, _mask(len(thumbs), new)[order])
         candidates = map_ahead(pool, _candidates, strips, basis, slack)
         batches = _batches(candidates, len(thumbs))
@@ -97,12 +96,12 @@ def pairs(fingerprints: np.ndarray, new: np.ndarray | None = None) -> np.ndarray
 
 
 def described(fingerprints: np.ndarray) -> np.ndarray:
-    """Returns fingerprints, uint8 (n, 1024), with what ``pairs`` computes of each behind it: uint8, shape (n, 1662).
+    """Returns fingerprints, uint8 (n, 1024), and what ``pairs`` computes of each: uint8 (n, DESCRIBED).
 
     Stored in this form they are compared with new ones without computing it again.
     """
     thumbs = fingerprints.reshape(-1, SIDE, SIDE)
-    with threadpool_limits(1), ThreadPoolExecutor(cores()) as pool:
+    with threadpool_limits(1), threads() as pool:
         blocks = (thumbs[start : start + BLOCK] for start in range(0, len(thumbs), BLOCK))
         parts = list(map_ahead(pool, _describe, blocks)) or [_describe(thumbs)]
     rows = [fingerprints]
@@ -210,6 +209,7 @@ BANK = _description_bank()
 PLANE = ((0, 0), (0, 1), (1, 0), (0, 2), (2, 0))
 # ... and the changes at the end of the range: scale in one direction, shift in one, both in both.
 RANGE = ((0, 3), (0, 4), (3, 0), (4, 0), (0, 5), (0, 6), (5, 0), (6, 0), (3, 3), (4, 4), (5, 5), (6, 5))
+DESCRIBED = SIDE**2 + 2 * len(PLANE) * (KEEP**2 - 1) + 8  # bytes of a fingerprint as ``described`` returns it
 # Weight of the frequencies: the square root of the frequency, since low ones are strong in every picture.
 WEIGHT = (np.add.outer(np.arange(KEEP) ** 2, np.arange(KEEP) ** 2) ** 0.25).ravel()[1:].astype(np.float32)
 FLAT = np.outer(BANK[:KEEP].sum(1), BANK[:KEEP].sum(1)).ravel()[1:] * WEIGHT  # what a change of brightness adds

@@ -18,13 +18,14 @@ from stages.checksums import sha256
 from stages.errors import ConfigurationError, InputRefusedError
 from stages.ingest import duplicates, previous, reading
 from stages.ingest.decoding import FINGERPRINT
+from stages.ingest.fingerprints import HASHES
 from stages.ingest.formats import archives
 from stages.ingest.previous import Known
 from stages.ingest.reading import Found
 from stages.ingest.records import Source, natural
 from stages.ingest.report import report
 from stages.params import Positive, Share
-from stages.shards import Arrays, Shards, ShardWriter, swap, working, write_sealed
+from stages.shards import Arrays, Shards, ShardWriter, swap, working, write_sealed, write_shards
 
 SPLITS = ("train", "val", "test")
 RANK = {"test": 0, "val": 1}  # of equal and nearly equal examples the one stays that the raw data gives for the test
@@ -217,7 +218,6 @@ def _classes(source: Path, found: Found) -> list[str]:
 def _check_readable(source: Path, found: Found, max_bad: float, cache: Path) -> None:
     bad = [(path, reason) for path, reason in zip(found.paths, found.reasons, strict=True) if reason]
     if len(bad) > max_bad * len(found):
-        cache.mkdir(parents=True, exist_ok=True)
         everything = cache / "refused.csv"
         pd.DataFrame(bad, columns=["path", "reason"]).to_csv(everything, index=False)
         sample = "; ".join(f"{path} ({reason})" for path, reason in bad[:5])
@@ -256,8 +256,7 @@ def _near(found: Found, kept: list[int], known: Known, new: Shards, kind: str, p
     described, search = (
         (duplicates.described, duplicates.pairs) if kind == "images" else (np.asarray, duplicates.text_pairs)
     )
-    width = described(np.zeros((1, new.shape(FINGERPRINT)[0]), np.uint8)).shape[1] if FINGERPRINT in new.names else 0
-    width = width or known.fingerprints.shape[1]
+    width = duplicates.DESCRIBED if kind == "images" else 4 * HASHES
     # In a file: a kilobyte for each of a million examples need not be in memory, and is to be kept anyway.
     prints = np.lib.format.open_memmap(path, "w+", np.uint8, (len(kept), width))
     for start in range(0, len(kept), GATHER_ROWS):
@@ -350,17 +349,19 @@ def _write(folder: Path, found: Found, known: Known, new: Shards, numbers: list[
     number_of = {label: number for number, label in enumerate(classes)}
     labels = np.array([number_of.get(found.labels[number], -1) for number in numbers], np.int64)
     step = max(1, GATHER_BYTES // max(store.row_bytes for store in stores))
-    with ShardWriter(folder) as writer:
-        for start in range(0, len(numbers), step):
-            rows = place[start : start + step]
-            block: Arrays = {"label": labels[start : start + step]} if classes else {}
-            for store, shards in enumerate(stores):
-                chosen = np.flatnonzero(rows[:, 0] == store)
-                for name in set(shards.names) - {"label", FINGERPRINT} if chosen.size else ():
-                    whole = block.get(name)
-                    block[name] = whole = shards.empty(name, len(rows)) if whole is None else whole
-                    shards.copy(name, rows[chosen, 1], whole, chosen)
-            writer.append({name: block[name] for name in sorted(block)})
+
+    def block(start: int) -> Arrays:
+        rows = place[start : start + step]
+        result: Arrays = {"label": labels[start : start + step]} if classes else {}
+        for store, shards in enumerate(stores):
+            chosen = np.flatnonzero(rows[:, 0] == store)
+            for name in set(shards.names) - {"label", FINGERPRINT} if chosen.size else ():
+                if name not in result:
+                    result[name] = shards.empty(name, len(rows))
+                shards.copy(name, rows[chosen, 1], result[name], chosen)
+        return {name: result[name] for name in sorted(result)}
+
+    write_shards(folder, map(block, range(0, len(numbers), step)))
 
 
 def _tables(
