@@ -326,11 +326,12 @@ class Counting:
 
         self.shards, self.rows = Shards(*arguments, **options), rows
 
-    def __getitem__(self, rows):
+    def take(self, name, rows):
         self.rows.append(np.size(rows))
-        return self.shards[rows]
+        return self.shards.take(name, rows)
 
     row_bytes = property(lambda self: self.shards.row_bytes)
+    names = property(lambda self: self.shards.names)
 
 
 def test_the_report_starts_without_the_large_libraries():

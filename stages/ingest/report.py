@@ -20,11 +20,12 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image
 
-from stages.shards import Arrays, Shards, read_sealed
+from stages.shards import Shards, read_sealed
 
 SPLITS = ("train", "val", "test")
 NOUNS = {"images": "picture", "volumes": "volume", "text": "text", "translation": "sentence pair"}
 COLUMNS = ("path", "label", "split", "sha256", "near")  # of the manifest; the others are facts
+SHOWN = ("image", "volume", "text", "source", "target")  # the arrays
 
 # Above these the page warns, and says so.
 IMBALANCE = 3  # times the training examples of the smallest class
@@ -121,19 +122,18 @@ class Gallery:
     def __init__(self, folder: Path, manifest: pd.DataFrame) -> None:
         # Written a moment ago by the same process; verifying would read all of it.
         self._shards = {split: Shards(folder / split, verify=False) for split in manifest["split"].unique()}
-        self._manifest = manifest
         self._rows = manifest.groupby("split").cumcount().to_numpy()
         self._positions = pd.Index(manifest["path"], dtype=object)
-        self.pictures = _pixels(self._shards["train"][0]) is not None
+        labels = manifest["label"] if "label" in manifest else [""] * len(manifest)
+        self._names = list(zip(manifest["path"], labels, manifest["split"], strict=True))
+        self._shown = [name for name in SHOWN if name in self._shards["train"].names]
+        self.pictures = "text" not in self._shown and "source" not in self._shown
 
     def view(self, position: int) -> View:
         """Returns the example at ``position``."""
-        row = self._manifest.iloc[position]
-        arrays = self._shards[row["split"]][int(self._rows[position])]
-        name = row["path"], row.get("label", ""), row["split"]
-        if self.pictures:
-            return View(*name, (), *_picture(_pixels(arrays)))
-        return View(*name, tuple(arrays[role] for role in ("text", "source", "target") if role in arrays))
+        name = self._names[position]
+        example = [self._shards[name[-1]].take(array, self._rows[[position]])[0] for array in self._shown]
+        return View(*name, (), *_picture(*example)) if self.pictures else View(*name, tuple(example))
 
     def positions(self, paths: Iterable[str]) -> np.ndarray:
         """Returns where the examples of these ``paths`` are in the manifest; -1: left out."""
@@ -154,7 +154,7 @@ class Gallery:
         """Returns the average of the training examples at ``positions``."""
         train, rows = self._shards["train"], self._rows[positions]
         step = max(1, 2**22 // train.row_bytes)  # 4 MiB at a time
-        parts = (_pixels(train[rows[first : first + step]]) for first in range(0, len(rows), step))
+        parts = (train.take(self._shown[0], rows[first : first + step]) for first in range(0, len(rows), step))
         total = sum(part.sum(axis=0, dtype=np.float64) for part in parts)
         return View("", "", "", (), *_picture((total / len(rows)).round().astype(np.uint8)))
 
@@ -215,10 +215,6 @@ def _listed(names: Iterable[str]) -> str:
     names = list(names)
     rest = f" and {len(names) - NAMES:,} more" if len(names) > NAMES else ""
     return ", ".join(shown(name, 40) for name in names[:NAMES]) + rest
-
-
-def _pixels(arrays: Arrays) -> np.ndarray | None:
-    return arrays.get("image", arrays.get("volume"))
 
 
 def _picture(pixels: np.ndarray) -> tuple[str, int, int, bool]:
