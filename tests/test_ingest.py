@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import shutil
 
 import numpy as np
@@ -302,3 +303,39 @@ def test_pairs_have_no_classes(workspace):
     assert sorted(block) == ["content", "source", "target"]
     for source, target in zip(block["source"], block["target"], strict=True):
         assert source.replace("number", "nombre") == target
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_share_of_nothing_is_refused_before_anything_is_decoded(pictures, monkeypatch, split):
+    monkeypatch.setattr("stages.ingest.reading.decode_block", None)
+    with pytest.raises(InputRefusedError, match=f"{split} = 0, and the data gives no {split} split"):
+        ingest("bars", **OPTIONS, **{split: 0})
+
+
+@pytest.mark.parametrize("pattern", ["./held/*/*", "held//*/*", "held/./*/*"])
+def test_patterns_may_be_written_as_a_shell_takes_them(pictures, pattern):
+    for label in ("across", "down"):
+        (pictures / "held" / label).mkdir(parents=True)
+        (pictures / "rest" / label).mkdir(parents=True)
+        for number, path in enumerate(sorted((pictures / label).iterdir())):
+            path.rename(pictures / ("held" if number < 6 else "rest") / label / path.name)
+        (pictures / label).rmdir()
+    ingest("bars", **OPTIONS, files={"test": pattern, "train": "./rest/*/*"})
+    assert len(Shards("data/ingest/bars/test")) == 12
+    assert set(Shards("data/ingest/bars/test").table()["label"]) == {"across", "down"}
+
+
+def test_an_option_without_effect_is_named(pictures, capsys):
+    ingest("bars", **OPTIONS, encoding="latin-1", columns={"label": "kind"})
+    said = capsys.readouterr().out
+    assert "warning: encoding = latin-1 says nothing about class folders" in said
+    assert "warning: columns = {'label': 'kind'} says nothing about class folders" in said
+
+
+def test_a_parquet_file_that_arrow_cannot_name_is_named(workspace):
+    raw = workspace / "data/raw/odd"
+    raw.mkdir(parents=True)
+    pd.DataFrame({"image": [b"x"], "label": ["a"]}).to_parquet(raw / "plain.parquet")
+    (raw / "plain.parquet").rename(raw / os.fsdecode(b"\xff.parquet"))
+    with pytest.raises(InputRefusedError, match=r"odd/\\xff.parquet: its name is not valid UTF-8: rename it"):
+        ingest("odd", **OPTIONS)

@@ -106,6 +106,7 @@ def _in_parquet(source: Source, files: Sequence[str], chosen: Mapping[str, str])
 
 
 def _holds_bytes(source: Source, file: str) -> bool:
+    folders.check_name(source.folder, file)
     try:
         schema = pq.read_schema(source.folder / file)
     except tables.PARQUET_ERRORS as error:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import posixpath
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -102,10 +103,13 @@ def ingest(
 
         reader = import_module(f"stages.ingest.{kind}")
         folder = archives.prepared(source, scratch / "unpacked")
-        raw = Source(folder, columns, files, encoding)
+        raw = Source(folder, columns, {split: _plain(pattern) for split, pattern in files.items()}, encoding)
+        items = reader.find(raw)
+        if isinstance(items, list):  # else they are found out while they are read
+            _check_shares(source, {item.split for item in items}, val, test)
         with ShardWriter(scratch / "new") as staging:
             found = reading.read(
-                reader.find(raw), kind=kind, folder=folder, options=options, known=known, staging=staging, sums=sums,
+                items, kind=kind, folder=folder, options=options, known=known, staging=staging, sums=sums,
                 title=f"ingest@{dataset}", now=now,
             )  # fmt: skip
         reading.check_sums(source, sums, lambda name: True)
@@ -213,6 +217,20 @@ def _classes(source: Path, found: Found) -> list[str]:
     if len(classes) == 1:
         raise InputRefusedError(f"{source}: found the classes {classes}; at least two are needed.")
     return classes
+
+
+def _plain(pattern: str) -> str:
+    """Returns a pattern without ``./`` and ``//``; readers count its folders."""
+    return posixpath.normpath(pattern) if pattern and ".." not in pattern else pattern
+
+
+def _check_shares(source: Path, given: set[str | None], val: float, test: float) -> None:
+    for split, share in (("val", val), ("test", test)):
+        if not share and split not in given:
+            raise InputRefusedError(
+                f"{source}: {split} = 0, and the data gives no {split} split, so there would be no examples in it. "
+                "Give a share, or say with files which raw files belong to it."
+            )
 
 
 def _check_readable(source: Path, found: Found, max_bad: float, cache: Path) -> None:
@@ -424,6 +442,9 @@ def _say(target: Path, about: dict, refused: int, new: int) -> None:
     print(f"{target}: {of}{totals}; decoded {new:,}; left out {refused} (quarantine.csv); see report.html")
     if unread := about["reading"].get("unread"):
         print(f"warning: {unread}")
+    for option, note, kinds in (("encoding", "encodings", PIXELS), ("columns", "columns", (*PIXELS, "text"))):
+        if about["options"][option] and about["kind"] in kinds and not about["reading"].get(note):
+            print(f"warning: {option} = {about['options'][option]} says nothing about {about['reading']['layout']}")
     for name, encoding in about["reading"].get("encodings", {}).items():
         if encoding not in ("ascii", "utf-8"):
             print(f"{name}: read as {encoding}")

@@ -126,6 +126,12 @@ def printable(path: str) -> str:
     return CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", path)
 
 
+def check_name(root: Path, path: str) -> None:
+    """Raises InputRefusedError for a path that is not ``printable``: Arrow opens no such file."""
+    if printable(path) != path:
+        raise InputRefusedError(f"{root}/{printable(path)}: {bad_name(path)}")
+
+
 def bad_name(path: str) -> str:
     """Returns what is wrong with a path that is not ``printable``."""
     return f"its name {'has control characters' if CONTROL.search(path) else 'is not valid UTF-8'}: rename it"

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from stages.errors import ConfigurationError, InputRefusedError
 from stages.ingest.formats.compressed import FLOOR_BYTES, RATIO
 from stages.ingest.formats.encodings import encoding_of, lines
-from stages.ingest.formats.folders import SPLIT_FOLDERS, printable
+from stages.ingest.formats.folders import SPLIT_FOLDERS, check_name, printable
 from stages.ingest.records import Source
 
 SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".parquet")
@@ -320,6 +320,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> Record:
 
 def _parquet(source: Source, file: str) -> tuple[Names, Callable[[Names], Records]]:
     path = source.folder / file
+    check_name(source.folder, file)
     try:
         parquet = pq.ParquetFile(path, page_checksum_verification=True)
         schema, metadata = parquet.schema_arrow, parquet.metadata
