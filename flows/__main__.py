@@ -1,32 +1,82 @@
-"""``python -m flows results``: the table of models, with what ran and who is champion."""
+"""The commands that run the graph: ``python -m flows pipeline``, ``plan``, ``results``."""
 
 import argparse
 import os
 import sys
+import time
+from collections.abc import Sequence
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("DO_NOT_TRACK", "1")
+# Before any library is imported that reads them.
+for name, value in {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "1",
+    "DVC_NO_ANALYTICS": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",  # its own 20 s are too short on a busy machine
+}.items():
+    os.environ.setdefault(name, value)
 
 
-def main() -> int:
+def main(words: Sequence[str]) -> int:
     """Returns the exit status; see ``stages/errors.py``."""
-    from flows import results
     from stages.errors import StageError
 
     parser = argparse.ArgumentParser(prog="python -m flows", description="convoy's flows")
     commands = parser.add_subparsers(dest="command", required=True)
-    table = commands.add_parser("results", help="print every model with its score, and the champions")
-    table.add_argument(
-        "--since", type=int, default=None, metavar="SECONDS", help="Unix time; stages run later are 'ran'"
+
+    run = commands.add_parser("pipeline", help="bring stages up to date in parallel, each training on its own device")
+    run.add_argument("targets", nargs="*", metavar="TARGET", help="a stage (train@resnet) or a kind (train); all")
+    run.add_argument(
+        "--slots", type=int, metavar="N", help="trainings at once; default: one per GPU, else by the cores"
     )
-    words = parser.parse_args()
+    run.add_argument("--force", action="store_true", help="run also what is up to date")
+
+    plan = commands.add_parser("plan", help="what would run, why, where, and how long it took last time")
+    plan.add_argument("targets", nargs="*", metavar="TARGET", help="a stage (train@resnet) or a kind (train); all")
+    plan.add_argument("--slots", type=int, metavar="N", help="as of pipeline")
+
+    table = commands.add_parser("results", help="print every model with its score, and the champions")
+    table.add_argument("--since", type=int, metavar="SECONDS", help="Unix time; stages run later are 'ran'")
+
+    asked = parser.parse_args(words)
     try:
-        results.show(words.since)
+        if asked.command == "pipeline":
+            return _pipeline(asked.targets, asked.slots, asked.force)
+        if asked.command == "plan":
+            from flows import plan
+
+            plan.show(asked.targets, asked.slots)
+        else:
+            from flows import results
+
+            results.show(asked.since)
     except StageError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.status
     return 0
 
 
+def _pipeline(targets: list[str], slots: int | None, force: bool) -> int:
+    from stages import __main__ as stages_command
+
+    since = int(time.time())
+    stages_command.check()  # before seconds of start-up
+    from flows import results, server
+    from flows.pipeline import pipeline
+
+    try:
+        with server.reachable(), server.quiet(sys.stdout.isatty()):
+            state = pipeline(targets, slots, force, return_state=True)
+    except KeyboardInterrupt:
+        print("ended; what was done is kept, and the next run goes on from there", file=sys.stderr)
+        return 130
+    results.show(since)
+    if state.is_cancelled():
+        print("cancelled in Prefect; the next run goes on from there", file=sys.stderr)
+        return 130
+    state.result()
+    return 0
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

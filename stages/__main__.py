@@ -7,6 +7,7 @@ import errno
 import inspect
 import json
 import os
+import resource
 import sys
 import time
 import unicodedata
@@ -74,10 +75,17 @@ def run(stage: str, name: str) -> None:
             "stage": f"{stage}@{name}",
             "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
             "seconds": round(time.time() - started, 1),
+            "memory": round(_peak() / 2**20),
             "status": status,
         }
         with JOURNAL.open("a") as file:  # one short line is one write, so parallel stages do not mix
             file.write(json.dumps(entry) + "\n")
+
+
+def _peak() -> int:
+    """Returns the largest memory, in bytes, that this process and the largest of those that it started had."""
+    kilobytes = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return kilobytes * (1 if sys.platform == "darwin" else 1024)  # on macOS these are bytes
 
 
 def check() -> None:

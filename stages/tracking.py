@@ -5,6 +5,7 @@ Without ``MLFLOW_TRACKING_URI`` everything lies in the checkout: ``mlflow.db`` (
 
 import logging
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 import numpy as np
+import psutil
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
@@ -56,6 +58,7 @@ def run(name: str, dataset: str, parameters: dict[str, Any], inputs: dict[str, s
         "dataset": dataset,
         "git.commit": commit,
         "git.dirty": str(dirty).lower(),
+        "process": _process(os.getpid()),
         **{f"input.{path}": digest for path, digest in inputs.items()},
     }
     mlflow.set_system_metrics_sampling_interval(SAMPLE_SECONDS)
@@ -98,6 +101,18 @@ def reopened(facts: dict[str, Any]) -> Iterator[str]:
             client.set_terminated(run_id)
     with mlflow.start_run(run_id=run_id, log_system_metrics=False):
         yield run_id
+
+
+def end_abandoned() -> None:
+    """Ends as KILLED the open runs of processes of this machine that are no more."""
+    client = _connect()
+    for experiment in client.search_experiments():
+        open_runs = client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'")
+        for one in open_runs:
+            process = one.data.tags.get("process", "")
+            host, _, number = process.partition(" ")
+            if host == socket.gethostname() and process != _process(int(number.split()[0])):
+                client.set_terminated(one.info.run_id, "KILLED")
 
 
 def log_metrics(numbers: dict[str, float], step: int | None = None) -> None:
@@ -229,6 +244,15 @@ def _connect() -> MlflowClient:
 def _local() -> str:
     # Compared with, rather than "is the variable set": MLflow sets MLFLOW_TRACKING_URI itself.
     return f"sqlite:///{Path.cwd()}/mlflow.db"
+
+
+def _process(number: int) -> str:
+    """Returns what tells a process from all others, before and after it: host, number, and when it began."""
+    try:
+        began = psutil.Process(number).create_time()
+    except psutil.NoSuchProcess:
+        began = 0
+    return f"{socket.gethostname()} {number} {began:.2f}"
 
 
 def _experiment(client: MlflowClient, dataset: str) -> str:

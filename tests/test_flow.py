@@ -1,0 +1,241 @@
+"""The flow over a small graph of dvc.yaml: what runs, in which order, where, and what is left when it is killed."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from threading import Thread
+
+import psutil
+import pytest
+from prefect import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.states import Cancelling
+from prefect.testing.utilities import prefect_test_harness
+from ruamel.yaml import YAML
+
+from flows import devices
+from flows import pipeline as module
+from flows.pipeline import StageFailedError, pipeline
+from stages.errors import BusyError
+
+# A stage that notes when it began and ended and how it went, as ours do in the journal.
+STAGE = """
+import json, os, signal, sys, time
+name, seconds, status = sys.argv[1], float(sys.argv[2]), sys.argv[3]
+tries = len(open("log").read().split(name + " begins")) if os.path.exists("log") else 1
+def note(what):
+    with open("log", "a") as file:
+        file.write(f"{name} {what} {time.time()} {os.getpid()} {os.environ.get('CUDA_VISIBLE_DEVICES')}\\n")
+note("begins")
+print(f"{name} works", flush=True)
+time.sleep(seconds)
+if status == "killed" and tries == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+status = int(status) if status.isdigit() else 0
+with open("data/journal.jsonl", "a") as file:
+    file.write(json.dumps({"stage": name, "seconds": seconds, "status": status}) + "\\n")
+if status:
+    sys.exit(f"error: {name} says {status}")
+open(name.replace("@", "-"), "w").write(name)
+note("ends")
+"""
+GRAPH = """
+stages:
+  first:
+    cmd: python stage.py first ${first.seconds} ${first.status}
+    deps: [stage.py]
+    outs: [first]
+  train:
+    foreach: ${models}
+    do:
+      cmd: python stage.py train@${key} ${item.seconds} ${item.status}
+      deps: [first]
+      outs: ["train-${key}"]
+  evaluate:
+    foreach: ${models}
+    do:
+      cmd: python stage.py evaluate@${key} 0 0
+      deps: ["train-${key}"]
+      outs: ["evaluate-${key}"]
+"""
+SECTIONS = {section: {} for section in ("fetch", "ingest", "augment", "train", "register")}
+
+
+@pytest.fixture(scope="session")
+def prefect():
+    with prefect_test_harness(server_startup_timeout=180):
+        yield
+
+
+@pytest.fixture
+def toy(workspace, monkeypatch):
+    """A checkout whose stages sleep, and a function that sets what each does: (seconds, status)."""
+    monkeypatch.setattr(module, "RETRY_SECONDS", [0.1, 0.1])
+    monkeypatch.setattr(module.tracking, "end_abandoned", lambda: None)
+    monkeypatch.setattr(module.devices.tempfile, "gettempdir", lambda: str(workspace))
+    monkeypatch.setattr(module.stages_command, "check", lambda: None)
+    (workspace / "stage.py").write_text(STAGE)
+    (workspace / "dvc.yaml").write_text(GRAPH)
+    dvc("init", "--no-scm", "-q")
+
+    def write(first=(0, 0), **models):
+        entries = {name: {"seconds": seconds, "status": status} for name, (seconds, status) in models.items()}
+        both = {"first": {"seconds": first[0], "status": first[1]}, "models": entries}
+        (workspace / "params.yaml").write_text(json.dumps(both))
+
+    monkeypatch.setattr(module.params, "load", lambda: SECTIONS)
+    return write
+
+
+def dvc(*words):
+    return subprocess.run([sys.executable, "-m", "dvc", *words], check=True, capture_output=True, text=True).stdout
+
+
+def events():
+    """Returns (stage, what, when, device) as the stages noted them."""
+    rows = [line.split() for line in Path("log").read_text().splitlines()] if Path("log").exists() else []
+    return [(name, what, float(when), device) for name, what, when, _, device in rows]
+
+
+def ran():
+    return {name for name, what, *_ in events() if what == "begins"}
+
+
+def task_states(state):
+    """Returns {stage: name of its state in Prefect}."""
+    with get_client(sync_client=True) as client:
+        runs = client.read_task_runs(
+            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
+        )
+    return {run.name: run.state.name for run in runs}
+
+
+def test_stages_run_in_order_and_dvc_lock_is_that_of_dvc_repro(prefect, toy):
+    toy(a=(0.2, 0), b=(0.1, 0))
+    state = pipeline(slots=2, return_state=True)
+    assert state.is_completed()
+    at = {(name, what): when for name, what, when, _ in events()}
+    for model in "ab":
+        assert at["first", "ends"] < at[f"train@{model}", "begins"]
+        assert at[f"train@{model}", "ends"] < at[f"evaluate@{model}", "begins"]
+    assert set(task_states(state).values()) == {"Ran"}
+    ours = YAML(typ="safe").load(Path("dvc.lock"))
+    for path in (".dvc/cache", ".dvc/tmp", "log"):
+        shutil.rmtree(path) if Path(path).is_dir() else Path(path).unlink()
+    Path("dvc.lock").unlink()
+    dvc("repro", "--force")
+    assert YAML(typ="safe").load(Path("dvc.lock")) == ours
+
+
+def test_what_is_up_to_date_cached_and_forced_is_told_apart(prefect, toy):
+    toy(a=(0, 0))
+    pipeline()
+    Path("log").unlink()
+    assert set(task_states(pipeline(return_state=True)).values()) == {"UpToDate"}
+    Path("dvc.lock").unlink()
+    Path("train-a").unlink()
+    assert task_states(pipeline(return_state=True))["train@a"] == "Cached"
+    assert ran() == set()
+    assert set(task_states(pipeline(force=True, return_state=True)).values()) == {"Ran"}
+    assert ran() == {"first", "train@a", "evaluate@a"}
+
+
+def test_a_target_runs_with_what_it_needs_and_nothing_else(prefect, toy):
+    toy(a=(0, 0), b=(0, 0))
+    pipeline(["train@b"])
+    assert ran() == {"first", "train@b"}
+
+
+def test_a_failed_model_stops_what_needs_it_and_nothing_else_and_its_status_comes_through(prefect, toy):
+    toy(a=(0, 7), b=(0, 0))
+    state = pipeline(return_state=True)
+    assert ran() == {"first", "train@a", "train@b", "evaluate@b"}
+    assert [name for name, what, *_ in events() if what == "begins"].count("train@a") == 1  # 7 will not pass
+    with pytest.raises(StageFailedError, match="train@a: train@a says 7") as error:
+        state.result()
+    assert error.value.status == 7
+    assert task_states(state)["evaluate@a"] == "NotReady"
+
+
+@pytest.mark.parametrize(("status", "tries"), [(2, 1), (3, 1), (6, 3), (5, 3)])
+def test_only_what_may_pass_is_tried_again(prefect, toy, status, tries):
+    toy(first=(0, status))
+    state = pipeline(return_state=True)
+    assert len([1 for _, what, *_ in events() if what == "begins"]) == tries
+    with pytest.raises(StageFailedError) as error:
+        state.result()
+    assert error.value.status == status
+
+
+def test_a_killed_stage_is_tried_again(prefect, toy):
+    toy(a=(0, "killed"))
+    assert pipeline(return_state=True).is_completed()
+    assert [what for name, what, *_ in events() if name == "train@a"] == ["begins", "begins", "ends"]
+
+
+def test_trainings_have_a_device_each_and_others_none(prefect, toy, monkeypatch):
+    monkeypatch.setattr(devices, "_gpus", lambda: [devices.Slot(f"gpu:{n}", f"gpu-{n}") for n in (0, 1)])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    toy(a=(0.4, 0), b=(0.4, 0), c=(0.4, 0))
+    pipeline()
+    assert {device for name, _, _, device in events() if not name.startswith("train")} == {"None"}
+    busy = {}
+    for name, what, _, device in sorted(events(), key=lambda event: event[2]):
+        if name.startswith("train"):
+            assert device in ("0", "1")
+            assert busy.pop(device, None) == (None if what == "begins" else name)
+            if what == "begins":
+                busy[device] = name
+
+
+def test_what_a_stage_prints_is_in_prefects_log_line_by_line(prefect, toy, caplog):
+    toy(a=(0, 0))
+    pipeline()
+    lines = [record.getMessage() for record in caplog.records if record.name == "prefect.task_runs"]
+    assert "train@a works" in lines
+    assert "Running stage 'train@a':" in lines
+
+
+def test_a_second_pipeline_in_the_checkout_is_told_who_runs(prefect, toy):
+    toy(a=(3, 0))
+    first = Thread(target=lambda: pipeline(return_state=True))
+    first.start()
+    wait_for(lambda: "train@a" in ran())
+    with pytest.raises(BusyError, match=rf"since \d\d:\d\d:\d\d: process {os.getpid()} on "):
+        pipeline()
+    first.join()
+    assert "train-a" in [path.name for path in Path().iterdir()]
+
+
+def test_a_run_that_is_cancelled_in_prefect_ends_what_it_started(prefect, toy):
+    toy(a=(60, 0))
+    states = []
+    thread = Thread(target=lambda: states.append(pipeline(return_state=True)))
+    thread.start()
+    wait_for(lambda: "train@a" in ran())
+    run = json.loads(module.HERE.read_text())["flow_run"]
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run, Cancelling(), force=True)
+    thread.join(20)
+    assert states[0].is_cancelled()
+    assert not running()
+
+
+def wait_for(condition, seconds=30):
+    stop = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < stop
+        time.sleep(0.05)
+
+
+def running():
+    """Returns the processes of stages that are alive."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "cwd", "status"]):
+        if "stage.py" in " ".join(process.info["cmdline"] or ()) and process.info["cwd"] == str(Path.cwd()):
+            found += [process] if process.info["status"] != psutil.STATUS_ZOMBIE else []
+    return found
