@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -12,7 +13,6 @@ for name, value in {
     "DO_NOT_TRACK": "1",
     "DVC_NO_ANALYTICS": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",  # its own 20 s are too short on a busy machine
 }.items():
     os.environ.setdefault(name, value)
 
@@ -64,8 +64,9 @@ def _pipeline(targets: list[str], slots: int | None, force: bool) -> int:
     from flows import results, server
     from flows.pipeline import pipeline
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        with server.reachable(), server.quiet(sys.stdout.isatty()):
+        with server.reporting(), server.quiet(sys.stdout.isatty()):
             state = pipeline(targets, slots, force, return_state=True)
     except KeyboardInterrupt:
         print("ended; what was done is kept, and the next run goes on from there", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Which devices there are, and who has them: one slot per GPU, or slots of the CPU where there is none.
+"""Which devices there are, and who has them: one slot per GPU, or the CPU, as one slot or divided into several.
 
 A slot is a file with an OS lock (flock), in one folder for all flows of a machine: several flows share the devices, and
 whatever kills the process that holds a lock - the guard of a training - frees it at once, with nothing to clean up.
@@ -22,7 +22,6 @@ from stages.errors import ConfigurationError
 from stages.workers import cores
 
 PAUSE = 0.2  # seconds between two looks at slots that others have
-CORES = 4  # per CPU slot, where nobody says how many slots there should be
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,9 @@ def found(slots: int | None = None) -> list[Slot]:
     """Returns the slots of this machine.
 
     Args:
-        slots: at most so many; without a GPU exactly so many. None: every GPU, or one slot of the CPU for each CORES
-            cores.
+        slots: at most so many; without a GPU exactly so many, each with its share of the threads. None: every GPU, or
+            the CPU as one. (In how many parts TensorFlow divides its sums is the number of threads, so that a model
+            trained on half of them is as good, but not the same to the last bit.)
 
     Raises:
         ConfigurationError: fewer than one.
@@ -68,7 +68,7 @@ def found(slots: int | None = None) -> list[Slot]:
     gpus = _gpus()
     if gpus:
         return gpus[:slots]
-    return [Slot(f"cpu:{number}", f"cpu-{number}.lock") for number in range(slots or max(1, cores() // CORES))]
+    return [Slot(f"cpu:{number}", f"cpu-{number}.lock") for number in range(slots or 1)]
 
 
 class Slots:

@@ -14,6 +14,8 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
@@ -64,7 +66,7 @@ def pipeline(targets: list[str] | None = None, slots: int | None = None, force: 
 
     Args:
         targets: stages, or kinds of stages (``train``), and all that they need; by default everything.
-        slots: trainings at once; by default one per GPU, without one by the cores (``devices.found``).
+        slots: trainings at once; by default one per GPU, without one a single one (``devices.found``).
         force: run them even if nothing changed.
 
     Returns:
@@ -133,8 +135,8 @@ def pipeline(targets: list[str] | None = None, slots: int | None = None, force: 
 
         futures: dict[str, PrefectFuture] = {}
         cancelled = threading.Event()
-        watcher = threading.Thread(target=_watch, args=(run_id, ended, cancelled, guards), daemon=True)
-        watcher.start()
+        watch = partial(copy_context().run, _watch, run_id, ended, cancelled, guards)  # Prefect's settings are in it
+        threading.Thread(target=watch, daemon=True).start()
         try:
             for name, node in nodes.items():
                 futures[name] = bring.submit(name, wait_for=[futures[need] for need in node.needs])

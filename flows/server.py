@@ -1,33 +1,107 @@
 """The Prefect server that a flow reports to: the one that is set, else one that lives as long as the flow."""
 
 import logging
+import os
+import socket
+import subprocess
 import sys
+import threading
+import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
+import prefect
 from prefect.logging.handlers import PrefectConsoleHandler
-from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, temporary_settings
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows import guard
+from stages.errors import ServiceError
 
 ANSWER_SECONDS = 10
+_servers: list[subprocess.Popen] = []
+START_SECONDS = 180  # Prefect's own limit of 20 is too short on a busy machine
 
 
 @contextmanager
-def reachable() -> Iterator[None]:
-    """Makes Prefect start a server of its own where the one that is set does not answer: the work matters more."""
+def reporting() -> Iterator[str]:
+    """Gives the address of a server that answers: the one that is set in Prefect, else one of our own.
+
+    A server that does not answer keeps no pipeline from running: the work matters more. Ours is under a guard, since
+    Prefect's own would stay behind when a flow is killed.
+    """
     address = PREFECT_API_URL.value()
-    problem = None
     if address:
         try:
             httpx.get(f"{address}/health", timeout=ANSWER_SECONDS).raise_for_status()
+            yield address
+            return
         except httpx.HTTPError as error:
             problem = str(error) or type(error).__name__
-    if problem is None:
-        yield
-        return
-    print(f"warning: the Prefect server {address} does not answer ({problem}); going on without it", file=sys.stderr)
-    with temporary_settings({PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: True}, restore_defaults={PREFECT_API_URL}):
-        yield
+            print(
+                f"warning: the Prefect server {address} does not answer ({problem}); going on without it",
+                file=sys.stderr,
+            )
+    address = start()
+    with temporary_settings({PREFECT_API_URL: address}):
+        yield address
+
+
+def start(port: int | None = None, ui: bool = False) -> str:
+    """Starts a Prefect server on loopback, with the database of ``PREFECT_HOME``; returns its address.
+
+    It ends with this process and not before: at its very end Prefect still sends what it has to say.
+
+    Args:
+        port: by default a free one.
+        ui: serve its pages too.
+
+    Raises:
+        ServiceError: it does not start.
+    """
+    port = port or _free_port()
+    place = ["--host", "127.0.0.1", "--port", str(port)]
+    program = ["--app-dir", str(Path(prefect.__file__).parent), "--factory", "prefect.server.api.server:create_app"]
+    server = guard.start(
+        [sys.executable, "-m", "uvicorn", *program, *place, "--log-level", "error", "--lifespan", "on"],
+        env={
+            **os.environ,
+            "PREFECT_UI_ENABLED": str(int(ui)),
+            "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        },
+    )
+    said: deque[str] = deque(maxlen=20)
+    threading.Thread(target=lambda: said.extend(server.stdout), daemon=True).start()
+    _servers.append(server)  # else the pipe that keeps it would be closed with the last name for it
+    wait_healthy(f"http://127.0.0.1:{port}/api/health", server, said)
+    return f"http://127.0.0.1:{port}/api"
+
+
+def wait_healthy(address: str, process: subprocess.Popen, said: deque[str]) -> None:
+    """Waits until ``address`` answers.
+
+    Raises:
+        ServiceError: the ``process`` ended, or START_SECONDS passed; with the last it ``said``.
+    """
+    stop = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            httpx.get(address, timeout=ANSWER_SECONDS).raise_for_status()
+            return
+        except httpx.HTTPError as error:
+            if process.poll() is not None or time.monotonic() > stop:
+                last = "".join(said).strip() or str(error)
+                raise ServiceError(f"no server at {address}: {last}") from error
+            time.sleep(0.1)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 @contextmanager

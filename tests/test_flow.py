@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from threading import Thread
 
 import psutil
 import pytest
+from conftest import ROOT
 from prefect import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.states import Cancelling
@@ -37,7 +39,8 @@ if status == "killed" and tries == 1:
     os.kill(os.getpid(), signal.SIGKILL)
 status = int(status) if status.isdigit() else 0
 with open("data/journal.jsonl", "a") as file:
-    file.write(json.dumps({"stage": name, "seconds": seconds, "status": status}) + "\\n")
+    entry = {"stage": name, "started": "2026-01-01T00:00:00+00:00", "seconds": seconds, "status": status}
+    file.write(json.dumps(entry) + "\\n")
 if status:
     sys.exit(f"error: {name} says {status}")
 open(name.replace("@", "-"), "w").write(name)
@@ -239,3 +242,77 @@ def running():
         if "stage.py" in " ".join(process.info["cmdline"] or ()) and process.info["cwd"] == str(Path.cwd()):
             found += [process] if process.info["status"] != psutil.STATUS_ZOMBIE else []
     return found
+
+
+FLOW = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+from flows import __main__, pipeline
+from stages import __main__ as stages_command
+from stages import params, tracking
+stages_command.check = tracking.end_abandoned = lambda: None
+params.load = lambda: {SECTIONS!r}
+pipeline.devices.tempfile.gettempdir = os.getcwd
+sys.exit(__main__.main(["pipeline", "--slots", "1"]))
+"""
+
+
+@pytest.fixture
+def started(toy, tmp_path, monkeypatch):
+    """A function that starts the command in a process of its own."""
+    (tmp_path / "flow.py").write_text(FLOW)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+
+    def start():
+        return subprocess.Popen(
+            [sys.executable, "flow.py"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        )
+
+    return start
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda how: how.name)
+def test_whatever_ends_the_flow_ends_what_it_started_and_the_next_run_goes_on(started, toy, how):
+    toy(a=(60, 0))
+    process = started()
+    wait_for(lambda: "train@a" in ran(), 90)
+    process.send_signal(how)
+    begin = time.monotonic()
+    wait_for(lambda: not running(), 5)
+    assert time.monotonic() - begin < 5
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == (-9 if how == signal.SIGKILL else 130 if how == signal.SIGINT else 143), said
+    toy(a=(0, 0))
+    again = started()
+    said = again.communicate(timeout=120)[0]
+    assert again.returncode == 0, said
+    assert [what for name, what, *_ in events() if name == "first"] == ["begins", "ends"]
+    assert ("the last pipeline did not end" in said) == (how == signal.SIGKILL)
+
+
+def test_the_slot_of_a_killed_training_is_taken_at_once(started, toy):
+    toy(a=(60, 0), b=(60, 0))
+    process = started()
+    wait_for(lambda: any(name.startswith("train") for name in ran()), 90)
+    former = next(name for name in ran() if name.startswith("train"))
+    [stage] = running()[-1:]
+    stage.kill()
+    begin = time.monotonic()
+    wait_for(lambda: len({name for name in ran() if name.startswith("train")}) == 2, 10)
+    print(f"taken after {time.monotonic() - begin:.2f} s")
+    assert time.monotonic() - begin < 4  # of which starting dvc takes one or two
+    assert former in ran()
+    process.terminate()
+    process.communicate(timeout=60)
+    wait_for(lambda: not running(), 5)
+
+
+def test_without_the_server_that_is_set_it_goes_on_with_a_warning(started, toy, monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    toy(a=(0, 0))
+    process = started()
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, said
+    assert "warning: the Prefect server http://127.0.0.1:9/api does not answer" in said
+    assert "train@a" in ran()
