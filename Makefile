@@ -6,13 +6,13 @@ PYTHON ?= python3
 LOCK := $(if $(GPU),requirements-gpu.lock,$(if $(BENCHMARKS),requirements-benchmarks.lock,requirements.lock))
 READY := .venv/.ready-$(LOCK)
 PORT ?= 5000
+PREFECT_PORT ?= 4200
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
-MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 
 .PHONY: help
 help:  ## list the commands
@@ -40,14 +40,16 @@ push pull: setup  ## data and models to the remote, or from it: only what is who
 verify: setup  ## read all data, DVC's cache and the remote, and name what is damaged
 	@python -m stages verify
 
+.PHONY: pipeline plan
+pipeline: setup  ## the same in parallel, a device for each training (python -m flows pipeline --help)
+	@python -m flows pipeline
+
+plan: setup  ## what would run, why, and how long it took last time
+	@python -m flows plan
+
 .PHONY: ui
-ui: setup  ## browse runs, models and the registry (PORT=5000)
-ifneq ($(filter http%,$(MLFLOW_TRACKING_URI)),)
-	@echo "MLflow: $(MLFLOW_TRACKING_URI)"
-else
-	@echo "MLflow: http://127.0.0.1:$(PORT)  (in about 10 seconds; Ctrl-C ends it)"
-	@mlflow server --backend-store-uri "$(MLFLOW_TRACKING_URI)" --host 127.0.0.1 --port $(PORT)
-endif
+ui: setup  ## browse runs, models, the registry (PORT=5000) and flows (PREFECT_PORT=4200)
+	@python -m flows ui --port $(PORT) --prefect-port $(PREFECT_PORT)
 
 .PHONY: test
 test: setup  ## run the tests

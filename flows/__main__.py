@@ -1,4 +1,4 @@
-"""The commands that run the graph: ``python -m flows pipeline``, ``plan``, ``results``."""
+"""What people type: ``python -m flows pipeline``, ``plan``, ``predict``, ``results``."""
 
 import argparse
 import os
@@ -6,12 +6,14 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 # Before any library is imported that reads them.
 for name, value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "1",
     "DVC_NO_ANALYTICS": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "3",  # TensorFlow's start-up notes are no news to the user
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }.items():
     os.environ.setdefault(name, value)
@@ -35,6 +37,15 @@ def main(words: Sequence[str]) -> int:
     plan.add_argument("targets", nargs="*", metavar="TARGET", help="a stage (train@resnet) or a kind (train); all")
     plan.add_argument("--slots", type=int, metavar="N", help="as of pipeline")
 
+    batch = commands.add_parser("predict", help="have the champion predict a folder, .csv or .parquet of pictures")
+    batch.add_argument("--dataset", required=True, help="whose champion")
+    batch.add_argument("input", type=Path, metavar="INPUT")
+    batch.add_argument("output", type=Path, metavar="OUTPUT", help="a .csv or .parquet")
+
+    pages = commands.add_parser("ui", help="MLflow's and Prefect's pages, on loopback, until Ctrl-C")
+    pages.add_argument("--port", type=int, default=5000, help="of MLflow; %(default)s")
+    pages.add_argument("--prefect-port", type=int, default=4200, help="of Prefect; %(default)s")
+
     table = commands.add_parser("results", help="print every model with its score, and the champions")
     table.add_argument("--since", type=int, metavar="SECONDS", help="Unix time; stages run later are 'ran'")
 
@@ -46,6 +57,14 @@ def main(words: Sequence[str]) -> int:
             from flows import plan
 
             plan.show(asked.targets, asked.slots)
+        elif asked.command == "ui":
+            from flows import ui
+
+            ui.serve(asked.port, asked.prefect_port)
+        elif asked.command == "predict":
+            from flows import predict
+
+            predict.predict(asked.dataset, asked.input, asked.output)
         else:
             from flows import results
 

@@ -61,7 +61,7 @@ def start(port: int | None = None, ui: bool = False) -> str:
     Raises:
         ServiceError: it does not start.
     """
-    port = port or _free_port()
+    port = port or free_port()
     place = ["--host", "127.0.0.1", "--port", str(port)]
     program = ["--app-dir", str(Path(prefect.__file__).parent), "--factory", "prefect.server.api.server:create_app"]
     server = guard.start(
@@ -98,7 +98,8 @@ def wait_healthy(address: str, process: subprocess.Popen, said: deque[str]) -> N
             time.sleep(0.1)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Returns a port of loopback that nobody listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

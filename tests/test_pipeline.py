@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from conftest import ROOT
 from mlflow import MlflowClient
@@ -115,6 +117,70 @@ def test_metrics_and_plots_show_all_models(clone):
         assert f"{model}_confusion.png" in page
         assert f"{model}_curves.png" in page
     shutil.rmtree(clone / "plots")
+
+
+def test_the_champion_predicts_a_folder_a_csv_and_a_parquet(clone, tmp_path):
+    tables = {}
+    (clone / "data/raw/digits/0/broken.png").write_bytes(b"no picture")
+    paths = sorted(path for path in (clone / "data/raw/digits").rglob("*.png"))
+    pd.DataFrame({"path": paths[:5]}).astype(str).to_csv(tmp_path / "five.csv", index=False)
+    pd.DataFrame({"image": [path.read_bytes() for path in paths]}).to_parquet(tmp_path / "all.parquet")
+    places = {"folder": clone / "data/raw/digits", "csv": tmp_path / "five.csv", "parquet": tmp_path / "all.parquet"}
+    for name, place in places.items():
+        target = tmp_path / f"{name}-out.parquet"
+        said = run(clone, sys.executable, "-m", "flows", "predict", "--dataset", "digits", str(place), str(target))
+        tables[name] = pd.read_parquet(target)
+    (clone / "data/raw/digits/0/broken.png").unlink()
+    folder = tables["folder"].set_index("path")
+    assert "1,797 pictures predicted by version 1, 1 cannot be read" in said
+    assert folder.loc["0/broken.png", "reason"].startswith("not a picture")
+    assert tables["parquet"]["predicted"].tolist() == folder["predicted"].tolist()
+    assert tables["csv"]["predicted"].tolist() == folder["predicted"][:5].tolist()
+    model = json.loads((clone / "data/register/digits/decision.json").read_text())["model"]
+    known = pd.read_parquet(clone / "data/evaluate/digits" / model / "predictions.parquet").set_index("path")
+    assert (folder.loc[known.index, "predicted"] == known["predicted"]).all()
+    np.testing.assert_allclose(folder.loc[known.index, "probability"], known["probability"], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("none", ".", "o.csv"), "has no champion of 'none'"),
+        (("digits", "nowhere", "o.csv"), "nowhere is no folder, .csv or .parquet that exists"),
+        (("digits", "flows", "o.csv"), "flows has no pictures"),
+        (("digits", ".", "o.txt"), "the ending has to be .csv or .parquet"),
+    ],
+)
+def test_what_cannot_be_predicted_is_said(clone, words, said):
+    command = [sys.executable, "-m", "flows", "predict", "--dataset", *words]
+    done = subprocess.run(command, cwd=clone, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode in (2, 3)
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(clone.glob("o.*"))
+
+
+def test_the_flow_finds_everything_up_to_date_and_prints_the_same_table(clone, tmp_path):
+    before = (clone / "dvc.lock").read_text()
+    env = environment() | {"PREFECT_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "flows", "pipeline"]
+    done = subprocess.run(command, cwd=clone, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Nothing to do: all 8 stages are up to date." in done.stdout
+    assert (clone / "dvc.lock").read_text() == before
+    planned = run(clone, sys.executable, "-m", "flows", "plan")
+    assert "0 of 8 stages would run" in planned
+
+
+def test_the_plan_says_what_would_run_and_why(clone):
+    edit(clone, lambda params: params["train"]["resnet"].update(learning_rate=0.05))
+    said = run(clone, sys.executable, "-m", "flows", "plan")
+    edit(clone, lambda params: params["train"]["resnet"].update(learning_rate=0.1))
+    assert "3 of 8 stages would run" in said
+    rows = {line.split()[0]: line for line in said.splitlines() if "@" in line}
+    assert "train.resnet modified" in rows["train@resnet"]
+    assert "train@resnet would run" in rows["evaluate@resnet"]
+    assert "up to date" in rows["train@lenet5"]
 
 
 def test_a_number_of_one_model_runs_that_model_and_the_registration(clone):

@@ -44,7 +44,8 @@ def register(dataset: str, *, min_gain: Share = 0.0) -> None:
     model, metrics = best(dataset)
     trained, evaluated = Path("data/train", dataset, model), Path("data/evaluate", dataset, model)
     facts = read_json(trained / "run.json")
-    classes = read_sealed(Path("data/ingest", dataset, "about.json"))["classes"]
+    about = read_sealed(Path("data/ingest", dataset, "about.json"))
+    classes = about["classes"]
     test = Shards(Path("data/ingest", dataset, "test"))
     predictions = pd.read_parquet(evaluated / "predictions.parquet")
     digest = sha256(trained / "model.keras")
@@ -55,6 +56,10 @@ def register(dataset: str, *, min_gain: Share = 0.0) -> None:
         "model_sha256": digest,
         "test_sha256": sha256(test.folder / INDEX),
         "classes": json.dumps(classes),
+        # How a picture comes to the network's size: whoever predicts has to do the same.
+        "ingest": json.dumps(
+            {"kind": about["kind"], **{key: about["options"][key] for key in ("size", "mode", "fit")}}
+        ),
         **{f"evaluation.{key}": str(value) for key, value in metrics.items()},
         **{f"library.{name}": number for name, number in facts["libraries"].items()},
         **dependencies(f"train@{model}"),

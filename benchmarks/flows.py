@@ -1,0 +1,107 @@
+"""The flow beside DVC: five trainings on two slots, and twelve stages at once, twenty times.
+
+Usage: ``python benchmarks/flows.py [slots|storm]``; nine minutes on 2 cores. Stages sleep, so that orchestration is
+what is measured. Prints Markdown.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parent.parent
+SLEEP = 20.0
+# The command without a check of params.yaml, and with slots of its own: nobody else's training counts.
+FLOW = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+from flows import __main__, devices, pipeline, results
+from stages import __main__ as stages_command
+from stages import params, tracking
+stages_command.check = tracking.end_abandoned = lambda: None
+results.show = lambda since: None
+params.load = lambda: {{"train": {{}}}}
+devices.tempfile.gettempdir = os.getcwd
+sys.exit(__main__.main(["pipeline", *sys.argv[1:]]))
+"""
+
+
+def checkout(folder: Path, stages: int, seconds: float) -> None:
+    """Makes a checkout of so many stages ``train@N`` that sleep."""
+    (folder / "data").mkdir(parents=True)
+    graph = {
+        "train": {
+            "foreach": [str(number) for number in range(stages)],
+            "do": {"cmd": f"sleep {seconds} && echo ${{item}} > out-${{item}}", "outs": ["out-${item}"]},
+        }
+    }
+    (folder / "dvc.yaml").write_text(json.dumps({"stages": graph}))
+    (folder / "flow.py").write_text(FLOW)
+    dvc(folder, "init", "--no-scm", "-q")
+
+
+def dvc(folder: Path, *words: str) -> None:
+    """Runs DVC in ``folder``."""
+    subprocess.run([sys.executable, "-m", "dvc", *words], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+
+
+def flow(folder: Path, slots: int) -> tuple[float, float, str]:
+    """Runs the flow; returns seconds of the whole command, seconds of its stages, and what it printed."""
+    begin = time.time()
+    words = [sys.executable, "flow.py", "--slots", str(slots)]
+    env = os.environ | {"PREFECT_HOME": str(folder / "prefect")}
+    done = subprocess.run(
+        words, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    end = time.time()
+    outs = [path.stat().st_mtime for path in folder.glob("out-*")]
+    first = [line for line in done.stdout.splitlines() if "Beginning flow run" in line]
+    clock = time.mktime(time.strptime(time.strftime("%Y-%m-%d ") + first[0].split(".")[0], "%Y-%m-%d %H:%M:%S"))
+    if done.returncode:
+        return end - begin, 0.0, done.stdout
+    return end - begin, max(outs) - clock, ""
+
+
+def slots() -> None:
+    """Five trainings on two slots against ``dvc repro``."""
+    with tempfile.TemporaryDirectory() as scratch:
+        serial, parallel = Path(scratch, "serial"), Path(scratch, "parallel")
+        checkout(serial, 5, SLEEP)
+        checkout(parallel, 5, SLEEP)
+        begin = time.time()
+        dvc(serial, "repro")
+        alone = time.time() - begin
+        whole, stages, failed = flow(parallel, 2)
+        assert not failed, failed
+        locks = [YAML(typ="safe").load(folder / "dvc.lock") for folder in (serial, parallel)]
+    print("| dvc repro, s | flow on 2 slots, s | its stages, s | ideal, s | of the ideal | per stage, s | dvc.lock |")
+    print("|---|---|---|---|---|---|---|")
+    ideal = 3 * SLEEP
+    print(
+        f"| {alone:.1f} | {whole:.1f} | {stages:.1f} | {ideal:.0f} | {ideal / stages:.2f} ({ideal / whole:.2f} of all) "
+        f"| {(stages - ideal) / 3:.2f} | {'equal' if locks[0] == locks[1] else 'DIFFERS'} |\n"
+    )
+
+
+def storm(rounds: int = 20, stages: int = 12) -> None:
+    """Twelve stages at once, again and again."""
+    failures = lost = 0
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch, "checkout")
+            checkout(folder, stages, 0.5)
+            failures += bool(flow(folder, stages)[2])
+            lost += stages - len(YAML(typ="safe").load(folder / "dvc.lock")["stages"])
+            shutil.rmtree(folder / "prefect", ignore_errors=True)
+    print(f"{rounds} times {stages} stages at once: {failures} failures, {lost} entries of dvc.lock lost\n")
+
+
+if __name__ == "__main__":
+    for word in sys.argv[1:] or ("slots", "storm"):
+        {"slots": slots, "storm": storm}[word]()

@@ -1,0 +1,54 @@
+"""Both pages to look at, MLflow's and Prefect's, on loopback: ``make ui``."""
+
+import os
+import sys
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+
+import httpx
+from prefect.settings import PREFECT_API_URL
+
+from flows import guard, server
+from stages import tracking
+from stages.errors import ConfigurationError
+
+
+def serve(port: int, prefect_port: int) -> None:
+    """Starts what is not running elsewhere, waits until it answers, prints the addresses, and ends it with Ctrl-C.
+
+    Args:
+        port: of MLflow.
+        prefect_port: of Prefect.
+
+    Raises:
+        ConfigurationError: another program listens on a port.
+        ServiceError: a server does not start.
+    """
+    mlflow, prefect = tracking.uri(), PREFECT_API_URL.value()
+    if not mlflow.startswith("http"):
+        _check_free(port, "PORT")
+        place = ["--host", "127.0.0.1", "--port", str(port)]
+        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", mlflow, *place]
+        process = guard.start(command, env=dict(os.environ))
+        said: deque[str] = deque(maxlen=20)
+        threading.Thread(target=lambda: said.extend(process.stdout), daemon=True).start()
+        mlflow = f"http://127.0.0.1:{port}"
+        server.wait_healthy(f"{mlflow}/health", process, said)
+    if not prefect:
+        _check_free(prefect_port, "PREFECT_PORT")
+        prefect = server.start(prefect_port, ui=True)
+        print(f"To have flows appear there: export PREFECT_API_URL={prefect}")
+    print(f"MLflow:  {mlflow}\nPrefect: {prefect.removesuffix('/api')}\nCtrl-C ends them.", flush=True)
+    with suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(3600)
+
+
+def _check_free(port: int, option: str) -> None:
+    try:
+        httpx.get(f"http://127.0.0.1:{port}/", timeout=2)
+    except httpx.TransportError:
+        return
+    raise ConfigurationError(f"another program listens on port {port}. Choose one: make ui {option}=...")
