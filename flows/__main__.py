@@ -33,6 +33,11 @@ def main(words: Sequence[str]) -> int:
     )
     run.add_argument("--force", action="store_true", help="run also what is up to date")
 
+    again = commands.add_parser("schedule", help="pull, pipeline and push whenever it is time, until Ctrl-C")
+    again.add_argument("targets", nargs="*", metavar="TARGET", help="as of pipeline")
+    again.add_argument("--cron", default="0 2 * * *", help="when: minute hour day month weekday; default: %(default)s")
+    again.add_argument("--slots", type=int, metavar="N", help="as of pipeline")
+
     plan = commands.add_parser("plan", help="what would run, why, where, and how long it took last time")
     plan.add_argument("targets", nargs="*", metavar="TARGET", help="a stage (train@resnet) or a kind (train); all")
     plan.add_argument("--slots", type=int, metavar="N", help="as of pipeline")
@@ -53,7 +58,11 @@ def main(words: Sequence[str]) -> int:
     try:
         if asked.command == "pipeline":
             return _pipeline(asked.targets, asked.slots, asked.force)
-        if asked.command == "plan":
+        if asked.command == "schedule":
+            from flows import schedule
+
+            schedule.serve(asked.cron, asked.targets, asked.slots)
+        elif asked.command == "plan":
             from flows import plan
 
             plan.show(asked.targets, asked.slots)

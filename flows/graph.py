@@ -65,6 +65,18 @@ def read(targets: Sequence[str] = ()) -> dict[str, Node]:
     return {name: Node(name, needs[name]) for name in order}
 
 
+def imports() -> list[str]:
+    """Returns the .dvc files of what ``dvc import`` and ``dvc import-url`` brought."""
+    with _opened() as repo:
+        return sorted(stage.path_in_repo for stage in repo.index.graph if stage.is_import)
+
+
+def remote() -> str | None:
+    """Returns the name of the default remote; None: there is none."""
+    with _opened() as repo:
+        return repo.config["core"].get("remote")
+
+
 def changes(names: Sequence[str]) -> dict[str, list[str]]:
     """Returns for each of the stages what is not as dvc.lock says: ``stages/train/loop.py modified``; [] if nothing.
 

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 GRACE = 3.0  # seconds between TERM and KILL
 
@@ -44,6 +45,12 @@ def start(
         env=env,
         cwd=cwd,
     )
+
+
+def environment() -> dict[str, str]:
+    """Returns the environment of a stage: our Python first, and plain lines as they come."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1", "COLUMNS": "120"}
 
 
 def end(guard: subprocess.Popen[str]) -> None:

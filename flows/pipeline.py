@@ -112,7 +112,7 @@ def pipeline(targets: list[str] | None = None, slots: int | None = None, force: 
                 size = stages_command.JOURNAL.stat().st_size if stages_command.JOURNAL.exists() else 0
                 process = guard.start(
                     command,
-                    env=_environment() | (taken.environment if taken else {}),
+                    env=guard.environment() | (taken.environment if taken else {}),
                     holding=taken.locks if taken else (),
                 )
                 guards.add(process)
@@ -215,12 +215,6 @@ def _may_pass(state: State) -> bool:
 
 def _dvc() -> list[str]:
     return [sys.executable, "-m", "dvc"]
-
-
-def _environment() -> dict[str, str]:
-    """Returns the environment of a stage: our Python first, lines as they come, plain ones."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1", "COLUMNS": "120"}
 
 
 @contextmanager
