@@ -37,7 +37,7 @@ def _may_pass(_task: object, _run: object, state: State) -> bool:
     return isinstance(error, CommandFailedError) and error.status == ServiceError.status
 
 
-@task(name="bring data in", retry_condition_fn=_may_pass, **TIMES)
+@task(name="bring data in", task_run_name="bring data in", retry_condition_fn=_may_pass, **TIMES)
 def bring_in() -> None:
     """Takes what changed at the sources of ``dvc import`` and ``import-url``, and what the remote has."""
     for file in graph.imports():
@@ -46,7 +46,7 @@ def bring_in() -> None:
         _run("stages", "pull")
 
 
-@task(name="send results", retry_condition_fn=_may_pass, **TIMES)
+@task(name="send results", task_run_name="send results", retry_condition_fn=_may_pass, **TIMES)
 def send() -> None:
     """Sends data and models to the remote."""
     if graph.remote() is not None:
