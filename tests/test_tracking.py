@@ -109,3 +109,31 @@ def test_a_registry_that_cannot_answer_is_no_registry_without_a_champion(workspa
     monkeypatch.setattr(tracking.MlflowClient, "get_model_version_by_alias", fail)
     with pytest.raises(MlflowException, match="down"):
         tracking.champion("d")
+
+
+def test_open_runs_of_processes_that_died_are_ended_as_killed_and_those_that_work_are_not(workspace):
+    script = (
+        "import sys, time; from stages import tracking\n"
+        "with tracking.run(f'train@{sys.argv[1]}', 'd', {}, {}): print('open', flush=True); time.sleep(120)"
+    )
+    running = {
+        name: subprocess.Popen(
+            [sys.executable, "-c", script, name],
+            env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}, stdout=subprocess.PIPE, text=True,
+        )
+        for name in ("dead", "alive")
+    }  # fmt: skip
+    try:
+        for process in running.values():
+            while "open" not in process.stdout.readline():
+                assert process.poll() is None
+        running["dead"].kill()
+        running["dead"].wait()
+        tracking.end_abandoned()
+        client = tracking._connect()
+        runs = client.search_runs([client.get_experiment_by_name("d").experiment_id])
+        assert {run.data.tags["model"]: run.info.status for run in runs} == {"dead": "KILLED", "alive": "RUNNING"}
+    finally:
+        for process in running.values():
+            process.kill()
+            process.wait()
