@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import datetime
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -59,13 +60,12 @@ def flow(folder: Path, slots: int) -> tuple[float, float, str]:
     done = subprocess.run(
         words, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
-    end = time.time()
-    outs = [path.stat().st_mtime for path in folder.glob("out-*")]
-    first = [line for line in done.stdout.splitlines() if "Beginning flow run" in line]
-    clock = time.mktime(time.strptime(time.strftime("%Y-%m-%d ") + first[0].split(".")[0], "%Y-%m-%d %H:%M:%S"))
+    seconds = time.time() - begin
     if done.returncode:
-        return end - begin, 0.0, done.stdout
-    return end - begin, max(outs) - clock, ""
+        return seconds, 0.0, done.stdout
+    first = next(line for line in done.stdout.splitlines() if "Beginning flow run" in line)
+    started = datetime.combine(datetime.now(), datetime.strptime(first.split(" ")[0], "%H:%M:%S.%f").time())
+    return seconds, max(path.stat().st_mtime for path in folder.glob("out-*")) - started.timestamp(), ""
 
 
 def slots() -> None:

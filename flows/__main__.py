@@ -1,4 +1,4 @@
-"""What people type: ``python -m flows pipeline``, ``plan``, ``predict``, ``results``."""
+"""What people type: ``python -m flows pipeline``, ``schedule``, ``plan``, ``predict``, ``ui``, ``results``."""
 
 import argparse
 import os
@@ -28,9 +28,7 @@ def main(words: Sequence[str]) -> int:
 
     run = commands.add_parser("pipeline", help="bring stages up to date in parallel, each training on its own device")
     run.add_argument("targets", nargs="*", metavar="TARGET", help="a stage (train@resnet) or a kind (train); all")
-    run.add_argument(
-        "--slots", type=int, metavar="N", help="trainings at once; default: one per GPU, else by the cores"
-    )
+    run.add_argument("--slots", type=int, metavar="N", help="trainings at once; default: one per GPU, or one")
     run.add_argument("--force", action="store_true", help="run also what is up to date")
 
     again = commands.add_parser("schedule", help="pull, pipeline and push whenever it is time, until Ctrl-C")

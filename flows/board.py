@@ -1,13 +1,11 @@
 """What a pipeline does right now: every stage with its state, device, seconds, and how long it usually takes."""
 
-import json
 import statistics
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 
 from rich import box
@@ -16,8 +14,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from flows import journal
 from flows.graph import Node
-from stages.__main__ import JOURNAL
 
 LAST = 5  # runs of a stage whose median is its usual time
 WAITING, QUEUED, RUNNING, NOT_RUN, FAILED = "waiting", "waits for a device", "running", "not run", "failed"
@@ -33,7 +31,6 @@ class Row:
     device: str = ""
     started: float | None = None
     ended: float | None = None
-    said: str = ""
 
     @property
     def seconds(self) -> float:
@@ -48,13 +45,16 @@ class Board:
         nodes: the stages, in order.
         slots: trainings that can run at once.
         console: where to draw.
+
+    Attributes:
+        rows: name -> its state.
+        usual: name -> seconds that it usually takes, if it ever ran here.
     """
 
     def __init__(self, nodes: Mapping[str, Node], slots: int, console: Console | None = None) -> None:
         self.rows = {name: Row() for name in nodes}
-        self.started = time.time()
-        self._nodes, self._slots = nodes, slots
         self.usual = usual_seconds()
+        self._nodes, self._slots, self._started = nodes, slots, time.time()
         self._lock = threading.Lock()
         self._console = console or Console()
         self._live = Live(get_renderable=self.drawn, console=self._console, refresh_per_second=2)
@@ -85,7 +85,6 @@ class Board:
 
     def say(self, name: str, line: str) -> None:
         """Prints a line of a stage above the table."""
-        self.rows[name].said = line
         if self.is_drawn:
             self._console.print(Text.assemble((f"{name}  ", "cyan"), line), soft_wrap=True)
 
@@ -112,7 +111,7 @@ class Board:
                 )
             done = sum(row.state in DONE for row in self.rows.values())
             left = self.left()
-        text = f"{done} of {len(self.rows)} done, {_clock(time.time() - self.started)}"
+        text = f"{done} of {len(self.rows)} done, {_clock(time.time() - self._started)}"
         if left is not None and done < len(self.rows):
             text += f", about {_clock(left)} left"
         return Group(table, Text(text))
@@ -136,11 +135,10 @@ class Board:
         return max([trainings / self._slots, *ways.values()])
 
 
-def usual_seconds(journal: Path = JOURNAL) -> dict[str, float]:
+def usual_seconds() -> dict[str, float]:
     """Returns the median seconds of the last runs of every stage that ended well."""
     taken: dict[str, list[float]] = defaultdict(list)
-    for line in journal.read_text().splitlines() if journal.exists() else ():
-        entry = json.loads(line)
+    for entry in journal.entries():
         if entry["status"] == 0:
             taken[entry["stage"]].append(entry["seconds"])
     return {stage: statistics.median(seconds[-LAST:]) for stage, seconds in taken.items()}

@@ -3,16 +3,13 @@
 ``tests/test_graph.py`` compares it with what ``dvc dag`` prints.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import networkx as nx
-from dvc.exceptions import DvcException
-from dvc.repo import Repo
 
 from stages.errors import ConfigurationError
+from stages.verify import opened
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ def read(targets: Sequence[str] = ()) -> dict[str, Node]:
     Raises:
         ConfigurationError: DVC cannot read the graph, or a target is not in it.
     """
-    with _opened() as repo:
+    with opened() as repo:
         whole = repo.index.graph
         stages = {stage.addressing: stage for stage in whole if not stage.is_data_source}
         needs = {
@@ -67,13 +64,13 @@ def read(targets: Sequence[str] = ()) -> dict[str, Node]:
 
 def imports() -> list[str]:
     """Returns the .dvc files of what ``dvc import`` and ``dvc import-url`` brought."""
-    with _opened() as repo:
+    with opened() as repo:
         return sorted(stage.path_in_repo for stage in repo.index.graph if stage.is_import)
 
 
 def remote() -> str | None:
     """Returns the name of the default remote; None: there is none."""
-    with _opened() as repo:
+    with opened() as repo:
         return repo.config["core"].get("remote")
 
 
@@ -83,7 +80,7 @@ def changes(names: Sequence[str]) -> dict[str, list[str]]:
     What stages would change for one another is not foreseen.
     """
     found: dict[str, list[str]] = {name: [] for name in names}
-    with _opened() as repo:
+    with opened() as repo:
         for name, facts in repo.status(targets=list(names)).items() if names else ():
             for fact in facts:
                 if isinstance(fact, str):  # "changed command", "always changed"
@@ -107,14 +104,3 @@ def _said(things: dict[str, str | dict[str, str]]) -> list[str]:
     for thing, state in things.items():
         result += [f"{key} {how}" for key, how in state.items()] if isinstance(state, dict) else [f"{thing} {state}"]
     return result
-
-
-@contextmanager
-def _opened() -> Iterator[Repo]:
-    try:
-        with Repo() as repo:
-            if Path(repo.root_dir) != Path.cwd():
-                raise ConfigurationError(f"run this in {repo.root_dir}, the root of the checkout.")
-            yield repo
-    except DvcException as error:
-        raise ConfigurationError(f"DVC cannot read this checkout: {error}") from error

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import copy_context
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from prefect.futures import PrefectFuture
 from prefect.states import Cancelled, Completed, Crashed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import board, devices, graph, guard
+from flows import board, devices, graph, guard, journal
 from flows.board import Board
 from stages import __main__ as stages_command
 from stages import params, tracking
@@ -41,6 +41,7 @@ HERE = Path("data/.pipeline.json")  # what runs now, or died
 # What may be better next time: busy (5), an outside service (6), and what left no status - killed.
 PASSING = (BusyError.status, ServiceError.status, None)
 MEMORY = re.compile(r"MemoryError|ResourceExhausted|CUDA_ERROR_OUT_OF_MEMORY|[Oo]ut of memory")
+DVC = (sys.executable, "-m", "dvc", "--wait-for-lock", "repro")
 # Of dvc: what became of a stage.
 RAN = re.compile(r"Running stage '(.+)':")
 EXITED = re.compile(r"exited with (-?\d+)")
@@ -98,18 +99,21 @@ def pipeline(targets: list[str] | None = None, slots: int | None = None, force: 
         def bring(stage: str) -> State:
             log = get_run_logger()
             training = nodes[stage].group == "train"
-            entry = sections["train"].get(nodes[stage].entry, {}) if training else {}
-            wanted = places.taken(
-                entry.get("devices", 1), ended, lambda: shown.set(stage, board.QUEUED), shown.usual.get(stage, 0)
-            )
-            with wanted if training else nullcontext() as taken, nullcontext() if training else others:
+            taken = None
+            with ExitStack() as stack:
+                if training:
+                    count = sections["train"].get(nodes[stage].entry, {}).get("devices", 1)
+                    queued = partial(shown.set, stage, board.QUEUED)
+                    taken = stack.enter_context(places.taken(count, ended, queued, shown.usual.get(stage, 0)))
+                else:
+                    stack.enter_context(others)
                 if ended.is_set():
                     raise StageFailedError(stage, None, "the pipeline was ended")
                 shown.set(stage, board.RUNNING, taken.name if taken else "")
                 if taken:
                     log.info("on %s", taken.name)
-                command = [*_dvc(), "--wait-for-lock", "repro", "--single-item", *["--force"] * force, stage]
-                size = stages_command.JOURNAL.stat().st_size if stages_command.JOURNAL.exists() else 0
+                command = [*DVC, "--single-item", *["--force"] * force, stage]
+                before = journal.size()
                 process = guard.start(
                     command,
                     env=guard.environment() | (taken.environment if taken else {}),
@@ -124,7 +128,7 @@ def pipeline(targets: list[str] | None = None, slots: int | None = None, force: 
                     guards.discard(process)
                     guard.end(process)
             if process.wait():
-                own = _own_status(stage, size, last)
+                own = _own_status(stage, before, last)
                 why = "the pipeline was ended" if ended.is_set() else _why(last, own, state)
                 failures[stage] = StageFailedError(stage, own if state == "ran" else 1, why)
                 shown.set(stage, board.FAILED)
@@ -187,34 +191,20 @@ def _why(last: list[str], own: int | None, state: str) -> str:
     return (said[-1] if said else "it said nothing").removeprefix("ERROR: ")
 
 
-def _own_status(stage: str, size: int, last: list[str]) -> int | None:
+def _own_status(stage: str, before: int, last: list[str]) -> int | None:
     """Returns the exit status of a failed stage, of which ``dvc`` makes 255; None: it was killed.
 
-    A stage of ours notes it in the journal, here behind the first ``size`` bytes; of others DVC says it.
+    A stage of ours notes it in the journal, here behind the first ``before`` bytes; of others DVC says it.
     """
-    if stages_command.JOURNAL.exists():
-        with stages_command.JOURNAL.open("rb") as file:
-            file.seek(size)
-            entries = [json.loads(line) for line in file.read().splitlines()]
-        statuses = [entry["status"] for entry in entries if entry["stage"] == stage]
-        if statuses:
-            return statuses[-1]
+    if noted := [entry["status"] for entry in journal.entries(before) if entry["stage"] == stage]:
+        return noted[-1]
     statuses = [int(found[1]) for line in last if (found := EXITED.search(line))]
     return statuses[-1] if statuses and 0 < statuses[-1] < 128 else None
 
 
 def _may_pass(state: State) -> bool:
-    try:
-        state.result()
-    except StageFailedError as error:
-        return error.passing
-    except Exception:  # of Prefect
-        return False
-    return False
-
-
-def _dvc() -> list[str]:
-    return [sys.executable, "-m", "dvc"]
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, StageFailedError) and error.passing
 
 
 @contextmanager

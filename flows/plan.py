@@ -1,15 +1,12 @@
 """What a pipeline would run, and why: ``python -m flows plan``."""
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from flows import board, devices, graph
-from stages.__main__ import JOURNAL
+from flows import board, devices, graph, journal
 
 REASONS = 3  # named of each stage; the others are counted
 
@@ -57,10 +54,10 @@ def show(targets: Sequence[str], slots: int | None) -> None:
     console.print(f"{text}; seconds and memory are of the last runs that ended well.", highlight=False)
 
 
-def memory(journal: Path = JOURNAL) -> dict[str, int]:
+def memory() -> dict[str, int]:
     """Returns the peak memory, in MiB, of the last run of every stage that ended well."""
-    entries = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
-    return {entry["stage"]: entry["memory"] for entry in entries if entry["status"] == 0 and "memory" in entry}
+    ended = [entry for entry in journal.entries() if entry["status"] == 0]
+    return {entry["stage"]: entry["memory"] for entry in ended if "memory" in entry}  # older lines have none
 
 
 def _listed(reasons: list[str]) -> str:

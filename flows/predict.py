@@ -16,17 +16,20 @@ import pyarrow.parquet as pq
 
 from stages import tracking
 from stages.errors import ConfigurationError, InputRefusedError
-from stages.ingest.formats import pictures
+from stages.ingest import images
+from stages.ingest.decoding import read_file
+from stages.ingest.formats import tables
+from stages.ingest.images import PICTURE_ENDINGS
+from stages.ingest.records import Source
 from stages.progress import track
 from stages.workers import cores
 
 BLOCK = 256  # pictures read and predicted at a time; bounds memory
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm")
 SCHEMA = pa.schema(
     [("path", pa.string()), ("predicted", pa.string()), ("probability", pa.float32()), ("reason", pa.string())]
 )
 
-Example = tuple[str, bytes | Path]
+Example = tuple[str, bytes | Path | None, str | None]
 
 
 def predict(dataset: str, source: Path, target: Path) -> None:
@@ -55,8 +58,8 @@ def predict(dataset: str, source: Path, target: Path) -> None:
             f"version {champion.version} of {dataset} does not say how its pictures were prepared."
         )
     prepared, classes = json.loads(champion.tags["ingest"]), np.asarray(json.loads(champion.tags["classes"]))
-    if prepared["kind"] != "images":
-        raise ConfigurationError(f"{dataset} holds {prepared['kind']}; predict takes pictures.")
+    if (kind := prepared.pop("kind")) != "images":
+        raise ConfigurationError(f"{dataset} holds {kind}; predict takes pictures.")
     examples, total = _examples(source)
     compute = import_module("stages.compute")  # seconds of start-up, which a mistake above should not take
     compute.prepare()
@@ -71,7 +74,7 @@ def predict(dataset: str, source: Path, target: Path) -> None:
         write, close = _writer(partial, target.suffix)
         refused = done = 0
         while block := list(islice(tracked, BLOCK)):
-            read = list(pool.map(lambda example: _read(example[1], prepared), block))
+            read = list(pool.map(lambda example: _read(*example[1:], prepared), block))
             usable = [pixels for pixels, _ in read if pixels is not None]
             # Always of one size, so that the network is compiled once.
             stacked = np.zeros((BLOCK, *usable[0].shape), np.uint8) if usable else None
@@ -79,71 +82,51 @@ def predict(dataset: str, source: Path, target: Path) -> None:
                 stacked[: len(usable)] = usable
                 answers = iter(np.asarray(network.predict_on_batch(stacked))[: len(usable)])
             rows = []
-            for (path, _), (pixels, reason) in zip(block, read, strict=True):
+            for (path, *_), (pixels, reason) in zip(block, read, strict=True):
                 answer = None if pixels is None else next(answers)
                 label = None if answer is None else str(classes[answer.argmax()])
                 rows.append((path, label, None if answer is None else float(answer.max()), reason))
             write(rows)
             done, refused = done + len(rows), refused + len(rows) - len(usable)
         if not done:
-            raise InputRefusedError(f"{source} has no pictures ({', '.join(ENDINGS)}).")
+            raise InputRefusedError(f"{source} has no pictures ({', '.join(PICTURE_ENDINGS)}).")
         close()
         partial.replace(target)
     print(f"{target}: {done - refused:,} pictures predicted by version {champion.version}, {refused:,} cannot be read")
 
 
 def _examples(source: Path) -> tuple[Iterator[Example], int | None]:
-    """Returns (name, file or its bytes) of every picture, and how many there are, where that is known."""
+    """Returns name, place and problem of every picture, and how many there are, where that is known."""
     if source.is_dir():
-        paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in ENDINGS)
-        return ((path.relative_to(source).as_posix(), path) for path in paths), len(paths)
-    if source.suffix == ".csv" and source.is_file():
-        return _from_csv(source), None
-    if source.suffix == ".parquet" and source.is_file():
-        return _from_parquet(source), pq.read_metadata(source).num_rows
+        paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in PICTURE_ENDINGS)
+        return ((path.relative_to(source).as_posix(), path, None) for path in paths), len(paths)
+    if source.suffix in (".csv", ".parquet") and source.is_file():
+        return _in_table(source), pq.read_metadata(source).num_rows if source.suffix == ".parquet" else None
     raise InputRefusedError(f"{source} is no folder, .csv or .parquet that exists.")
 
 
-def _from_csv(source: Path) -> Iterator[Example]:
-    with source.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        if "path" not in (rows.fieldnames or ()):
-            raise InputRefusedError(
-                f"{source} has no column path. It has: {', '.join(rows.fieldnames or ()) or 'none'}."
-            )
-        for row in rows:
-            yield row["path"], source.parent / row["path"]
+def _in_table(source: Path) -> Iterator[Example]:
+    read = Source(source.parent)
+    for row in tables.rows(read, source.name, (), ("image", "path")):
+        [columns] = read.notes["columns"].values()
+        if not columns:
+            raise InputRefusedError(f"{source} has no column image and no column path.")
+        picture, path = row.values.get("image"), row.values.get("path")
+        if isinstance(picture, dict):
+            picture = picture.get("bytes")
+        place = picture if isinstance(picture, bytes) else source.parent / path if path else None
+        yield path or f"{source.name}#{row.number}", place, row.problem or (None if place else "no bytes of a picture")
 
 
-def _from_parquet(source: Path) -> Iterator[Example]:
-    names = pq.read_schema(source).names
-    column = next((name for name in ("image", "path") if name in names), None)
-    if column is None:
-        raise InputRefusedError(f"{source} has no column image or path. It has: {', '.join(names)}.")
-    number = 0
-    for batch in pq.ParquetFile(source).iter_batches(
-        BLOCK, columns=[name for name in names if name in ("image", "path")]
-    ):
-        for row in batch.to_pylist():
-            name = row.get("path") or f"#{number}"
-            picture = row["image"]["bytes"] if isinstance(row.get("image"), dict) else row.get("image")
-            yield name, picture if column == "image" else source.parent / name
-            number += 1
-
-
-def _read(place: bytes | Path | None, prepared: dict[str, Any]) -> tuple[np.ndarray | None, str]:
+def _read(place: bytes | Path | None, problem: str | None, prepared: dict[str, Any]) -> tuple[np.ndarray | None, str]:
     """Returns pixels as ingest would store them, or None and why not."""
+    if problem:
+        return None, problem
     try:
-        if place is None:
-            return None, "no bytes of a picture"
-        data = place.read_bytes() if isinstance(place, Path) else place
-        size = tuple(prepared["size"])
-        picture, _ = pictures.read(data, max(size), prepared["mode"])
-        return pictures.to_array(pictures.to_size(picture, size=size, mode=prepared["mode"], fit=prepared["fit"])), ""
+        data = read_file(str(place.parent), place.name) if isinstance(place, Path) else place
+        return images.decode(data, **prepared).arrays["image"], ""
     except InputRefusedError as error:
         return None, str(error)
-    except OSError as error:
-        return None, f"cannot be read: {error.strerror}"
 
 
 def _writer(path: Path, suffix: str) -> tuple[Callable[[list[tuple]], None], Callable[[], None]]:

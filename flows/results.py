@@ -9,15 +9,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from flows import journal
 from stages import params, tracking
-from stages.__main__ import JOURNAL
 from stages.checksums import sha256
 
 
-def ran_since(since: int, journal: Path = JOURNAL) -> dict[str, dict]:
+def ran_since(since: int) -> dict[str, dict]:
     """Returns the last journal entry of every stage that started at or after ``since``, in Unix seconds."""
-    lines = journal.read_text().splitlines() if journal.exists() else []
-    entries = [json.loads(line) for line in lines]
+    entries = journal.entries()
     return {entry["stage"]: entry for entry in entries if datetime.fromisoformat(entry["started"]).timestamp() >= since}
 
 

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,30 +62,27 @@ def start(port: int | None = None, ui: bool = False) -> str:
         ServiceError: it does not start.
     """
     port = port or free_port()
+    address = f"http://127.0.0.1:{port}/api"
     place = ["--host", "127.0.0.1", "--port", str(port)]
     program = ["--app-dir", str(Path(prefect.__file__).parent), "--factory", "prefect.server.api.server:create_app"]
-    server = guard.start(
-        [sys.executable, "-m", "uvicorn", *program, *place, "--log-level", "error", "--lifespan", "on"],
-        env={
-            **os.environ,
-            "PREFECT_UI_ENABLED": str(int(ui)),
-            "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        },
+    keep(
+        ["uvicorn", *program, *place, "--log-level", "error", "--lifespan", "on"],
+        f"{address}/health",
+        {"PREFECT_UI_ENABLED": str(int(ui)), "PREFECT_API_URL": address, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"},
     )
-    said: deque[str] = deque(maxlen=20)
-    threading.Thread(target=lambda: said.extend(server.stdout), daemon=True).start()
-    _servers.append(server)  # else the pipe that keeps it would be closed with the last name for it
-    wait_healthy(f"http://127.0.0.1:{port}/api/health", server, said)
-    return f"http://127.0.0.1:{port}/api"
+    return address
 
 
-def wait_healthy(address: str, process: subprocess.Popen, said: deque[str]) -> None:
-    """Waits until ``address`` answers.
+def keep(command: Sequence[str], address: str, settings: Mapping[str, str] | None = None) -> None:
+    """Runs a module of Python as a server until this process ends, and waits until ``address`` answers.
 
     Raises:
-        ServiceError: the ``process`` ended, or START_SECONDS passed; with the last it ``said``.
+        ServiceError: it ended, or START_SECONDS passed; with the last that it said.
     """
+    process = guard.start([sys.executable, "-m", *command], env={**os.environ, **(settings or {})})
+    said: deque[str] = deque(maxlen=20)
+    threading.Thread(target=lambda: said.extend(process.stdout), daemon=True).start()
+    _servers.append(process)  # else the pipe that keeps it would be closed with the last name for it
     stop = time.monotonic() + START_SECONDS
     while True:
         try:

@@ -1,16 +1,12 @@
 """Both pages to look at, MLflow's and Prefect's, on loopback: ``make ui``."""
 
-import os
-import sys
-import threading
 import time
-from collections import deque
 from contextlib import suppress
 
 import httpx
 from prefect.settings import PREFECT_API_URL
 
-from flows import guard, server
+from flows import server
 from stages import tracking
 from stages.errors import ConfigurationError
 
@@ -30,12 +26,9 @@ def serve(port: int, prefect_port: int) -> None:
     if not mlflow.startswith("http"):
         _check_free(port, "PORT")
         place = ["--host", "127.0.0.1", "--port", str(port)]
-        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", mlflow, *place]
-        process = guard.start(command, env=dict(os.environ))
-        said: deque[str] = deque(maxlen=20)
-        threading.Thread(target=lambda: said.extend(process.stdout), daemon=True).start()
+        command = ["mlflow", "server", "--backend-store-uri", mlflow, *place]
         mlflow = f"http://127.0.0.1:{port}"
-        server.wait_healthy(f"{mlflow}/health", process, said)
+        server.keep(command, f"{mlflow}/health")
     if not prefect:
         _check_free(prefect_port, "PREFECT_PORT")
         prefect = server.start(prefect_port, ui=True)

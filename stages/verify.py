@@ -192,7 +192,7 @@ def verify(remote: str | None = None) -> None:
         ConfigurationError: no such remote.
     """
     findings, unreachable = Findings(), None
-    with _opened() as repo:
+    with opened() as repo:
         cache, store = _cache(repo), _remote(repo, remote)
         try:
             if store:
@@ -247,7 +247,7 @@ def push(remote: str | None = None, *, repair: bool = False) -> None:
                         deleted += 1
             print(f"{store.name}: deleted {deleted} objects, to be sent again")
     _dvc("push", remote)
-    with _opened() as repo:
+    with opened() as repo:
         store = _remote(repo, remote, needed=True)
         broken = store.examine(bad)
         for output in outputs:
@@ -433,7 +433,7 @@ def _damaged_remote(
 
 
 @contextmanager
-def _opened() -> Iterator[Repo]:
+def opened() -> Iterator[Repo]:
     """Opens DVC's view of the checkout; its own errors here are about configuration."""
     try:
         with Repo() as repo:
@@ -447,7 +447,7 @@ def _opened() -> Iterator[Repo]:
 @contextmanager
 def _shared(remote: str | None) -> Iterator[tuple[Store, Store, list[Output]]]:
     """Opens the cache, a remote, and the outputs that are pushed to it."""
-    with _opened() as repo:
+    with opened() as repo:
         cache, store = _cache(repo), _remote(repo, remote, needed=True)
         yield cache, store, [output for output in _outputs(repo, cache, store, remote) if output.pushed]
 

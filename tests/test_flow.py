@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -289,6 +290,9 @@ def test_whatever_ends_the_flow_ends_what_it_started_and_the_next_run_goes_on(st
     assert again.returncode == 0, said
     assert [what for name, what, *_ in events() if name == "first"] == ["begins", "ends"]
     assert ("the last pipeline did not end" in said) == (how == signal.SIGKILL)
+    with sqlite3.connect("prefect/prefect.db") as database:
+        states = database.execute("SELECT state_type FROM flow_run ORDER BY start_time").fetchall()
+    assert states == [("CRASHED",), ("COMPLETED",)]
 
 
 def test_the_slot_of_a_killed_training_is_taken_at_once(started, toy):
