@@ -1,4 +1,4 @@
-"""What people type: ``python -m flows pipeline``, ``schedule``, ``plan``, ``predict``, ``ui``, ``results``."""
+"""What people type: ``python -m flows pipeline``, ``worker``, ``schedule``, ``plan``, ``predict``, ``ui``..."""
 
 import argparse
 import os
@@ -30,11 +30,19 @@ def main(words: Sequence[str]) -> int:
     run.add_argument("targets", nargs="*", metavar="TARGET", help="a stage (train@resnet) or a kind (train); all")
     run.add_argument("--slots", type=int, metavar="N", help="trainings at once; default: one per GPU, or one")
     run.add_argument("--force", action="store_true", help="run also what is up to date")
+    run.add_argument(
+        "--cluster", metavar="ADDRESS", help="of a Dask scheduler whose workers do it, e.g. tcp://host:8786"
+    )
+
+    helper = commands.add_parser("worker", help="work in this clone for the pipelines of others, until Ctrl-C")
+    helper.add_argument("address", metavar="ADDRESS", help="of the Dask scheduler, e.g. tcp://host:8786")
+    helper.add_argument("--slots", type=int, metavar="N", help="as of pipeline")
 
     again = commands.add_parser("schedule", help="pull, pipeline and push whenever it is time, until Ctrl-C")
     again.add_argument("targets", nargs="*", metavar="TARGET", help="as of pipeline")
     again.add_argument("--cron", default="0 2 * * *", help="when: minute hour day month weekday; default: %(default)s")
     again.add_argument("--slots", type=int, metavar="N", help="as of pipeline")
+    again.add_argument("--cluster", metavar="ADDRESS", help="as of pipeline")
 
     plan = commands.add_parser("plan", help="what would run, why, where, and how long it took last time")
     plan.add_argument("targets", nargs="*", metavar="TARGET", help="a stage (train@resnet) or a kind (train); all")
@@ -55,11 +63,16 @@ def main(words: Sequence[str]) -> int:
     asked = parser.parse_args(words)
     try:
         if asked.command == "pipeline":
-            return _pipeline(asked.targets, asked.slots, asked.force)
+            return _pipeline(asked.targets, asked.slots, asked.force, asked.cluster)
+        if asked.command == "worker":
+            from flows import cluster
+
+            cluster.serve(asked.address, asked.slots)
+            return 0
         if asked.command == "schedule":
             from flows import schedule
 
-            schedule.serve(asked.cron, asked.targets, asked.slots)
+            schedule.serve(asked.cron, asked.targets, asked.slots, asked.cluster)
         elif asked.command == "plan":
             from flows import plan
 
@@ -82,7 +95,7 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def _pipeline(targets: list[str], slots: int | None, force: bool) -> int:
+def _pipeline(targets: list[str], slots: int | None, force: bool, cluster: str | None) -> int:
     from stages import __main__ as stages_command
 
     since = int(time.time())
@@ -93,7 +106,7 @@ def _pipeline(targets: list[str], slots: int | None, force: bool) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with server.reporting(), server.quiet(sys.stdout.isatty()):
-            state = pipeline(targets, slots, force, return_state=True)
+            state = pipeline(targets, slots, force, cluster, return_state=True)
     except KeyboardInterrupt:
         print("ended; what was done is kept, and the next run goes on from there", file=sys.stderr)
         return 130

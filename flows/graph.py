@@ -3,13 +3,18 @@
 ``tests/test_graph.py`` compares it with what ``dvc dag`` prints.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import networkx as nx
+from dvc.dependency.param import ParamsDependency
+from dvc.utils.serialize import load_yaml, modify_yaml
 
 from stages.errors import ConfigurationError
 from stages.verify import opened
+
+LOCK = "dvc.lock"
 
 
 @dataclass(frozen=True)
@@ -19,10 +24,15 @@ class Node:
     Attributes:
         name: DVC's, e.g. ``train@lenet5``.
         needs: names of the stages whose outputs it reads.
+        data: .dvc files of the data that it reads.
+        travels: whether another clone can run it, given a remote: it reads what a remote holds, not what lies on this
+            machine or the web, and leaves nothing behind that a remote does not hold.
     """
 
     name: str
     needs: tuple[str, ...]
+    data: tuple[str, ...] = ()
+    travels: bool = True
 
     @property
     def group(self) -> str:
@@ -46,20 +56,25 @@ def read(targets: Sequence[str] = ()) -> dict[str, Node]:
     """
     with opened() as repo:
         whole = repo.index.graph
-        stages = {stage.addressing: stage for stage in whole if not stage.is_data_source}
-        needs = {
-            name: tuple(sorted(other.addressing for other in whole.successors(stage) if not other.is_data_source))
-            for name, stage in stages.items()
-        }
+        nodes = {}
+        for stage in whole:
+            if stage.is_data_source:
+                continue
+            needs, data = [], []
+            for other in whole.successors(stage):
+                (data if other.is_data_source else needs).append(other.addressing)
+            travels = bool(needs or data) and all(out.use_cache and out.can_push for out in stage.outs)
+            name = stage.addressing
+            nodes[name] = Node(name, tuple(sorted(needs)), tuple(sorted(data)), travels)
     graph = nx.DiGraph()
-    graph.add_nodes_from(needs)
-    graph.add_edges_from((need, name) for name in needs for need in needs[name])
+    graph.add_nodes_from(nodes)
+    graph.add_edges_from((need, name) for name in nodes for need in nodes[name].needs)
     order = list(nx.lexicographical_topological_sort(graph))
     if targets:
         chosen = {name for target in targets for name in _meant(target, order)}
         chosen |= {need for name in chosen for need in nx.ancestors(graph, name)}
         order = [name for name in order if name in chosen]
-    return {name: Node(name, needs[name]) for name in order}
+    return {name: nodes[name] for name in order}
 
 
 def imports() -> list[str]:
@@ -89,6 +104,54 @@ def changes(names: Sequence[str]) -> dict[str, list[str]]:
                     for things in fact.values():
                         found[name] += _said(things)
     return found
+
+
+def code() -> list[str]:
+    """Returns the files of this checkout that stages read and none writes, and dvc.yaml."""
+    with opened() as repo:
+        made = [Path(out.fs_path) for out in repo.index.outs]
+        files = [dep for dep in repo.index.deps if dep.protocol == "local" and not isinstance(dep, ParamsDependency)]
+        read = {Path(dep.fs_path) for dep in files if dep.is_in_repo}
+        own = {path for path in read if not any(path in (out, *out.parents) or out in path.parents for out in made)}
+        found = {
+            file for path in own for file in (repo.dvcignore.find(repo.fs, str(path)) if path.is_dir() else [path])
+        }
+        paths = {Path(file).relative_to(repo.root_dir).as_posix() for file in found if Path(file).is_file()}
+    return sorted({"dvc.yaml", *paths})
+
+
+def parameters() -> list[str]:
+    """Returns the files of parameters."""
+    with opened() as repo:
+        paths = {Path(dep.fs_path) for dep in repo.index.params if dep.is_in_repo}
+        return sorted({"params.yaml", *(path.relative_to(repo.root_dir).as_posix() for path in paths)})
+
+
+def entries(names: Sequence[str]) -> dict[str, dict]:
+    """Returns what dvc.lock says of the stages that it knows."""
+    with opened() as repo:
+        known = load_yaml(str(Path(repo.root_dir, LOCK))) if Path(LOCK).exists() else {}
+    return {name: entry for name, entry in known.get("stages", {}).items() if name in names}
+
+
+def merge(entries: Mapping[str, dict]) -> None:
+    """Writes what dvc.lock of another clone says of some stages into the one here."""
+    with opened(wait=True) as repo, repo.lock, modify_yaml(str(Path(repo.root_dir, LOCK))) as known:
+        known.setdefault("schema", "2.0")
+        stages = known.setdefault("stages", {})
+        for name, entry in entries.items():
+            if stages.get(name) != entry:
+                stages[name] = entry
+
+
+def ignore(names: Sequence[str]) -> None:
+    """Has Git ignore the outputs of stages, as DVC does where it ran them.
+
+    It matters beyond Git: a stage that depends on their folder depends on its .gitignore too.
+    """
+    with opened(wait=True) as repo, repo.lock:
+        for name in names:
+            repo.stage.load_one(name=name).ignore_outs()
 
 
 def _meant(target: str, names: Sequence[str]) -> list[str]:

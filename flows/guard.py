@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 GRACE = 3.0  # seconds between TERM and KILL
@@ -57,6 +57,38 @@ def end(guard: subprocess.Popen[str]) -> None:
     """Has a guard end its command; returns at once."""
     with contextlib.suppress(OSError):
         guard.stdin.close()
+
+
+class Ended(threading.Event):
+    """Is set when everything is to end; has the guards in ``over`` end what they run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._guards: set[subprocess.Popen[str]] = set()
+
+    def set(self) -> None:
+        """Says that everything is to end; returns at once."""
+        super().set()
+        for guard in list(self._guards):
+            end(guard)
+
+    def wait_for_guards(self) -> None:
+        """Waits until nothing runs in ``over``."""
+        for guard in list(self._guards):
+            guard.wait()
+
+    @contextlib.contextmanager
+    def over(self, guard: subprocess.Popen[str]) -> Iterator[None]:
+        """Ends what a guard runs when everything is to end, and at the end of the context; waits for it there."""
+        self._guards.add(guard)
+        if self.is_set():
+            end(guard)
+        try:
+            yield
+        finally:
+            end(guard)
+            guard.wait()
+            self._guards.discard(guard)
 
 
 def main(command: Sequence[str]) -> int:

@@ -17,3 +17,9 @@ def entries(offset: int = 0) -> list[dict]:
     with JOURNAL.open("rb") as file:
         file.seek(offset)
         return [json.loads(line) for line in file]
+
+
+def append(entry: dict) -> None:
+    """Notes a stage that another clone ran."""
+    with JOURNAL.open("a") as file:
+        file.write(json.dumps(entry) + "\n")

@@ -54,12 +54,13 @@ def send() -> None:
 
 
 @flow(name="nightly", persist_result=False)
-def nightly(targets: list[str] | None = None, slots: int | None = None) -> State:
+def nightly(targets: list[str] | None = None, slots: int | None = None, cluster: str | None = None) -> State:
     """Brings data in, runs the pipeline, sends results, and tells of new champions.
 
     Args:
         targets: as of ``pipeline``.
         slots: likewise.
+        cluster: likewise.
 
     Returns:
         How the pipeline ended; what it finished before something failed is sent all the same.
@@ -67,7 +68,7 @@ def nightly(targets: list[str] | None = None, slots: int | None = None) -> State
     datasets = list(params.load()["register"])
     before = {dataset: _champion(dataset) for dataset in datasets}
     bring_in()
-    state = pipeline(targets, slots, return_state=True)
+    state = pipeline(targets, slots, cluster=cluster, return_state=True)
     send()
     for dataset in datasets:
         if (now := _champion(dataset)) != before[dataset]:
@@ -86,12 +87,12 @@ def tell(text: str) -> None:
             log.warning("the webhook did not take it: %s", type(error).__name__)
 
 
-def serve(cron: str, targets: list[str], slots: int | None) -> None:
+def serve(cron: str, targets: list[str], slots: int | None, cluster: str | None) -> None:
     """Runs ``nightly`` in this checkout whenever ``cron`` says so, until it is ended; the server keeps the schedule."""
     nightly.serve(
         name="nightly",
         cron=cron,
-        parameters={"targets": targets or None, "slots": slots},
+        parameters={"targets": targets or None, "slots": slots, "cluster": cluster},
         global_limit=ALONE,
         pause_on_shutdown=False,  # the next start goes on with it
     )

@@ -433,10 +433,14 @@ def _damaged_remote(
 
 
 @contextmanager
-def opened() -> Iterator[Repo]:
-    """Opens DVC's view of the checkout; its own errors here are about configuration."""
+def opened(wait: bool = False) -> Iterator[Repo]:
+    """Opens DVC's view of the checkout; its own errors here are about configuration.
+
+    Args:
+        wait: ``repo.lock`` waits for other processes as long as they have it.
+    """
     try:
-        with Repo() as repo:
+        with Repo(_wait_for_lock=wait) as repo:
             if Path(repo.root_dir) != Path.cwd():
                 raise ConfigurationError(f"run this in {os.path.relpath(repo.root_dir)}, the root of the checkout.")
             yield repo

@@ -22,6 +22,7 @@ from ruamel.yaml import YAML
 
 from flows import devices
 from flows import pipeline as module
+from flows.alone import HERE
 from flows.pipeline import StageFailedError, pipeline
 from stages.errors import BusyError
 
@@ -221,7 +222,7 @@ def test_a_run_that_is_cancelled_in_prefect_ends_what_it_started(prefect, toy):
     thread = Thread(target=lambda: states.append(pipeline(return_state=True)))
     thread.start()
     wait_for(lambda: "train@a" in ran())
-    run = json.loads(module.HERE.read_text())["flow_run"]
+    run = json.loads(HERE.read_text())["flow_run"]
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(run, Cancelling(), force=True)
     thread.join(20)
