@@ -72,11 +72,6 @@ class Ended(threading.Event):
         for guard in list(self._guards):
             end(guard)
 
-    def wait_for_guards(self) -> None:
-        """Waits until nothing runs in ``over``."""
-        for guard in list(self._guards):
-            guard.wait()
-
     @contextlib.contextmanager
     def over(self, guard: subprocess.Popen[str]) -> Iterator[None]:
         """Ends what a guard runs when everything is to end, and at the end of the context; waits for it there."""

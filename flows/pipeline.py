@@ -131,7 +131,8 @@ def pipeline(
                 future.wait()
         finally:
             ended.set()
-            ended.wait_for_guards()
+            for future in futures.values():  # until all that they started is gone
+                future.wait()
         shown.finish()
     if cancelled.is_set():
         return Cancelled(message="cancelled in Prefect")

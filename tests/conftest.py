@@ -47,3 +47,12 @@ def datasets():
     if not folder:
         pytest.skip("CONVOY_DATASETS is not set: no real data sets here")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def prefect():
+    """One Prefect server, with an empty database, for all flows of this process: it keeps to the first it sees."""
+    from prefect.testing.utilities import prefect_test_harness  # seconds that only flows are worth
+
+    with prefect_test_harness(server_startup_timeout=180):
+        yield

@@ -13,7 +13,6 @@ import psutil
 import pytest
 from conftest import ROOT
 from prefect import get_client
-from prefect.testing.utilities import prefect_test_harness
 from ruamel.yaml import YAML
 
 from flows import cluster, graph, journal
@@ -72,12 +71,6 @@ stages:
       - data/register: {cache: false}
 """
 SECTIONS = {section: {} for section in ("fetch", "ingest", "augment", "train", "register")}
-
-
-@pytest.fixture(scope="session")
-def prefect():
-    with prefect_test_harness(server_startup_timeout=180):
-        yield
 
 
 @pytest.fixture
@@ -266,8 +259,8 @@ def test_what_the_workers_do_ends_with_the_coordinator(clones, workers, schedule
     (clones / "tmp-coordinator").mkdir()
     (clones / "tmp-coordinator/coordinate.py").write_text(FLOW)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    process = subprocess.Popen([sys.executable, clones / "tmp-coordinator/coordinate.py", scheduler])
     write(Path(), a=60, b=60)
+    process = subprocess.Popen([sys.executable, clones / "tmp-coordinator/coordinate.py", scheduler])
     wait_for(lambda: {"one", "two"} <= running(clones).keys(), 90)
     process.send_signal(how)
     began = time.monotonic()

@@ -17,7 +17,6 @@ from conftest import ROOT
 from prefect import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.states import Cancelling
-from prefect.testing.utilities import prefect_test_harness
 from ruamel.yaml import YAML
 
 from flows import devices
@@ -68,12 +67,6 @@ stages:
       outs: ["evaluate-${key}"]
 """
 SECTIONS = {section: {} for section in ("fetch", "ingest", "augment", "train", "register")}
-
-
-@pytest.fixture(scope="session")
-def prefect():
-    with prefect_test_harness(server_startup_timeout=180):
-        yield
 
 
 @pytest.fixture
