@@ -110,7 +110,8 @@ def _pipeline(targets: list[str], slots: int | None, force: bool, cluster: str |
     except KeyboardInterrupt:
         print("ended; what was done is kept, and the next run goes on from there", file=sys.stderr)
         return 130
-    results.show(since)
+    if state.is_completed() or results.ran_since(since):
+        results.show(since)
     if state.is_cancelled():
         print("cancelled in Prefect; the next run goes on from there", file=sys.stderr)
         return 130

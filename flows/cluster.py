@@ -13,6 +13,7 @@ listens on loopback only, and could begin before the coordinator has written the
 import asyncio
 import json
 import os
+import pickle
 import queue
 import signal
 import socket
@@ -179,6 +180,8 @@ class Cluster:
         wanted, news = order.wanted, queue.SimpleQueue()
         resource, count = (self._device, wanted.devices) if wanted.devices else (STAGES, 1)
         most = max((worker.get(resource, 0) for worker in self._workers().values()), default=0)
+        if resource == CPU:  # as ``Slots.taken``
+            count = min(count, max(1, most))
         if count > max(1, most):
             raise ConfigurationError(f"devices: {count} are asked for; no worker has more than {most:.0f}.")
         client = self._connected()
@@ -404,6 +407,16 @@ _clone: Clone | None = None  # of this process, if it is a worker
 def _problem(code: dict[str, str]) -> str | None:
     """``Clone.problem``, on a worker."""
     return _clone.problem(code)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What, when it is unpickled, has been done: ``_work(order)``."""
+
+    order: Order
+
+    def __reduce__(self) -> tuple:
+        return _work, (self.order,)
 
 
 def _work(order: Order) -> Delivery:

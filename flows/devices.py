@@ -96,7 +96,8 @@ class Slots:
         """Waits for ``count`` slots and gives them; None if ``ended`` is set before.
 
         Of those that wait in this process who takes longest goes first: it would otherwise run alone at the end. Nobody
-        overtakes it, so that who wants two slots gets them.
+        overtakes it, so that who wants two slots gets them. Of slots of the CPU, which may be divided into any number
+        of devices, at most all are given.
 
         Args:
             count: how many.
@@ -107,6 +108,8 @@ class Slots:
         Raises:
             ConfigurationError: there are not so many.
         """
+        if self.all[0].name.startswith("cpu"):
+            count = min(count, len(self.all))
         if count > len(self.all):
             names = ", ".join(slot.name for slot in self.all)
             raise ConfigurationError(f"devices: {count} are asked for; there are {len(self.all)}: {names}.")

@@ -1,20 +1,73 @@
-"""What depends on the backend and the device: memory, compilation, prediction in blocks."""
+"""What depends on the backend and the device: memory, compilation, several devices, prediction in blocks."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import keras
 import numpy as np
 
+from stages.errors import ConfigurationError
 from stages.shards import Shards
 
 BLOCK = 512  # examples predicted at a time; bounds memory
 
 
-def prepare() -> None:
-    """Lets TensorFlow take GPU memory as it needs it, so that trainings can share a device."""
+def prepare(count: int = 1) -> None:
+    """Lets TensorFlow take GPU memory as it needs it, so that trainings can share a device.
+
+    Args:
+        count: devices that one model will be trained on. Where there is no other device the CPU is divided into so
+            many, so that the same is computed; only before anything ran on it.
+    """
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        for device in tf.config.list_physical_devices("GPU"):
+        gpus = tf.config.list_physical_devices("GPU")
+        for device in gpus:
             tf.config.experimental.set_memory_growth(device, True)
+        if count > 1 and not gpus:
+            [cpu] = tf.config.list_physical_devices("CPU")
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+    elif keras.backend.backend() == "jax" and count > 1:
+        import jax
+
+        jax.config.update("jax_num_cpu_devices", count)  # of no effect on others
+
+
+@contextmanager
+def distributed(count: int) -> Iterator[None]:
+    """Has a model that is built and trained in it work on several devices: each takes its share of every batch.
+
+    The weights are equal on all (synchronous data parallelism); statistics of batch normalisation are of each share.
+
+    Args:
+        count: devices; 1 changes nothing.
+
+    Raises:
+        ConfigurationError: there are not so many; or the backend is neither TensorFlow nor JAX.
+    """
+    if count == 1:
+        yield
+        return
+    backend = keras.backend.backend()
+    if backend == "torch":
+        raise ConfigurationError(f"devices = {count}: with the backend torch a model trains on one device.")
+    found = keras.distribution.list_devices()
+    others = [device for device in found if not device.lower().startswith("cpu")]
+    chosen = (others or found)[:count]
+    if len(chosen) < count:
+        raise ConfigurationError(f"devices = {count}: there are {len(chosen)}: {', '.join(chosen)}.")
+    if backend == "tensorflow":  # Keras' own distribution is not implemented for it
+        import tensorflow as tf
+
+        with tf.distribute.MirroredStrategy([device.upper() for device in chosen]).scope():
+            yield
+        return
+    keras.distribution.set_distribution(keras.distribution.DataParallel(devices=chosen))
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(None)
 
 
 def compilation() -> bool:

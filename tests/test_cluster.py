@@ -113,7 +113,8 @@ def start(clones):
     def start(name, *command):
         temporary = clones / f"tmp-{name}"  # as if each were a machine of its own
         temporary.mkdir(exist_ok=True)
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"}
+        environment = os.environ | {"TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"}
+        environment |= {"PYTHONPATH": str(ROOT)} if command[0] == "flows" else {}
         with (clones / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", *command], cwd=clones / name, env=environment, stdout=log, stderr=log

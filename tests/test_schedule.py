@@ -16,7 +16,6 @@ from types import SimpleNamespace
 import httpx
 import pytest
 from conftest import ROOT
-from prefect.testing.utilities import prefect_test_harness
 from ruamel.yaml import YAML
 
 from flows import guard, schedule
@@ -79,7 +78,7 @@ def listening():
 
 
 def test_a_night_takes_new_data_works_sends_and_tells_of_a_new_champion(
-    checkout, tmp_path_factory, monkeypatch, caplog
+    prefect, checkout, tmp_path_factory, monkeypatch, caplog
 ):
     storage = tmp_path_factory.mktemp("storage")
     dvc("remote", "add", "-d", "storage", str(storage))
@@ -87,7 +86,7 @@ def test_a_night_takes_new_data_works_sends_and_tells_of_a_new_champion(
     holders = iter([None, SimpleNamespace(version="3", tags={"model": "resnet"})])
     monkeypatch.setattr(schedule.tracking, "champion", lambda dataset: next(holders))
     monkeypatch.setattr("flows.pipeline.stages_command.check", lambda: None)
-    with prefect_test_harness(server_startup_timeout=180), listening() as (address, told):
+    with listening() as (address, told):
         monkeypatch.setenv(schedule.WEBHOOK, address)
         assert schedule.nightly(return_state=True).is_completed()
         assert told == [{"text": "digits: champion is now version 3 (resnet), before nobody"}]

@@ -43,13 +43,22 @@ class Batches(keras.utils.PyDataset):
     """Batches in an order that follows from (seed, epoch) alone, so that a training can be repeated and resumed.
 
     Each is (pictures uint8 (n, height, width, channels), one-hot labels (n, classes), weights (n,)); where the model
-    has several outputs, the labels are given once for each.
+    has several outputs, the labels are given once for each. For several devices n is a multiple of them: the last
+    batch is filled up with examples of weight 0, as a device without an example fails.
     """
 
     def __init__(
-        self, shards: Shards, classes: int, batch: int, outputs: Sequence[str], weights: np.ndarray, seed: int | None
+        self,
+        shards: Shards,
+        classes: int,
+        batch: int,
+        outputs: Sequence[str],
+        weights: np.ndarray,
+        seed: int | None,
+        devices: int = 1,
     ) -> None:
         super().__init__()
+        self._devices = devices
         self._shards, self._batch, self._outputs, self._weights, self._seed = shards, batch, outputs, weights, seed
         self._one_hot = np.eye(classes, dtype=np.float32)
         self._order = np.arange(len(shards))
@@ -58,8 +67,11 @@ class Batches(keras.utils.PyDataset):
         return math.ceil(len(self._shards) / self._batch)
 
     def __getitem__(self, number: int) -> tuple:
-        block = self._shards[self._order[number * self._batch : (number + 1) * self._batch]]
+        chosen = self._order[number * self._batch : (number + 1) * self._batch]
+        filling = -len(chosen) % self._devices
+        block = self._shards[np.concatenate([chosen, np.resize(chosen, filling)])]
         target, weight = self._one_hot[block["label"]], self._weights[block["label"]]
+        weight[len(chosen) :] = 0
         if len(self._outputs) == 1:
             return block["image"], target, weight
         return block["image"], dict.fromkeys(self._outputs, target), dict.fromkeys(self._outputs, weight)
@@ -129,6 +141,7 @@ def fit(
     label_smoothing: float,
     class_weights: bool,
     patience: int | None,
+    devices: int,
     seed: int,
     title: str,
     log: Callable[[dict[str, float], int], None],
@@ -142,48 +155,50 @@ def fit(
         title: what the progress display calls this training.
         log: is given each epoch's row of the history, and the speed, as (numbers, epoch).
     """
-    compute.prepare()
+    compute.prepare(devices)
     keras.utils.clear_session()  # layers without a name of their own are numbered from 0 in every training
     keras.utils.set_random_seed(seed)
     module = import_module(f"stages.train.architectures.{architecture}")
     loss_weights = getattr(module, "LOSS_WEIGHTS", {"output": 1.0})
     heads = {"heads": True} if len(loss_weights) > 1 else {}
-    try:
-        model = module.build(input_shape=data.shape("image"), classes=classes, **heads, **sizes)
-    except (ValueError, TypeError) as error:
-        raise ConfigurationError(
-            f"{architecture} cannot be built for pictures of {data.shape('image')} with the sizes {sizes}: {error}"
-        ) from error
-    served = keras.Model(model.input, model.output["output"] if heads else model.output, name=model.name)
+    with compute.distributed(devices):
+        try:
+            model = module.build(input_shape=data.shape("image"), classes=classes, **heads, **sizes)
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError(
+                f"{architecture} cannot be built for pictures of {data.shape('image')} with the sizes {sizes}: {error}"
+            ) from error
+        served = keras.Model(model.input, model.output["output"] if heads else model.output, name=model.name)
 
-    steps = math.ceil(len(data) / batch)
-    rate = learning_rates(schedule, learning_rate, epochs * steps, round(warmup * steps), milestones)
-    loss = keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing)
-    accuracy = keras.metrics.CategoricalAccuracy(name="accuracy")
-    model.compile(
-        make_optimizer(optimizer, rate, momentum, weight_decay),
-        loss=dict.fromkeys(loss_weights, loss) if heads else loss,
-        loss_weights=loss_weights if heads else None,
-        metrics={"output": [accuracy]} if heads else [accuracy],
-        jit_compile=compute.compilation(),
-    )
-    outputs, even = list(loss_weights), np.ones(classes, np.float32)
-    counts = np.bincount(data.column("label"), minlength=classes)
-    balanced = (len(data) / (classes * np.maximum(counts, 1))).astype(np.float32)
-    batches = Batches(data, classes, batch, outputs, balanced if class_weights else even, seed)
-    checks = Batches(val, classes, batch, outputs, even, None)
-
-    progress = Progress(title, epochs, len(data), steps, log, model.optimizer)
-    callbacks = [EpochSeeds(batches, seed), StopAtNaN(), progress]
-    if patience is not None:
-        monitor = "val_output_loss" if heads else "val_loss"
-        callbacks.append(
-            keras.callbacks.EarlyStopping(monitor, patience=patience, mode="min", restore_best_weights=True)
+        steps = math.ceil(len(data) / batch)
+        rate = learning_rates(schedule, learning_rate, epochs * steps, round(warmup * steps), milestones)
+        loss = keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing)
+        accuracy = keras.metrics.CategoricalAccuracy(name="accuracy")
+        model.compile(
+            make_optimizer(optimizer, rate, momentum, weight_decay),
+            loss=dict.fromkeys(loss_weights, loss) if heads else loss,
+            loss_weights=loss_weights if heads else None,
+            # Weighted, so that examples of weight 0 do not count.
+            **{"weighted_metrics" if devices > 1 else "metrics": {"output": [accuracy]} if heads else [accuracy]},
+            jit_compile=compute.compilation(),
         )
-    try:
-        model.fit(batches, validation_data=checks, epochs=epochs, callbacks=callbacks, shuffle=False, verbose=0)
-    finally:
-        progress.close()
+        outputs, even = list(loss_weights), np.ones(classes, np.float32)
+        counts = np.bincount(data.column("label"), minlength=classes)
+        balanced = (len(data) / (classes * np.maximum(counts, 1))).astype(np.float32)
+        batches = Batches(data, classes, batch, outputs, balanced if class_weights else even, seed, devices)
+        checks = Batches(val, classes, batch, outputs, even, None, devices)
+
+        progress = Progress(title, epochs, len(data), steps, log, model.optimizer)
+        callbacks = [EpochSeeds(batches, seed), StopAtNaN(), progress]
+        if patience is not None:
+            monitor = "val_output_loss" if heads else "val_loss"
+            callbacks.append(
+                keras.callbacks.EarlyStopping(monitor, patience=patience, mode="min", restore_best_weights=True)
+            )
+        try:
+            model.fit(batches, validation_data=checks, epochs=epochs, callbacks=callbacks, shuffle=False, verbose=0)
+        finally:
+            progress.close()
     parameters = sum(math.prod(weight.shape) for weight in served.trainable_weights)
     return Result(served, pd.DataFrame(progress.rows), parameters, progress.images_per_second)
 

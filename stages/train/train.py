@@ -38,6 +38,7 @@ def train(
     label_smoothing: Share = 0.0,
     class_weights: bool = False,
     patience: Positive | None = None,
+    devices: Positive = 1,
     seed: Seed = 0,
 ) -> None:
     """Trains ``architecture`` on the augmented training split; writes data/train/<dataset>/<model>.
@@ -64,10 +65,11 @@ def train(
         class_weights: weigh every class equally, however many examples it has.
         patience: stop after so many epochs without a lower validation loss, and keep the best weights; by default
             train to the end and keep the last.
+        devices: that the model is trained on, each with its share of every batch.
         seed: of the first weights, the order of examples and dropout.
 
     Raises:
-        ConfigurationError: the architecture does not exist or refuses its sizes.
+        ConfigurationError: the architecture does not exist or refuses its sizes; or there are not so many devices.
         DivergedError: the loss is no longer a finite number.
     """
     check_sizes(f"params.yaml, train.{model}", architecture, sizes)
