@@ -186,10 +186,15 @@ class Cluster:
             raise ConfigurationError(f"devices: {count} are asked for; no worker has more than {most:.0f}.")
         client = self._connected()
         client.subscribe_topic(order.topic, lambda event: news.put(event[1]))
+        # To the scheduler it is bytes: it need not be in a clone, as it would to read a function of ours.
         future = client.submit(
-            _work, order, key=f"{wanted.stage}-{uuid4()}", resources={resource: count}, priority=round(wanted.seconds),
+            pickle.loads,
+            pickle.dumps(_Call(order)),
+            key=f"{wanted.stage}-{uuid4()}",
+            resources={resource: count},
+            priority=round(wanted.seconds),
             pure=False,
-        )  # fmt: skip
+        )
         future.add_done_callback(lambda _: news.put((None, "")))
         what = None
         try:
