@@ -2,6 +2,7 @@ import keras
 import pytest
 
 from stages import compute
+from stages.errors import ConfigurationError
 
 
 @pytest.mark.parametrize(
@@ -34,3 +35,17 @@ def test_a_gpu_of_tensorflow_is_not_taken_whole(monkeypatch):
     monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda device, on: grown.append((device, on)))
     compute.prepare()
     assert grown == [("GPU:0", True), ("GPU:1", True)]
+
+
+def test_more_devices_than_there_are_is_refused(monkeypatch):
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda: ["cpu:0", "gpu:0", "gpu:1"])
+    with pytest.raises(ConfigurationError, match=r"devices = 3: there are 2: gpu:0, gpu:1\."), compute.distributed(3):
+        pass
+
+
+def test_a_backend_that_cannot_is_named(monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    with pytest.raises(ConfigurationError, match="with the backend torch"), compute.distributed(2):
+        pass
+    with compute.distributed(1):
+        pass

@@ -135,3 +135,9 @@ def test_more_devices_than_there_are_are_refused(slots):
     wanted = take(slots(), 3)
     with pytest.raises(ConfigurationError, match="devices: 3 are asked for; there are 2: gpu:0, gpu:1"), wanted:
         pass
+
+
+def test_the_cpu_gives_what_it_has(tmp_path):
+    slots = Slots(devices.found(2), tmp_path)
+    with slots.taken(4, threading.Event(), lambda: None) as taken:
+        assert taken.name == "cpu:0,1"

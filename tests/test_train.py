@@ -1,10 +1,14 @@
 import json
 import math
+import os
+import subprocess
+import sys
 
 import keras
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 
 from stages import tracking
 from stages.augment.augment import augment
@@ -49,6 +53,51 @@ def test_every_output_is_given_the_labels_and_weights(numbers):
     _, targets, found = loop.Batches(numbers, 3, 300, ["output", "auxiliary"], weights, None)[0]
     assert set(targets) == set(found) == {"output", "auxiliary"}
     np.testing.assert_array_equal(found["output"], np.repeat(weights, [180, 90, 30]))
+
+
+def test_for_several_devices_the_last_batch_is_filled_up_with_what_does_not_count(numbers):
+    batches = loop.Batches(numbers, 3, 128, ["output"], np.ones(3, np.float32), None, devices=8)
+    pictures, targets, weights = batches[2]  # 44 examples
+    assert len(pictures) == len(targets) == len(weights) == 48
+    assert weights.tolist() == [1] * 44 + [0] * 4
+    assert len(batches[0][0]) == 128
+
+
+SEVERAL = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from stages.shards import Shards
+from stages.train import loop
+entry = json.loads(sys.argv[1])
+result = loop.fit(Shards("a"), Shards("b"), 3, **entry, title="t", log=lambda *_: None)
+print(json.dumps(result.history.to_dict("list")))
+loop.save(result.model, Path("model.keras"))
+import keras
+keras.models.load_model("model.keras").predict(np.zeros((3, 32, 32, 1)), verbose=0)  # without devices of its own
+"""
+
+
+def test_a_model_on_two_devices_is_the_one_on_one(workspace):
+    rng = np.random.default_rng(0)
+    for name, count in (("a", 256), ("b", 65)):
+        labels = rng.integers(0, 3, count)
+        pictures = rng.integers(0, 60, (count, 32, 32, 1), np.uint8)
+        pictures[np.arange(32) // 11 == labels[:, None]] += 150
+        write_shards(workspace / name, [{"image": pictures, "label": labels}])
+    entry = {"architecture": "lenet5", "sizes": {}, "epochs": 2, "batch": 64, "optimizer": "sgd", "momentum": 0.9}
+    entry |= {"learning_rate": 0.02, "weight_decay": 0.0, "schedule": "cosine", "warmup": 0, "milestones": []}
+    entry |= {"label_smoothing": 0.0, "class_weights": True, "patience": None, "seed": 0}  # LeNet-5 draws no numbers
+    histories = []
+    for devices in (1, 2):
+        command = [sys.executable, "-c", SEVERAL, json.dumps(entry | {"devices": devices})]
+        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        histories.append(pd.DataFrame(json.loads(done.stdout.splitlines()[-1])))
+    one, two = histories
+    np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-4)
+    np.testing.assert_allclose(one["val_accuracy"], two["val_accuracy"], atol=1e-6)  # of 65 examples, 33 and 32
+    assert one["val_accuracy"].iloc[-1] > 0.9
 
 
 def test_random_layers_are_seeded_from_seed_layer_and_epoch(numbers):
