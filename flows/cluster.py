@@ -40,7 +40,7 @@ from flows.graph import Node
 from flows.guard import Ended
 from flows.repro import ENDED, Here, Listener, Outcome, Wanted
 from stages.checksums import sha256
-from stages.errors import BusyError, ConfigurationError, ServiceError, StageError
+from stages.errors import ConfigurationError, ServiceError, StageError
 from stages.workers import cores
 
 TRACKING = "MLFLOW_TRACKING_URI"
@@ -105,11 +105,7 @@ class Cluster:
             ConfigurationError: there is no remote or no common MLflow; or a worker's code is another.
             ServiceError: no scheduler answers, or it has no worker.
         """
-        if graph.remote() is None:
-            raise ConfigurationError(
-                "a cluster needs a remote that all its clones reach, to carry the data. "
-                "Add one with `dvc remote add --default NAME URL`."
-            )
+        _need_remote()
         if not os.environ.get(TRACKING):
             raise ConfigurationError(
                 f"{TRACKING} is not set: the runs of each worker would be in a database of its own. Start "
@@ -160,7 +156,7 @@ class Cluster:
                 repro.dvc("push", "--run-cache", *absent, ended=ended)
                 self._sent.update(absent)
             entries = graph.entries([wanted.stage, *node.needs])
-        settings = {path: Path(path).read_text() for path in (*graph.parameters(), *node.data)}
+            settings = {path: Path(path).read_text() for path in (*graph.parameters(), *node.data)}
         environment = {TRACKING: os.environ[TRACKING]}
         delivery = self._ordered(
             Order(wanted, inputs, settings, entries, self._code, environment, f"convoy-{uuid4()}"), ended, listener
@@ -287,8 +283,6 @@ class Clone:
 
     def problem(self, code: Mapping[str, str]) -> str | None:
         """Says why this clone cannot work for a coordinator with that code; None if it can."""
-        if graph.remote() is None:
-            return f"the worker {self.name} has no remote. Add one with `dvc remote add --default NAME URL`."
         other = sorted(path for path in code.keys() | self.code.keys() if code.get(path) != self.code.get(path))
         if not other:
             return None
@@ -358,11 +352,12 @@ def serve(address: str, slots: int | None) -> None:
 
     Raises:
         BusyError: a pipeline or another worker is at work in this clone.
-        ConfigurationError: ``slots`` is not a number of slots.
+        ConfigurationError: there is no remote; or ``slots`` is not a number of slots.
     """
     global _clone
     # A stage's own work over many examples stays in its clone.
     os.environ["DASK_SCHEDULER_ADDRESS"] = ""
+    _need_remote()
     places = devices.found(slots)
     with alone("worker", lambda _: None):
         _clone = Clone(places)
@@ -376,34 +371,47 @@ async def _serve(address: str, places: list[devices.Slot]) -> None:
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    waits = False
+    end, last = asyncio.create_task(stopped.wait()), ""
+
+    async def started() -> Worker:
+        return await Worker(
+            address,
+            name=_clone.name,
+            nthreads=len(places) + cores(),  # what runs at once is up to the resources
+            resources={kind: len(places), STAGES: cores()},
+            local_directory=tempfile.gettempdir(),
+            dashboard=False,
+        )
+
     while not stopped.is_set():
-        try:
-            worker = await Worker(
-                address,
-                name=_clone.name,
-                nthreads=len(places) + cores(),  # what runs at once is up to the resources
-                resources={kind: len(places), STAGES: cores()},
-                local_directory=tempfile.gettempdir(),
-                dashboard=False,
-            )
-        except (OSError, TimeoutError) as error:
-            if not waits:
-                print(f"no scheduler answers at {address} yet: {error or type(error).__name__}", flush=True)
-            waits = True
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stopped.wait(), AGAIN_SECONDS)
+        start = asyncio.create_task(started())  # Dask itself waits for a scheduler that does not answer
+        await asyncio.wait([start, end], return_when=asyncio.FIRST_COMPLETED)
+        if not start.done():
+            start.cancel()
+            return
+        if error := start.exception():  # e.g. the scheduler still has a dead worker of this name
+            problem = f"the scheduler {address} does not take {_clone.name} yet: {error.__cause__ or error}"
+            if problem != last:
+                print(problem, flush=True)
+            last = problem
+            await asyncio.wait([end], timeout=AGAIN_SECONDS)
             continue
-        except ValueError as error:  # of two workers with one name
-            raise BusyError(f"the scheduler {address} refuses {_clone.name}: {error}") from error
-        waits = False
+        worker, last = start.result(), ""
         print(f"works for {address} in {_clone.name}, on {', '.join(place.name for place in places)}", flush=True)
         gone = asyncio.create_task(worker.finished())
-        await asyncio.wait([gone, asyncio.create_task(stopped.wait())], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([gone, end], return_when=asyncio.FIRST_COMPLETED)
         await asyncio.to_thread(_clone.stop)
         await worker.close(executor_wait=False)
         if not stopped.is_set():
             print(f"the scheduler {address} is gone; waiting for it", flush=True)
+
+
+def _need_remote() -> None:
+    if graph.remote() is None:
+        raise ConfigurationError(
+            "a cluster needs a remote that all its clones reach, to carry the data. "
+            "Add one with `dvc remote add --default NAME URL`."
+        )
 
 
 _clone: Clone | None = None  # of this process, if it is a worker

@@ -153,7 +153,7 @@ def _may_pass(state: State) -> bool:
 
 def _mark_crashed(before: dict, logger) -> None:
     message = f"process {before['pid']} on {before['host']} died"
-    logger.warning("the last pipeline did not end: %s; going on from there", message)
+    logger.warning("the last %s did not end: %s; going on from there", before.get("what", "pipeline"), message)
     if "flow_run" not in before:  # it was a cluster's worker
         return
     with get_client(sync_client=True) as client, suppress(Exception):  # another server may be in use since

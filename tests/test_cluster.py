@@ -327,6 +327,10 @@ def test_a_worker_waits_for_a_scheduler_that_is_gone(clones, start, scheduler):
     wait_for(lambda: log.read_text().count("works for") == 2, 60)
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(20) == 0
+    worker = start("two", "flows", "worker", f"tcp://127.0.0.1:{free_port()}")  # which ends also while it waits
+    wait_for(lambda: "Waiting to connect" in (clones / "two.log").read_text(), 60)
+    worker.send_signal(signal.SIGINT)
+    assert worker.wait(20) == 0
 
 
 def test_gpus_are_resources_where_a_worker_has_them(clones):
