@@ -68,8 +68,7 @@ def main(words: Sequence[str]) -> int:
             from flows import cluster
 
             cluster.serve(asked.address, asked.slots)
-            return 0
-        if asked.command == "schedule":
+        elif asked.command == "schedule":
             from flows import schedule
 
             schedule.serve(asked.cron, asked.targets, asked.slots, asked.cluster)

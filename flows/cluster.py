@@ -30,7 +30,7 @@ from uuid import uuid4
 
 import dask.config
 from distributed import Client, Status, Worker, get_worker
-from distributed.client import FutureCancelledError
+from distributed.client import ClosedClientError, FutureCancelledError
 from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
 
@@ -39,6 +39,7 @@ from flows.alone import alone
 from flows.graph import Node
 from flows.guard import Ended
 from flows.repro import ENDED, Here, Listener, Outcome, Wanted
+from stages import __main__ as stages_command
 from stages.checksums import sha256
 from stages.errors import ConfigurationError, ServiceError, StageError
 from stages.workers import cores
@@ -162,7 +163,7 @@ class Cluster:
             Order(wanted, inputs, settings, entries, self._code, environment, f"convoy-{uuid4()}"), ended, listener
         )
         for note in delivery.notes:
-            journal.append(note)
+            stages_command.note(note)
         if delivery.outcome.status == 0:
             with self._dvc:
                 graph.merge(delivery.entries)
@@ -213,13 +214,15 @@ class Cluster:
             return Delivery(Outcome("ran", None, str(error)), {}, [])
         finally:
             future.release()  # where it still works, the worker sees it and ends it
-            with suppress(ValueError, CommClosedError):
+            with suppress(ClosedClientError, CommClosedError):
                 client.unsubscribe_topic(order.topic)
 
     def _connected(self) -> Client:
-        """Returns the connection to the scheduler; a new one where that was gone for longer than Dask waits."""
+        """Returns the connection to the scheduler; a new one where that is gone."""
         with self._connecting:
-            if self._client is None or self._client.status == "closed":
+            if self._client is None or self._client.status != "running":
+                if self._client is not None:
+                    self._client.close()
                 try:
                     self._client = Client(self._address, set_as_default=False)  # waits as Dask's own setting says
                 except OSError as error:

@@ -1,4 +1,4 @@
-"""What every stage run of this machine left behind: name, start, seconds, peak memory, exit status."""
+"""What every stage run of this checkout left behind: name, start, seconds, peak memory, exit status."""
 
 import json
 
@@ -17,9 +17,3 @@ def entries(offset: int = 0) -> list[dict]:
     with JOURNAL.open("rb") as file:
         file.seek(offset)
         return [json.loads(line) for line in file]
-
-
-def append(entry: dict) -> None:
-    """Notes a stage that another clone ran."""
-    with JOURNAL.open("a") as file:
-        file.write(json.dumps(entry) + "\n")

@@ -78,8 +78,13 @@ def run(stage: str, name: str) -> None:
             "memory": round(_peak() / 2**20),
             "status": status,
         }
-        with JOURNAL.open("a") as file:  # one short line is one write, so parallel stages do not mix
-            file.write(json.dumps(entry) + "\n")
+        note(entry)
+
+
+def note(entry: dict[str, Any]) -> None:
+    """Adds a stage run to the journal."""
+    with JOURNAL.open("a") as file:  # one short line is one write, so parallel stages do not mix
+        file.write(json.dumps(entry) + "\n")
 
 
 def _peak() -> int:

@@ -52,9 +52,7 @@ def distributed(count: int) -> Iterator[None]:
     backend = keras.backend.backend()
     if backend == "torch":
         raise ConfigurationError(f"devices = {count}: with the backend torch a model trains on one device.")
-    found = keras.distribution.list_devices()
-    others = [device for device in found if not device.lower().startswith("cpu")]
-    chosen = (others or found)[:count]
+    chosen = devices()[:count]
     if len(chosen) < count:
         raise ConfigurationError(f"devices = {count}: there are {len(chosen)}: {', '.join(chosen)}.")
     if backend == "tensorflow":  # Keras' own distribution is not implemented for it
@@ -82,13 +80,13 @@ def compilation() -> bool:
 
 
 def devices() -> list[str]:
-    """Returns the devices that Keras sees, e.g. ``["cpu:0"]`` or ``["gpu:0", "gpu:1"]``."""
+    """Returns the devices that Keras sees, e.g. ``["gpu:0", "gpu:1"]``; those of the CPU where there are no others."""
     if keras.backend.backend() == "torch":
         import torch
 
         return [f"gpu:{number}" for number in range(torch.cuda.device_count())] or ["cpu:0"]
     found = [device.lower() for device in keras.distribution.list_devices()]
-    return [device for device in found if not device.startswith("cpu")] or ["cpu:0"]
+    return [device for device in found if not device.startswith("cpu")] or found
 
 
 def predict(network: keras.Model, shards: Shards) -> np.ndarray:

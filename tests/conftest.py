@@ -1,6 +1,7 @@
 """Small data and a place of its own for every test."""
 
 import os
+import time
 from pathlib import Path
 
 # Before any library reads them.
@@ -14,6 +15,16 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
+# params.yaml of a checkout whose stages are not ours.
+NO_ENTRIES = {section: {} for section in ("fetch", "ingest", "augment", "train", "register")}
+
+
+def wait_for(condition, seconds=30):
+    """Waits until ``condition()`` holds; fails after ``seconds``."""
+    stop = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < stop
+        time.sleep(0.05)
 
 
 @pytest.fixture

@@ -9,9 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import dask
 import psutil
 import pytest
-from conftest import ROOT
+from conftest import NO_ENTRIES, ROOT, wait_for
 from prefect import get_client
 from ruamel.yaml import YAML
 
@@ -70,7 +71,6 @@ stages:
     outs:
       - data/register: {cache: false}
 """
-SECTIONS = {section: {} for section in ("fetch", "ingest", "augment", "train", "register")}
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def clones(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "RETRY_SECONDS", [0.1])
     monkeypatch.setattr(module.tracking, "end_abandoned", lambda: None)
     monkeypatch.setattr(module.stages_command, "check", lambda: None)
-    monkeypatch.setattr(module.params, "load", lambda: SECTIONS)
+    monkeypatch.setattr(module.params, "load", lambda: NO_ENTRIES)
     for name in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{name}_NAME", "test")
         monkeypatch.setenv(f"GIT_{name}_EMAIL", "test@localhost")
@@ -158,13 +158,6 @@ def run(command, folder):
 def write(folder, **seconds):
     models = {name: {"seconds": value} for name, value in seconds.items()}
     (folder / "params.yaml").write_text(json.dumps({"models": models}))
-
-
-def wait_for(condition, seconds=30):
-    stop = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < stop
-        time.sleep(0.05)
 
 
 def events(clones):
@@ -248,7 +241,7 @@ from flows import __main__
 from stages import __main__ as stages_command
 from stages import params, tracking
 stages_command.check = tracking.end_abandoned = lambda: None
-params.load = lambda: {SECTIONS!r}
+params.load = lambda: {NO_ENTRIES!r}
 sys.exit(__main__.main(["pipeline", "--cluster", sys.argv[1]]))
 """
 
@@ -313,6 +306,28 @@ def test_what_is_missing_is_said_first(prefect, clones, scheduler, monkeypatch):
     run("dvc remote remove store", ".")
     with pytest.raises(ConfigurationError, match="a cluster needs a remote"):
         pipeline(cluster=scheduler)
+
+
+def test_a_scheduler_that_dies_in_the_middle_is_an_outage_and_nothing_goes_on(
+    prefect, clones, workers, scheduler, monkeypatch
+):
+    write(Path(), a=60)
+    port = scheduler.rpartition(":")[2]
+
+    def kill():
+        wait_for(lambda: running(clones), 60)
+        [process] = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] and port in p.info["cmdline"]]
+        process.kill()
+
+    thread = module.threading.Thread(target=kill)
+    thread.start()
+    with dask.config.set({"distributed.comm.timeouts.connect": "2s"}):
+        state = pipeline(cluster=scheduler, return_state=True)
+    thread.join()
+    with pytest.raises(StageFailedError) as error:
+        state.result()
+    assert error.value.status == ServiceError.status  # and was tried again
+    wait_for(lambda: not running(clones), 5)
 
 
 def test_a_worker_waits_for_a_scheduler_that_is_gone(clones, start, scheduler):

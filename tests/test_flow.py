@@ -14,7 +14,7 @@ from threading import Thread
 import httpx
 import psutil
 import pytest
-from conftest import ROOT
+from conftest import NO_ENTRIES, ROOT, wait_for
 from prefect import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.states import Cancelling
@@ -68,7 +68,6 @@ stages:
       deps: ["train-${key}"]
       outs: ["evaluate-${key}"]
 """
-SECTIONS = {section: {} for section in ("fetch", "ingest", "augment", "train", "register")}
 
 
 @pytest.fixture
@@ -87,7 +86,7 @@ def toy(workspace, monkeypatch):
         both = {"first": {"seconds": first[0], "status": first[1]}, "models": entries}
         (workspace / "params.yaml").write_text(json.dumps(both))
 
-    monkeypatch.setattr(module.params, "load", lambda: SECTIONS)
+    monkeypatch.setattr(module.params, "load", lambda: NO_ENTRIES)
     return write
 
 
@@ -225,13 +224,6 @@ def test_a_run_that_is_cancelled_in_prefect_ends_what_it_started(prefect, toy):
     assert not running()
 
 
-def wait_for(condition, seconds=30):
-    stop = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < stop
-        time.sleep(0.05)
-
-
 def running():
     """Returns the processes of stages that are alive."""
     found = []
@@ -248,7 +240,7 @@ from flows import __main__, pipeline
 from stages import __main__ as stages_command
 from stages import params, tracking
 stages_command.check = tracking.end_abandoned = lambda: None
-params.load = lambda: {SECTIONS!r}
+params.load = lambda: {NO_ENTRIES!r}
 pipeline.devices.tempfile.gettempdir = os.getcwd
 sys.exit(__main__.main(["pipeline", "--slots", "1"]))
 """

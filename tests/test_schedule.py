@@ -15,13 +15,12 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
-from conftest import ROOT
+from conftest import NO_ENTRIES, ROOT
 from ruamel.yaml import YAML
 
 from flows import guard, schedule
 from flows.server import free_port
 
-SECTIONS = {section: {} for section in ("fetch", "ingest", "augment", "train", "register")}
 GRAPH = """
 stages:
   first:
@@ -38,7 +37,7 @@ stages:
 @pytest.fixture
 def checkout(workspace):
     """A checkout of two stages that read what ``dvc import-url`` brings from ``origin``; every run is noted in ran."""
-    (workspace / "params.yaml").write_text(json.dumps(SECTIONS))
+    (workspace / "params.yaml").write_text(json.dumps(NO_ENTRIES))
     (workspace / "dvc.yaml").write_text(GRAPH)
     (workspace / "origin").write_text("1")
     (workspace / "data/raw").mkdir()
@@ -82,7 +81,7 @@ def test_a_night_takes_new_data_works_sends_and_tells_of_a_new_champion(
 ):
     storage = tmp_path_factory.mktemp("storage")
     dvc("remote", "add", "-d", "storage", str(storage))
-    monkeypatch.setattr(schedule.params, "load", lambda: SECTIONS | {"register": {"digits": {}}})
+    monkeypatch.setattr(schedule.params, "load", lambda: NO_ENTRIES | {"register": {"digits": {}}})
     holders = iter([None, SimpleNamespace(version="3", tags={"model": "resnet"})])
     monkeypatch.setattr(schedule.tracking, "champion", lambda dataset: next(holders))
     monkeypatch.setattr("flows.pipeline.stages_command.check", lambda: None)
