@@ -1,7 +1,6 @@
 """Batch prediction by the champion: ``python -m flows predict --dataset digits INPUT OUTPUT``."""
 
 import csv
-import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -16,117 +15,148 @@ import pyarrow.parquet as pq
 
 from stages import tracking
 from stages.errors import ConfigurationError, InputRefusedError
-from stages.ingest import images
 from stages.ingest.decoding import read_file
 from stages.ingest.formats import tables
 from stages.ingest.images import PICTURE_ENDINGS
 from stages.ingest.records import Source
+from stages.ingest.text import normalised
 from stages.progress import track
 from stages.workers import cores
 
-BLOCK = 256  # pictures read and predicted at a time; bounds memory
+BLOCK = 256  # examples read and predicted at a time; bounds memory
+ENDINGS = {"images": PICTURE_ENDINGS, "volumes": (".npy", ".gif", ".tif", ".tiff")}  # files of which each is an example
+COLUMNS = {"images": "image", "volumes": "volume", "text": "text", "translation": "source"}  # of a table
 SCHEMA = pa.schema(
     [("path", pa.string()), ("predicted", pa.string()), ("probability", pa.float32()), ("reason", pa.string())]
 )
 
-Example = tuple[str, bytes | Path | None, str | None]
+Example = tuple[str, bytes | str | Path | None, str | None]
 
 
 def predict(dataset: str, source: Path, target: Path) -> None:
-    """Predicts every picture of ``source``, in bounded memory; writes ``target``, whole or not at all.
+    """Predicts every example of ``source``, in bounded memory; writes ``target``, whole or not at all.
 
-    ``target`` (.csv or .parquet) has a row per picture, in order: ``path``, ``predicted`` (the class), ``probability``,
-    and ``reason`` - why a picture cannot be read, which stops nothing.
+    ``target`` (.csv or .parquet) has a row per example, in order: ``path``, ``predicted`` (the class or the
+    translation), ``probability`` (of the class; of a translation the geometric mean over its tokens), and ``reason`` -
+    why an example cannot be read, which stops nothing.
 
     Args:
-        dataset: whose champion predicts; the pictures are prepared as ingest prepared those that it learned from.
-        source: a folder, with all pictures below it; a .csv with the column ``path``, relative to it; or a .parquet
-            with that, or with the column ``image`` (bytes, or a struct with the field bytes).
+        dataset: whose champion predicts; examples are prepared as ingest prepared those that it learned from.
+        source: of pictures and volumes a folder, with all files below it, or a .csv with the column ``path``, relative
+            to it, or a .parquet with that, or with the column ``image`` (bytes, or a struct with the field bytes). Of
+            texts a .csv or .parquet with the column ``text``, for translations ``source``; or a .txt, a text per line.
         target: where to.
 
     Raises:
-        ConfigurationError: there is no champion, or it does not take pictures; the target has another ending.
-        InputRefusedError: the source has no pictures.
+        ConfigurationError: there is no champion, or it was stored without what it takes; the target has another ending.
+        InputRefusedError: the source has no examples.
     """
     if target.suffix not in (".csv", ".parquet"):
         raise ConfigurationError(f"{target}: the ending has to be .csv or .parquet.")
     champion = tracking.champion(dataset)
     if champion is None:
         raise ConfigurationError(f"{tracking.uri()} has no champion of {dataset!r}: register one first (make repro).")
-    if "ingest" not in champion.tags:
+    kind = champion.tags.get("kind")
+    if kind is None:
         raise ConfigurationError(
-            f"version {champion.version} of {dataset} does not say how its pictures were prepared."
+            f"version {champion.version} of {dataset} does not say how its examples were prepared: register it again."
         )
-    prepared, classes = json.loads(champion.tags["ingest"]), np.asarray(json.loads(champion.tags["classes"]))
-    if (kind := prepared.pop("kind")) != "images":
-        raise ConfigurationError(f"{dataset} holds {kind}; predict takes pictures.")
-    examples, total = _examples(source)
-    compute = import_module("stages.compute")  # seconds of start-up, which a mistake above should not take
+    examples, total = _examples(source, kind)
+    compute, predictor = (import_module(f"stages.{name}") for name in ("compute", "predictor"))  # seconds of start-up
     compute.prepare()
-    network = tracking.load_model(champion.source)
-    network.jit_compile = compute.compilation()
+    known = predictor.Predictor(*tracking.load_model(champion.source))
 
     partial = target.with_name(f"{target.name}.partial")
-    tracked = track(examples, f"predict@{dataset}", "pictures", total)
+    tracked = track(examples, f"predict@{dataset}", "examples", total)
     with ExitStack() as stack:
         stack.callback(partial.unlink, missing_ok=True)
         pool = stack.enter_context(ThreadPoolExecutor(cores()))
         write, close = _writer(partial, target.suffix)
         refused = done = 0
         while block := list(islice(tracked, BLOCK)):
-            read = list(pool.map(lambda example: _read(*example[1:], prepared), block))
-            usable = [pixels for pixels, _ in read if pixels is not None]
-            # Always of one size, so that the network is compiled once.
-            stacked = np.zeros((BLOCK, *usable[0].shape), np.uint8) if usable else None
-            if usable:
-                stacked[: len(usable)] = usable
-                answers = iter(np.asarray(network.predict_on_batch(stacked))[: len(usable)])
+            read = list(pool.map(lambda example: _read(*example[1:], known.takes), block))
+            usable = [value for value, _ in read if value is not None]
+            answers = iter(known.answer({COLUMNS[kind]: _together(usable)}) if usable else ())
             rows = []
-            for (path, *_), (pixels, reason) in zip(block, read, strict=True):
-                answer = None if pixels is None else next(answers)
-                label = None if answer is None else str(classes[answer.argmax()])
-                rows.append((path, label, None if answer is None else float(answer.max()), reason))
+            for (path, *_), (value, reason) in zip(block, read, strict=True):
+                label, probability = (None, None) if value is None else next(answers)
+                rows.append((path, label, probability, reason))
             write(rows)
             done, refused = done + len(rows), refused + len(rows) - len(usable)
         if not done:
-            raise InputRefusedError(f"{source} has no pictures ({', '.join(PICTURE_ENDINGS)}).")
+            raise InputRefusedError(f"{source} has no examples{_endings(kind)}.")
         close()
         partial.replace(target)
-    print(f"{target}: {done - refused:,} pictures predicted by version {champion.version}, {refused:,} cannot be read")
+    print(f"{target}: {done - refused:,} examples predicted by version {champion.version}, {refused:,} cannot be read")
 
 
-def _examples(source: Path) -> tuple[Iterator[Example], int | None]:
-    """Returns name, place and problem of every picture, and how many there are, where that is known."""
-    if source.is_dir():
-        paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in PICTURE_ENDINGS)
+def _examples(source: Path, kind: str) -> tuple[Iterator[Example], int | None]:
+    """Returns name, place and problem of every example, and how many there are, where that is known."""
+    if source.is_dir() and kind in ENDINGS:
+        paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in ENDINGS[kind])
         return ((path.relative_to(source).as_posix(), path, None) for path in paths), len(paths)
+    if source.suffix == ".txt" and source.is_file() and kind not in ENDINGS:
+        return _in_lines(source), None
     if source.suffix in (".csv", ".parquet") and source.is_file():
-        return _in_table(source), pq.read_metadata(source).num_rows if source.suffix == ".parquet" else None
-    raise InputRefusedError(f"{source} is no folder, .csv or .parquet that exists.")
+        return _in_table(source, kind), pq.read_metadata(source).num_rows if source.suffix == ".parquet" else None
+    allowed = "folder, .csv or .parquet" if kind in ENDINGS else ".txt, .csv or .parquet"
+    raise InputRefusedError(f"{source} is no {allowed} that exists.")
 
 
-def _in_table(source: Path) -> Iterator[Example]:
-    read = Source(source.parent)
-    for row in tables.rows(read, source.name, (), ("image", "path")):
+def _endings(kind: str) -> str:
+    return f" ({', '.join(ENDINGS[kind])})" if kind in ENDINGS else ""
+
+
+def _in_lines(source: Path) -> Iterator[Example]:
+    with source.open(encoding="utf-8", errors="strict") as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                yield f"{source.name}#{number}", line, None
+        except UnicodeDecodeError as error:
+            raise InputRefusedError(f"{source} is not UTF-8: {error}") from None
+
+
+def _in_table(source: Path, kind: str) -> Iterator[Example]:
+    read, column = Source(source.parent), COLUMNS[kind]
+    for row in tables.rows(read, source.name, (), (column, "path") if kind in ENDINGS else (column,)):
         [columns] = read.notes["columns"].values()
         if not columns:
-            raise InputRefusedError(f"{source} has no column image and no column path.")
-        picture, path = row.values.get("image"), row.values.get("path")
-        if isinstance(picture, dict):
-            picture = picture.get("bytes")
-        place = picture if isinstance(picture, bytes) else source.parent / path if path else None
-        yield path or f"{source.name}#{row.number}", place, row.problem or (None if place else "no bytes of a picture")
+            raise InputRefusedError(
+                f"{source} has no column {column}{' and no column path' if kind in ENDINGS else ''}."
+            )
+        value, path = row.values.get(column), row.values.get("path")
+        name = path or f"{source.name}#{row.number}"
+        if kind not in ENDINGS:
+            yield name, value, row.problem or (None if isinstance(value, str) else "no text")
+            continue
+        if isinstance(value, dict):
+            value = value.get("bytes")
+        place = value if isinstance(value, bytes) else source.parent / path if path else None
+        yield name, place, row.problem or (None if place else f"no bytes of {kind}")
 
 
-def _read(place: bytes | Path | None, problem: str | None, prepared: dict[str, Any]) -> tuple[np.ndarray | None, str]:
-    """Returns pixels as ingest would store them, or None and why not."""
+def _read(
+    place: bytes | str | Path | None, problem: str | None, takes: dict[str, Any]
+) -> tuple[np.ndarray | str | None, str]:
+    """Returns an example as ingest would store it, or None and why not."""
     if problem:
         return None, problem
     try:
+        if isinstance(place, str):
+            return normalised(place), ""
         data = read_file(str(place.parent), place.name) if isinstance(place, Path) else place
-        return images.decode(data, **prepared).arrays["image"], ""
+        if takes["kind"] == "volumes":
+            data = [data] if isinstance(data, bytes) else data
+        decode = import_module(f"stages.ingest.{takes['kind']}").decode
+        prepared = {key: takes[key] for key in ("size", "mode", "fit")}
+        return decode(data, **prepared).arrays[takes["array"]], ""
     except InputRefusedError as error:
         return None, str(error)
+
+
+def _together(values: list[np.ndarray | str]) -> np.ndarray:
+    """Returns examples as one array: of objects, if they are texts."""
+    return np.array([*values, None], object)[:-1] if isinstance(values[0], str) else np.stack(values)
 
 
 def _writer(path: Path, suffix: str) -> tuple[Callable[[list[tuple]], None], Callable[[], None]]:

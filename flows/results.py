@@ -12,6 +12,7 @@ from rich.table import Table
 from flows import journal
 from stages import params, tracking
 from stages.checksums import sha256
+from stages.scores import shown
 
 
 def ran_since(since: int) -> dict[str, dict]:
@@ -59,14 +60,14 @@ def show(since: int | None) -> None:
 def _table(dataset: str, ran: dict[str, dict], with_state: bool) -> Table:
     holder = tracking.champion(dataset)
     table = Table(title=dataset, title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("model", "parameters", "test accuracy", "95 % interval", "validation", "seconds"):
+    rows = {model: _facts(dataset, model) for model in params.models(dataset)}
+    metric = next((metrics["metric"] for _, metrics in rows.values() if metrics), "accuracy")
+    for heading in ("model", "parameters", f"test {metric}", "95 % interval", "validation", "seconds"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     if with_state:
         table.add_column("state")
     table.add_column("registry")
-    for model in params.models(dataset):
-        facts = _read(Path("data/train", dataset, model, "run.json"))
-        metrics = _read(Path("data/evaluate", dataset, model, "metrics.json"))
+    for model, (facts, metrics) in rows.items():
         state = ["ran" if f"train@{model}" in ran else "cached" if facts else "not run"] if with_state else []
         if not facts or not metrics:
             table.add_row(model, *["-"] * 5, *state, "")
@@ -76,14 +77,20 @@ def _table(dataset: str, ran: dict[str, dict], with_state: bool) -> Table:
         table.add_row(
             model,
             f"{metrics['parameters']:,}",
-            f"{metrics['accuracy']:.2%}",
-            f"{metrics['accuracy_low']:.1%} - {metrics['accuracy_high']:.1%}",
-            f"{metrics['val_accuracy']:.2%}",
+            shown(metric, metrics[metric]),
+            " - ".join(shown(metric, metrics[f"{metric}_{end}"], 1) for end in ("low", "high")),
+            shown(metric, metrics[f"val_{metric}"]),
             f"{facts['seconds']:.0f}",
             *state,
             f"champion, version {holder.version}" if current else "",
         )
     return table
+
+
+def _facts(dataset: str, model: str) -> tuple[dict | None, dict | None]:
+    """Returns run.json and metrics.json."""
+    metrics = _read(Path("data/evaluate", dataset, model, "metrics.json"))
+    return _read(Path("data/train", dataset, model, "run.json")), metrics
 
 
 def _read(path: Path) -> dict | None:

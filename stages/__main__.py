@@ -113,6 +113,11 @@ def check() -> None:
                         f"params.yaml, {stage}.{name}: {needed} has no data set {dataset!r}. "
                         f"It has: {', '.join(sections[needed]) or 'none'}."
                     )
+            if stage == "train":
+                kind = sections["ingest"][dataset].get("kind")
+                import_module("stages.train.train").check_kind(
+                    f"params.yaml, train.{name}", arguments["architecture"], dataset, kind
+                )
             if stage == "register" and not params.models(name):
                 raise ConfigurationError(f"params.yaml, register.{name}: no model of train has the data set {name!r}.")
 
@@ -128,6 +133,8 @@ def _prepare(stage: str, name: str, entry: dict[str, Any]) -> tuple[Callable[...
         **{p.name: (p.annotation, ... if p.default is p.empty else p.default) for p in keywords},
     )
     where = f"params.yaml, {stage}.{name}"
+    if stage == "train":
+        entry = module.preset(entry.get("architecture")) | entry
     try:
         checked = schema.model_validate(entry)
     except ValidationError as error:

@@ -1,15 +1,11 @@
-"""What depends on the backend and the device: memory, compilation, several devices, prediction in blocks."""
+"""What depends on the backend and the device: memory, compilation, several devices."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import keras
-import numpy as np
 
 from stages.errors import ConfigurationError
-from stages.shards import Shards
-
-BLOCK = 512  # examples predicted at a time; bounds memory
 
 
 def prepare(count: int = 1) -> None:
@@ -87,9 +83,3 @@ def devices() -> list[str]:
         return [f"gpu:{number}" for number in range(torch.cuda.device_count())] or ["cpu:0"]
     found = [device.lower() for device in keras.distribution.list_devices()]
     return [device for device in found if not device.startswith("cpu")] or found
-
-
-def predict(network: keras.Model, shards: Shards) -> np.ndarray:
-    """Returns the probabilities of all examples, float32 of shape (examples, classes), in bounded memory."""
-    network.jit_compile = compilation()  # a loaded model has none, which means XLA
-    return np.concatenate([network.predict(block["image"], verbose=0) for block in shards.blocks(BLOCK)])

@@ -3,8 +3,10 @@
 Without ``MLFLOW_TRACKING_URI`` everything lies in the checkout: ``mlflow.db`` (SQLite) and ``mlartifacts/``.
 """
 
+import json
 import logging
 import os
+import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     import keras
 
 CHAMPION = "champion"
+TAKES = "input.json"
 SAMPLE_SECONDS = 2  # between two readings of CPU, memory and GPU
 
 
@@ -132,13 +135,14 @@ def log_files(folder: Path) -> None:
     mlflow.log_artifacts(str(folder), folder.parts[1])
 
 
-def log_model(model: "keras.Model", example: np.ndarray, output: np.ndarray) -> str:
+def log_model(model: "keras.Model", example: list[np.ndarray], output: np.ndarray, takes: Path) -> str:
     """Stores a model with the open run and returns its address; flavor ``keras``, signature and input example included.
 
     Args:
-        model: one input, one output.
-        example: inputs, shape (n, ...).
+        model: one or several inputs, one output.
+        example: for each input an array of shape (n, ...).
         output: what the model gives for them, shape (n, ...).
+        takes: input.json, which is stored in the model's folder: what it takes and what its answers mean.
     """
     import keras
     import mlflow.keras
@@ -146,12 +150,17 @@ def log_model(model: "keras.Model", example: np.ndarray, output: np.ndarray) -> 
     from mlflow.types import Schema, TensorSpec
 
     backend = keras.backend.backend()
-    inputs = Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))])
-    outputs = Schema([TensorSpec(output.dtype, (-1, *output.shape[1:]))])
+    shapes = [[-1 if size is None else size for size in one.shape] for one in model.inputs]
+    names = [one.name for one in model.inputs] if len(example) > 1 else [None]
+    specs = zip(example, shapes, names, strict=True)
+    inputs = Schema([TensorSpec(array.dtype, shape, name) for array, shape, name in specs])
+    sizes = [-1 if size is None else size for size in model.outputs[0].shape]
+    outputs = Schema([TensorSpec(output.dtype, sizes)])
 
     def save_model(path: str, validate_serving_input: bool, **settings: Any) -> None:
         Path(path).mkdir(parents=True)  # mlflow.keras forgets it where there is an input example (mlflow#16183)
         mlflow.keras.save_model(path=path, **settings)
+        shutil.copyfile(takes, Path(path, TAKES))
 
     info = Model.log(
         artifact_path=None,
@@ -160,7 +169,7 @@ def log_model(model: "keras.Model", example: np.ndarray, output: np.ndarray) -> 
         model=model,
         validate_serving_input=False,  # register does it, in a fresh process
         signature=ModelSignature(inputs, outputs),
-        input_example=example,
+        input_example=dict(zip(names, example, strict=True)) if len(example) > 1 else example[0],
         pip_requirements=[
             f"keras=={keras.__version__}",
             f"mlflow=={mlflow.__version__}",
@@ -170,12 +179,14 @@ def log_model(model: "keras.Model", example: np.ndarray, output: np.ndarray) -> 
     return info.model_uri
 
 
-def load_model(address: str) -> "keras.Model":
-    """Loads what ``log_model`` stored."""
+def load_model(address: str) -> tuple["keras.Model", dict[str, Any] | None]:
+    """Loads what ``log_model`` stored: a model, and what it takes; None: it was stored before that went with it."""
     import mlflow.keras
 
     _connect()
-    return mlflow.keras.load_model(address)
+    folder = mlflow.artifacts.download_artifacts(address)  # once; where the store is local, the very folder
+    takes = Path(folder, TAKES)
+    return mlflow.keras.load_model(folder), json.loads(takes.read_text(encoding="utf-8")) if takes.exists() else None
 
 
 def version_with(dataset: str, tag: str, value: str) -> ModelVersion | None:
@@ -188,7 +199,7 @@ def add_version(dataset: str, address: str, run_id: str, tags: dict[str, str], d
     """Registers the model stored at ``address`` as a new version of ``dataset``."""
     client = _connect()
     try:
-        client.create_registered_model(dataset, description=f"Classifiers of the data set {dataset}.")
+        client.create_registered_model(dataset, description=f"Models of the data set {dataset}.")
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

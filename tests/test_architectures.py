@@ -17,6 +17,10 @@ SMALL = {
     "lenet5": {},
     "plain_cnn": {"width": 0.1},
     "resnet": {"stem": "cifar", "depth": 8, "width": 0.25},
+    "text_cnn": {"words": 30, "width": 0.1},
+    "char_cnn": {"words": 30, "length": 123, "width": 0.1},
+    "conv_seq2seq": {"source_words": 30, "target_words": 20, "length": 12, "width": 0.1},
+    "conv3d": {"stem": "small", "depth": 10, "width": 0.1},
 }
 
 PUBLISHED = [  # name, sizes, trainable parameters
@@ -30,6 +34,21 @@ PUBLISHED = [  # name, sizes, trainable parameters
     ("resnet", {"depth": 50}, 25_557_032),  # torchvision
     ("resnet", {"depth": 101}, 44_549_160),  # torchvision
     ("resnet", {"depth": 152}, 60_192_808),  # torchvision
+    ("text_cnn", {"words": 5, "classes": 2}, 5 * 300 + (3 + 4 + 5) * 300 * 100 + 300 + 600 + 2),  # section 3.1
+    # Tables 1 and 2: 6 convolutions, 34 frames left of 1014, two hidden layers
+    ("char_cnn", {"words": 74, "classes": 4}, 125_696 + 459_008 + 4 * 196_864 + 8_913_920 + 1_049_600 + 4_100),
+    (
+        "char_cnn",
+        {"words": 74, "classes": 4, "features": 1024, "units": 2048},
+        (7 * 70 + 1) * 1024
+        + (7 * 1024 + 1) * 1024
+        + 4 * (3 * 1024 + 1) * 1024
+        + (34 * 1024 + 1) * 2048
+        + (2048 + 1) * 2048
+        + (2048 + 1) * 4,
+    ),
+    ("conv3d", {}, 33_371_472),  # torchvision's r3d_18
+    ("conv3d", {"style": "stack", "classes": 101}, 78_409_573),  # by hand, from figure 3
 ]
 CIFAR = [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)]  # depth, millions: table 6 of 1512.03385
 
@@ -77,6 +96,33 @@ OUTPUTS = [  # name, sizes, layer, output size
         ],
     ),
     (
+        "char_cnn",
+        {"words": 74},
+        [("pool1", (336, 256)), ("pool2", (110, 256)), ("conv5", (104, 256)), ("flatten", (34 * 256,))],
+    ),  # table 1 and section 2.3: (1014 - 96) / 27
+    (
+        "conv3d",
+        {"style": "stack"},
+        [
+            ("pool1", (16, 56, 56, 64)),
+            ("pool2", (8, 28, 28, 128)),
+            ("pool3", (4, 14, 14, 256)),
+            ("pool4", (2, 7, 7, 512)),
+            ("pool5", (1, 4, 4, 512)),
+        ],
+    ),  # figure 3
+    (
+        "conv3d",
+        {},
+        [
+            ("conv1_relu", (16, 56, 56, 64)),
+            ("conv2_2", (16, 56, 56, 64)),
+            ("conv3_2", (8, 28, 28, 128)),
+            ("conv4_2", (4, 14, 14, 256)),
+            ("conv5_2", (2, 7, 7, 512)),
+        ],
+    ),  # table 1
+    (
         "resnet",
         {"depth": 50},
         [  # table 1
@@ -92,6 +138,17 @@ OUTPUTS = [  # name, sizes, layer, output size
 
 def build(name, **arguments):
     return import_module(f"stages.train.architectures.{name}").build(**arguments)
+
+
+def example(name, n, channels):
+    """Returns a small network's sizes, its inputs for ``n`` examples, and the shape of its answers."""
+    rng, kind = np.random.default_rng(0), import_module(f"stages.train.architectures.{name}").KIND
+    if kind == "translation":
+        return SMALL[name], [rng.integers(4, 30, (n, 8)), rng.integers(4, 20, (n, 6))], (n, 6, 20)
+    if kind == "text":
+        return SMALL[name] | {"classes": 7}, rng.integers(4, 30, (n, 123)), (n, 7)
+    shape = (32, 32, channels) if kind == "images" else (4, 8, 8, channels)
+    return SMALL[name] | {"input_shape": shape, "classes": 7}, rng.integers(0, 256, (n, *shape), np.uint8), (n, 7)
 
 
 def parameters(model):
@@ -116,33 +173,39 @@ def test_layers_have_the_papers_output_sizes(name, sizes, outputs):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_maps_pictures_to_probabilities_and_learns_in_every_weight(name):
+def test_maps_examples_to_probabilities_and_learns_in_every_weight(name):
     keras.utils.set_random_seed(1)
-    model = build(name, input_shape=(32, 32, 3), classes=7, **SMALL[name])
-    pictures = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), np.uint8)
-    found = model.predict(pictures, verbose=0)
+    sizes, inputs, shape = example(name, 16, 3)
+    model = build(name, **sizes)
+    found = model.predict(inputs, verbose=0)
     assert model.layers[-1].name == "output"
-    assert found.shape == (16, 7)
-    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
+    assert found.shape == shape
+    logits = len(shape) == 3
+    if not logits:
+        np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
     before = model.get_weights()
-    model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
-    model.fit(pictures, np.arange(16) % 7, batch_size=8, epochs=4, verbose=0)
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=logits), jit_compile=False)
+    model.fit(inputs, np.arange(math.prod(shape[:-1])).reshape(shape[:-1]) % 7, batch_size=8, epochs=4, verbose=0)
     unmoved = [w.path for w, old in zip(model.weights, before, strict=True) if np.array_equal(w.numpy(), old)]
     assert [path for path in unmoved if "seed" not in path] == []
 
 
 def test_saved_models_load_and_agree_in_a_process_that_never_saw_our_code(tmp_path):
-    pictures = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 1), np.uint8)
-    np.save(tmp_path / "pictures.npy", pictures)
     for name in NAMES:
-        model = build(name, input_shape=(32, 32, 1), classes=10, **SMALL[name])
+        sizes, inputs, _ = example(name, 4, 1)
+        model = build(name, **sizes)
         model.save(tmp_path / f"{name}.keras")
-        np.save(tmp_path / f"{name}.npy", model.predict(pictures, verbose=0))
+        inputs = inputs if isinstance(inputs, list) else [inputs]
+        found = model.predict(inputs if len(inputs) > 1 else inputs[0], verbose=0)
+        np.savez(tmp_path / f"{name}.npz", *inputs, found=found)
     script = (
         "import keras, numpy as np, pathlib\n"
         "for path in pathlib.Path().glob('*.keras'):\n"
-        "    found = keras.saving.load_model(path).predict(np.load('pictures.npy'), verbose=0)\n"
-        "    np.testing.assert_allclose(found, np.load(path.with_suffix('.npy')), atol=1e-6)\n"
+        "    stored = np.load(path.with_suffix('.npz'))\n"
+        "    inputs = [stored[name] for name in stored if name != 'found']\n"
+        "    inputs = inputs if len(inputs) > 1 else inputs[0]\n"
+        "    found = keras.saving.load_model(path).predict(inputs, verbose=0)\n"
+        "    np.testing.assert_allclose(found, stored['found'], atol=1e-5)\n"
         "    print(path.stem)"
     )
     done = subprocess.run(
@@ -195,6 +258,10 @@ def test_an_identity_block_passes_its_input_on_when_its_weights_are_zero():
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
+        ("char_cnn", {"words": 74, "length": 122}, "at least 123 characters; got 122"),
+        ("conv3d", {"style": "c3d"}, "stack, resnet; got 'c3d'"),
+        ("conv3d", {"depth": 50}, "10, 18, 34; got 50"),
+        ("conv3d", {"stem": "cifar"}, "video, small; got 'cifar'"),
         ("resnet", {"depth": 21, "stem": "cifar"}, "6n\\+2.*got 21"),
         ("resnet", {"depth": 20}, "18, 34, 50, 101, 152.*got 20"),
         ("resnet", {"shortcut": "D"}, "A, B or C; got 'D'"),
@@ -206,3 +273,81 @@ def test_an_identity_block_passes_its_input_on_when_its_weights_are_zero():
 def test_a_size_that_does_not_exist_is_refused(name, arguments, message):
     with pytest.raises(ValueError, match=message):
         build(name, **arguments)
+
+
+@pytest.fixture(scope="module")
+def seq2seq():
+    keras.utils.set_random_seed(0)
+    return build("conv_seq2seq", source_words=30, target_words=20, length=12, width=0.1)
+
+
+def test_the_decoder_does_not_see_the_future(seq2seq):
+    source, target = np.arange(4, 10)[None], np.arange(4, 12)[None]
+    changed = np.where(np.arange(8) < 5, target, 19)
+    before, after = (seq2seq.predict([source, tokens], verbose=0) for tokens in (target, changed))
+    np.testing.assert_array_equal(before[:, :5], after[:, :5])
+    assert (before[:, 5:] != after[:, 5:]).any(axis=-1).all()
+
+
+def test_token_by_token_the_decoder_gives_what_it_gives_at_once(seq2seq):
+    rng = np.random.default_rng(0)
+    source, target = rng.integers(4, 30, (3, 7)), rng.integers(4, 20, (3, 12))
+    source[1, 5:] = 0
+    whole = seq2seq.predict([source, target], verbose=0)
+    encoder, decoder = seq2seq.get_layer("encoder"), seq2seq.get_layer("decoder")
+    seen = encoder.predict(source, verbose=0)
+    past = [np.zeros((3, *layer.shape[1:])) for layer in decoder.inputs[5:]]
+    for step in range(12):
+        place = np.full((3, 1), step)
+        logits, attention, *past = decoder.predict([target[:, step : step + 1], place, *seen, *past], verbose=0)
+        np.testing.assert_allclose(logits[:, 0], whole[:, step], atol=1e-5)
+        np.testing.assert_allclose(attention.sum(axis=-1), 1, rtol=1e-5)
+        assert (attention[1, 0, 5:] == 0).all()  # of filling
+
+
+def test_filling_changes_no_answer(seq2seq):
+    rng = np.random.default_rng(0)
+    short = rng.integers(4, 30, (2, 5))
+    filled = np.pad(short, ((0, 0), (0, 7)))
+    model = build("text_cnn", **SMALL["text_cnn"], classes=3)
+    np.testing.assert_allclose(model.predict(short, verbose=0), model.predict(filled, verbose=0), atol=1e-6)
+    target = rng.integers(4, 20, (2, 6))
+    before = seq2seq.predict([short, target], verbose=0)
+    after = seq2seq.predict([filled, np.pad(target, ((0, 0), (0, 10)))], verbose=0)
+    np.testing.assert_allclose(before, after[:, :6], atol=1e-5)
+
+
+def test_it_does_not_matter_where_the_decisive_words_stand():
+    model = build("text_cnn", **SMALL["text_cnn"], classes=3)
+    phrase = [7, 11, 13, 9, 17]  # alone among unknown words of one vector
+    sentences = np.full((16, 20), 1)
+    for place, sentence in enumerate(sentences):
+        sentence[place : place + 5] = phrase
+    found = model.predict(sentences, verbose=0)
+    np.testing.assert_allclose(found[4:12], found[[8] * 8], atol=1e-6)  # all windows on it lie within
+    features = keras.Model(model.input, model.get_layer("features").output).predict(sentences, verbose=0)
+    np.testing.assert_allclose(features[4:12], features[[8] * 8], atol=1e-6)
+    other = np.where(sentences == 7, 8, sentences)
+    assert (np.abs(model.predict(other, verbose=0) - found) > 1e-6).any(axis=1).all()
+
+
+def test_gated_linear_units_and_residuals_are_those_of_the_paper():
+    module = import_module("stages.train.architectures.conv_seq2seq")
+    x = np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float32)
+    np.testing.assert_allclose(module.glu(x), x[..., :4] / (1 + np.exp(-x[..., 4:])), rtol=1e-5)
+    assert math.sqrt(0.5) == module.HALF
+    # Section 3.5: blocks keep the variance of what goes through them.
+    keras.utils.set_random_seed(1)
+    tokens = np.random.default_rng(0).integers(4, 3000, (8, 40))
+    encoder = module.encoder_network(3000, 40, 8, 256, 256, 3, 0.0, 1)
+    layers = [layer.output for layer in encoder.layers if layer.name == "in"]
+    first, (keys, *_) = keras.Model(encoder.input, [layers[0], encoder.outputs])(tokens)
+    assert 0.4 < float(np.var(keys)) / float(np.var(first)) < 2.5
+
+
+def test_the_largest_norm_and_dropout_of_kim_are_there():
+    model = build("text_cnn", words=30, classes=2)
+    output = model.get_layer("output")
+    assert output.kernel_constraint.max_value == 3
+    assert [layer.rate for layer in model.layers if isinstance(layer, keras.layers.Dropout)] == [0.5]
+    assert not build("text_cnn", words=30, classes=2, static=True).get_layer("embedding").trainable

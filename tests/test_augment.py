@@ -122,9 +122,9 @@ def test_a_copy_is_the_same_whatever_stands_beside_it():
     pictures = np.random.default_rng(0).integers(0, 256, (40, 20, 17, 3), np.uint8)
     keys, mirrored = [b"%d" % number for number in range(40)], np.arange(40) % 2 == 0
     changes = {"shift": 3, "rotate": 20, "scale": 0.2, "elastic": 1.5, "smoothness": 3, "erase": 0.2, "noise": 8}
-    together = _change((pictures, mirrored, keys), changes)
+    together = _change((pictures, mirrored, keys), "images", changes)
     for rows in ([7], [39, 0, 7], np.arange(1, 40, 2)):
-        alone = _change((pictures[rows], mirrored[rows], [keys[row] for row in rows]), changes)
+        alone = _change((pictures[rows], mirrored[rows], [keys[row] for row in rows]), "images", changes)
         np.testing.assert_array_equal(alone, together[rows])
 
 

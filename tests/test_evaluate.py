@@ -28,7 +28,7 @@ def test_accuracy_has_the_wilson_interval_of_the_textbook():
 def test_scores_are_those_by_hand():
     scores = classification.scores(LABELS, PROBABILITIES)
     assert scores["accuracy"] == 0.8
-    assert scores["majority"] == 0.8
+    assert scores["baseline"] == 0.8
     assert scores["macro_f1"] == pytest.approx((7 / 8 + 1 / 2) / 2)  # F1 = 2 tp / (2 tp + fp + fn)
     assert scores["log_loss"] == pytest.approx(-(8 * np.log(0.8) + 2 * np.log(0.1)) / 10)
 
@@ -76,8 +76,9 @@ def test_writes_scores_of_the_test_split_with_one_row_per_example(evaluated):
     assert set(table["path"]) == set(manifest.loc[manifest["split"] == "test", "path"])
     assert (table["path"].str.split("/").str[0] == table["label"]).all()
     assert (np.stack(table["probabilities"]).max(axis=1) == table["probability"]).all()
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "classes.csv", "confusion.csv", "confusion.png", "curves.png", "metrics.json", "predictions.parquet",
+    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*")) == [
+        "example.npz", "metrics.json", "plots/confusion.png", "plots/curves.png", "predictions.parquet",
+        "tables/classes.csv", "tables/confusion.csv", "tables/errors.csv",
     ]  # fmt: skip
 
 
@@ -87,8 +88,10 @@ def test_scores_and_pictures_reach_the_run_of_the_training(evaluated):
     client = tracking._connect()
     run = client.get_run(facts["run_id"])
     assert run.data.metrics["test_accuracy"] == metrics["accuracy"]
-    assert run.data.metrics["val_log_loss"] == metrics["val_log_loss"]
-    assert "evaluate/confusion.png" in [file.path for file in client.list_artifacts(facts["run_id"], "evaluate")]
+    assert run.data.metrics["val_accuracy"] == metrics["val_accuracy"]
+    assert "evaluate/plots/confusion.png" in [
+        file.path for file in client.list_artifacts(facts["run_id"], "evaluate/plots")
+    ]
 
 
 def test_a_model_trained_elsewhere_gets_one_run_here(evaluated):

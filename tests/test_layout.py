@@ -13,7 +13,10 @@ from stages import params
 
 DVC = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
 LOCKS = ("requirements.lock", "requirements-gpu.lock", "requirements-benchmarks.lock")
-SHARED = {"checksums", "compute", "errors", "params", "progress", "shards", "tracking", "verify", "workers"}
+SHARED = {
+    "beam", "checksums", "compute", "errors", "params", "predictor", "progress", "scores", "shards", "tokens",
+    "tracking", "verify", "workers",
+}  # fmt: skip
 
 
 def test_a_folder_of_stages_is_a_stage_and_a_file_a_shared_tool():
@@ -55,7 +58,9 @@ def test_an_architecture_is_one_file_with_a_build_function_and_no_class(path):
     tree = ast.parse(path.read_text())
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     arguments = [argument.arg for argument in functions["build"].args.args]
-    assert arguments[:2] == ["input_shape", "classes"]
+    [kind] = [node.value.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "KIND"]
+    first = {"text": ["words", "classes"], "translation": ["source_words", "target_words"]}
+    assert arguments[:2] == first.get(kind, ["input_shape", "classes"])
     assert "width" in arguments
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
 

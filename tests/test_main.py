@@ -38,7 +38,7 @@ def test_the_shipped_params_pass(edited):
         (("train", "resnet", {"epochs": "many"}), ["epochs = 'many'", "integer"]),
         (("train", "resnet", {"optimizer": "adm"}), ["optimizer = 'adm'", "'sgd', 'adam' or 'adamw'"]),
         (("train", "resnet", {"learning_rate": float("nan")}), ["learning_rate", "finite"]),
-        (("train", "resnet", {"architecture": "resnext"}), ["'resnext'", "Architectures: alexnet, googlenet"]),
+        (("train", "resnet", {"architecture": "resnext"}), ["'resnext'", "Architectures: alexnet, char_cnn, conv3d"]),
         (("train", "resnet", {"sizes": {"deep": 3}}), ["resnet has no size deep", "depth, stem"]),
         (("train", "resnet", {"dataset": "digit"}), ["train.resnet", "ingest has no data set 'digit'", "digits"]),
         (("train", "vgg", {"dataset": "digits"}), ["train.vgg", "'architecture' is missing", "'epochs' is missing"]),

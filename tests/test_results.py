@@ -22,8 +22,8 @@ def finished(workspace):
             "evaluate",
             "metrics.json",
             {
-                "accuracy": 0.9876, "accuracy_low": 0.97, "accuracy_high": 0.993, "val_accuracy": 0.98,
-                "parameters": 61706,
+                "metric": "accuracy", "accuracy": 0.9876, "accuracy_low": 0.97, "accuracy_high": 0.993,
+                "val_accuracy": 0.98, "parameters": 61706,
             },
         ),
     ):  # fmt: skip

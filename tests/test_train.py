@@ -16,6 +16,7 @@ from stages.errors import ConfigurationError, DivergedError
 from stages.ingest.ingest import ingest
 from stages.shards import Shards, write_shards
 from stages.train import loop
+from stages.train.batches import Labelled
 from stages.train.train import train
 
 ENTRY = {"dataset": "bars", "architecture": "plain_cnn", "sizes": {"width": 0.1}, "epochs": 2, "learning_rate": 0.01}
@@ -37,8 +38,13 @@ def numbers(tmp_path):
     return Shards(tmp_path / "n")
 
 
+def labelled(shards, **settings):
+    settings = {"outputs": ["output"], "class_weights": np.ones(3, np.float32), "seed": None} | settings
+    return Labelled(shards, "image", **settings)
+
+
 def test_an_epoch_shows_every_example_once_in_an_order_of_its_own(numbers):
-    batches = loop.Batches(numbers, 3, 64, ["output"], np.ones(3, np.float32), seed=5)
+    batches = labelled(numbers, batch=64, seed=5)
     orders = []
     for epoch in (0, 1, 0):
         batches.reorder(epoch)
@@ -50,13 +56,13 @@ def test_an_epoch_shows_every_example_once_in_an_order_of_its_own(numbers):
 
 def test_every_output_is_given_the_labels_and_weights(numbers):
     weights = np.array([1, 2, 6], np.float32)
-    _, targets, found = loop.Batches(numbers, 3, 300, ["output", "auxiliary"], weights, None)[0]
+    _, targets, found = labelled(numbers, outputs=["output", "auxiliary"], class_weights=weights, batch=300)[0]
     assert set(targets) == set(found) == {"output", "auxiliary"}
     np.testing.assert_array_equal(found["output"], np.repeat(weights, [180, 90, 30]))
 
 
 def test_for_several_devices_the_last_batch_is_filled_up_with_what_does_not_count(numbers):
-    batches = loop.Batches(numbers, 3, 128, ["output"], np.ones(3, np.float32), None, devices=8)
+    batches = labelled(numbers, batch=128, devices=8)
     pictures, targets, weights = batches[2]  # 44 examples
     assert len(pictures) == len(targets) == len(weights) == 48
     assert weights.tolist() == [1] * 44 + [0] * 4
@@ -70,7 +76,8 @@ import numpy as np
 from stages.shards import Shards
 from stages.train import loop
 entry = json.loads(sys.argv[1])
-result = loop.fit(Shards("a"), Shards("b"), 3, **entry, title="t", log=lambda *_: None)
+takes = {"kind": "images", "array": "image", "classes": ["a", "b", "c"]}
+result = loop.fit(Shards("a"), Shards("b"), takes, **entry, title="t", log=lambda *_: None)
 print(json.dumps(result.history.to_dict("list")))
 loop.save(result.model, Path("model.keras"))
 import keras
@@ -87,6 +94,7 @@ def test_a_model_on_two_devices_is_the_one_on_one(workspace):
         write_shards(workspace / name, [{"image": pictures, "label": labels}])
     entry = {"architecture": "lenet5", "sizes": {}, "epochs": 2, "batch": 64, "optimizer": "sgd", "momentum": 0.9}
     entry |= {"learning_rate": 0.02, "weight_decay": 0.0, "schedule": "cosine", "warmup": 0, "milestones": []}
+    entry |= {"clip_norm": None, "ema": 0.0, "word_vectors": None}
     entry |= {"label_smoothing": 0.0, "class_weights": True, "patience": None, "seed": 0}  # LeNet-5 draws no numbers
     histories = []
     for devices in (1, 2):
@@ -102,7 +110,7 @@ def test_a_model_on_two_devices_is_the_one_on_one(workspace):
 
 def test_random_layers_are_seeded_from_seed_layer_and_epoch(numbers):
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dropout(0.5), keras.layers.Dropout(0.5)])
-    batches = loop.Batches(numbers, 3, 64, ["output"], np.ones(3), 0)
+    batches = labelled(numbers, batch=64, seed=0)
     states = {}
     for seed, epoch in ((0, 0), (0, 1), (1, 0)):
         callback = loop.EpochSeeds(batches, seed)
@@ -136,7 +144,7 @@ def test_weight_decay_shrinks_kernels_and_nothing_else(name):
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2), keras.layers.BatchNormalization()])
     model.layers[0].bias.assign([1.0, 1.0])
     model.layers[1].beta.assign([1.0, 1.0])
-    optimizer = loop.make_optimizer(name, 0.5, 0.9, 0.1)
+    optimizer = loop.make_optimizer(name, 0.5, 0.9, 0.1, None, 0.0)
     kernel = model.layers[0].kernel.numpy()
     optimizer.apply([np.zeros(w.shape, np.float32) for w in model.trainable_weights], model.trainable_weights)
     np.testing.assert_allclose(model.layers[0].kernel.numpy(), kernel * (1 - 0.5 * 0.1), rtol=1e-5)
@@ -163,9 +171,9 @@ def test_leaves_a_model_its_history_and_its_run(ready):
     assert {"git.commit", "git.dirty", "dataset", "stage"} <= set(run.data.tags)
     assert {tag for tag in run.data.tags if tag.startswith("input.")} == {
         "input.data/augment/bars/train/index.json", "input.data/ingest/bars/val/index.json",
-        "input.stages/compute.py", "input.stages/shards.py", "input.stages/train/__init__.py",
-        "input.stages/train/architectures/plain_cnn.py", "input.stages/train/loop.py",
-        "input.stages/train/progress.py", "input.stages/train/train.py",
+        "input.stages/compute.py", "input.stages/shards.py", "input.stages/tokens.py", "input.stages/train/__init__.py",
+        "input.stages/train/architectures/plain_cnn.py", "input.stages/train/batches.py", "input.stages/train/loop.py",
+        "input.stages/train/progress.py", "input.stages/train/train.py", "input.stages/train/vectors.py",
     }  # fmt: skip
     curve = tracking._connect().get_metric_history(facts["run_id"], "loss")
     np.testing.assert_allclose([point.value for point in curve], history["loss"])
@@ -228,7 +236,7 @@ def test_weights_that_overflow_in_the_last_step_are_not_kept(ready):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architecture": "lenet5", "sizes": {}}, r"lenet5 cannot be built for pictures of \(12, 12, 1\)"),
+        ({"architecture": "lenet5", "sizes": {}}, r"lenet5 cannot be built for input_shape = \(12, 12, 1\)"),
         ({"architecture": "resnet", "sizes": {"depth": 21, "stem": "cifar"}}, "depth must be 6n"),
         ({"architecture": "lenet6"}, "Architectures: alexnet"),
     ],
@@ -242,7 +250,7 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(ready, capsys):
     train("small", **ENTRY)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("train@small")]
     assert len(lines) == 2
-    for word in ("epoch 2/2", "loss", "accuracy", "val", "images/s", "left"):
+    for word in ("epoch 2/2", "loss", "accuracy", "val", "examples/s", "left"):
         assert word in lines[1]
 
 

@@ -4,10 +4,34 @@ The geometric ones compose a sampling grid - float32, shape (n, 2, height, width
 picture that each pixel of the result shows - so that any number of them costs one interpolation.
 """
 
+from typing import Any
+
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from stages.augment.draws import Draws
+
+ARRAY = "image"
+OPTIONS = ("shift", "rotate", "scale", "elastic", "smoothness", "flip", "erase", "noise")
+
+
+def change(pictures: np.ndarray, rng: Draws, **options: Any) -> np.ndarray:
+    """Returns changed copies of ``pictures``, uint8 of shape (n, height, width, channels).
+
+    Args:
+        pictures: uint8.
+        rng: source of the changes.
+        options: OPTIONS, as of ``augment``; but flip says of each picture whether it may be mirrored, shape (n,).
+    """
+    grid = identity(*pictures.shape[:3])
+    grid = elastic(grid, options["elastic"], options["smoothness"], rng)
+    grid = scale(grid, options["scale"], rng)
+    grid = rotate(grid, options["rotate"], rng)
+    grid = shift(grid, options["shift"], rng)
+    grid = flip(grid, options["flip"], rng)
+    pictures = resample(pictures, grid)
+    pictures = erase(pictures, options["erase"], rng)
+    return noise(pictures, options["noise"], rng)
 
 
 def identity(n: int, height: int, width: int) -> np.ndarray:

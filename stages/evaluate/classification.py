@@ -1,25 +1,83 @@
-"""Scores of a classifier. Labels are int of shape (n,), probabilities float of shape (n, classes)."""
+"""Evaluates a classifier. Labels are int of shape (n,), probabilities float of shape (n, classes)."""
+
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix, f1_score, log_loss, precision_recall_fscore_support, roc_auc_score
 from statsmodels.stats.proportion import proportion_confint
+
+from stages.evaluate import pictures
+from stages.predictor import Predictor
+from stages.shards import Shards
+
+ERRORS = 100  # of the most certain ones that are listed
+
+
+def assess(
+    predictor: Predictor, test: Shards, val: Shards, manifest: pd.DataFrame, target: Path, title: str
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Returns the metrics and one row per test example; writes tables and pictures to ``target``.
+
+    ``tables/``: classes.csv (precision, recall, F1), confusion.csv, errors.csv (wrong answers, the most certain first);
+    ``plots/confusion.png``.
+
+    Args:
+        predictor: the model.
+        test: test examples.
+        val: validation examples.
+        manifest: path, sha256 and label of the test examples, in their order.
+        target: folder with the folders tables and plots.
+        title: of pictures.
+    """
+    classes = predictor.classes
+    expected, probabilities = test.column("label"), predictor.probabilities(test)
+    found = scores(expected, probabilities)
+    val_found = scores(val.column("label"), predictor.probabilities(val))
+    metrics = {
+        "metric": "accuracy",
+        **found,
+        "val_accuracy": val_found["accuracy"],
+        "val_loss": val_found["log_loss"],
+    }
+    table = manifest.assign(predicted=np.asarray(classes)[probabilities.argmax(axis=1)])
+    table["correct"] = table["label"] == table["predicted"]
+    table["probability"] = probabilities.max(axis=1)
+    if predictor.kind == "text":
+        table["text"] = test.column("text")
+    wrong = table[~table["correct"]].sort_values("probability", ascending=False, kind="stable")
+    wrong.drop(columns=["sha256", "correct"]).head(ERRORS).to_csv(target / "tables/errors.csv", index=False)
+    table["probabilities"] = list(probabilities)
+    per_class(expected, probabilities, classes).to_csv(target / "tables/classes.csv", index=False)
+    counts = confusion(expected, probabilities, classes)
+    counts.to_csv(target / "tables/confusion.csv")
+    pictures.draw_confusion(counts, title).savefig(target / "plots/confusion.png")
+    return metrics, table
 
 
 def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | int]:
-    """Returns accuracy with its 95 % interval (Wilson 1927), macro F1, log loss, the majority's share, the number."""
+    """Returns the scores of a classifier.
+
+    accuracy with its 95 % interval (Wilson 1927); macro_f1; auc, the area under the ROC curve - of two classes the
+    second's, of more the mean of each against the rest (absent where a class has no example); log_loss; baseline, the
+    largest class's share; examples, their number.
+    """
     predicted, n = probabilities.argmax(axis=1), len(labels)
     right = int((predicted == labels).sum())
     exact = probabilities.astype(np.float64)
     exact /= exact.sum(axis=1, keepdims=True)  # float32 sums to 1 within 1e-6, scikit-learn wants 1e-8
     low, high = proportion_confint(right, n, alpha=0.05, method="wilson")
+    two = probabilities.shape[1] == 2
+    complete = len(np.unique(labels)) == probabilities.shape[1]
     return {
         "accuracy": right / n,
         "accuracy_low": float(low),
         "accuracy_high": float(high),
         "macro_f1": float(f1_score(labels, predicted, average="macro")),
+        **({"auc": float(roc_auc_score(labels, exact[:, 1] if two else exact, multi_class="ovr"))} if complete else {}),
         "log_loss": float(log_loss(labels, exact, labels=range(probabilities.shape[1]))),
-        "majority": int(np.bincount(labels).max()) / n,
+        "baseline": int(np.bincount(labels).max()) / n,
         "examples": n,
     }
 

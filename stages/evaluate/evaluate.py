@@ -4,68 +4,68 @@ import json
 import shutil
 from pathlib import Path
 
-import keras
 import numpy as np
 import pandas as pd
 
-from stages import compute, tracking
-from stages.evaluate import classification, pictures
-from stages.shards import Shards, read_json, read_sealed
+from stages import compute, scores, tracking
+from stages.evaluate import pictures
+from stages.predictor import Predictor
+from stages.shards import Shards, read_json
+
+EXAMPLES = {"translation": 2}  # stored with what the network gives for them; others: 32. Logits of pairs are large
 
 
 def evaluate(model: str, *, dataset: str) -> None:
     """Reads data/train/<dataset>/<model> and the val and test splits; writes data/evaluate/<dataset>/<model>.
 
-    ``metrics.json`` (``metric`` names the main one; the test's scores, and for the choice between models the
-    validation's), ``predictions.parquet`` (one row per test example), ``classes.csv`` (precision, recall, F1),
-    ``confusion.csv``, ``confusion.png`` and ``curves.png``. All of it also goes to the MLflow run of the training.
+    ``metrics.json``, ``predictions.parquet`` (one row per test example), ``tables/`` and ``plots/`` (see the file of
+    the kind), and ``example.npz`` (the network's inputs for some test examples, and what it gives for them). All of it
+    also goes to the MLflow run of the training.
+
+    ``metrics.json`` has for every kind of data: ``metric``, the name of the main one, say m; m, m_low, m_high (of the
+    test, with its 95 % interval), val_m and val_loss (for the choice between models), baseline (m without a model),
+    examples and parameters; and the other metrics of the kind.
 
     Args:
         model: an entry of train.
         dataset: its data set.
     """
     trained, source = Path("data/train", dataset, model), Path("data/ingest", dataset)
-    target = Path("data/evaluate", dataset, model)
-    about = read_sealed(source / "about.json")
+    target, title = Path("data/evaluate", dataset, model), f"{model} on {dataset}"
     facts = read_json(trained / "run.json")
     compute.prepare()
-    network = keras.saving.load_model(trained / "model.keras", compile=False)
-    test, val = Shards(source / "test"), Shards(source / "val")
-    expected, probabilities = test.column("label"), compute.predict(network, test)
-    scores = classification.scores(expected, probabilities)
-    val_scores = classification.scores(val.column("label"), compute.predict(network, val))
-    metrics = {
-        "metric": "accuracy",
-        **scores,
-        "val_accuracy": val_scores["accuracy"],
-        "val_log_loss": val_scores["log_loss"],
-        "parameters": facts["parameters"],
-    }
+    predictor = Predictor.load(trained)
+    if predictor.kind == "translation":
+        from stages.evaluate.translation import assess
+    else:
+        from stages.evaluate.classification import assess
 
+    test, val = Shards(source / "test"), Shards(source / "val")
     shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
+    for folder in ("tables", "plots"):
+        (target / folder).mkdir(parents=True)
+    metrics, table = assess(predictor, test, val, _manifest(source), target, title)
+    metrics["parameters"] = facts["parameters"]
     (target / "metrics.json").write_text(json.dumps(metrics, indent=1))
-    classes = about["classes"]
-    predictions(source, classes, probabilities).to_parquet(target / "predictions.parquet", index=False)
-    classification.per_class(expected, probabilities, classes).to_csv(target / "classes.csv", index=False)
-    confusion = classification.confusion(expected, probabilities, classes)
-    confusion.to_csv(target / "confusion.csv")
-    pictures.draw_confusion(confusion, f"{model} on {dataset}").savefig(target / "confusion.png")
-    pictures.draw_curves(pd.read_csv(trained / "history.csv"), f"{model} on {dataset}").savefig(target / "curves.png")
+    table.to_parquet(target / "predictions.parquet", index=False)
+    pictures.draw_curves(pd.read_csv(trained / "history.csv"), title).savefig(target / "plots/curves.png")
+    inputs = predictor.inputs(test[: EXAMPLES.get(predictor.kind, 32)])
+    output = np.asarray(predictor.network.predict_on_batch(inputs if len(inputs) > 1 else inputs[0]))
+    np.savez(target / "example.npz", *inputs, output=output)
     with tracking.reopened(facts):
         numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
-        tracking.log_metrics({f"test_{key}" if key in scores else key: value for key, value in numbers.items()})
+        validation = ("val_", "parameters", "baseline")
+        tracking.log_metrics(
+            {key if key.startswith(validation) else f"test_{key}": value for key, value in numbers.items()}
+        )
         tracking.log_files(target)
-    low, high = scores["accuracy_low"], scores["accuracy_high"]
-    print(f"{target}: test accuracy {scores['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})")
+    name = metrics["metric"]
+    value, low, high = (scores.shown(name, metrics[key]) for key in (name, f"{name}_low", f"{name}_high"))
+    print(f"{target}: test {name} {value} (95 % interval {low} to {high})")
 
 
-def predictions(source: Path, classes: list[str], probabilities: np.ndarray) -> pd.DataFrame:
-    """Returns one row per test example, in the order of the shards: raw file, label, prediction, probabilities."""
-    manifest = pd.read_parquet(source / "manifest.parquet", columns=["path", "sha256", "label", "split"])
-    table = manifest[manifest["split"] == "test"].drop(columns="split").reset_index(drop=True)
-    table["predicted"] = np.asarray(classes)[probabilities.argmax(axis=1)]
-    table["correct"] = table["label"] == table["predicted"]
-    table["probability"] = probabilities.max(axis=1)
-    table["probabilities"] = list(probabilities)
-    return table
+def _manifest(source: Path) -> pd.DataFrame:
+    """Returns path, sha256 and, if there are classes, label of the test examples, in the order of the shards."""
+    manifest = pd.read_parquet(source / "manifest.parquet")
+    columns = [column for column in ("path", "sha256", "label") if column in manifest]
+    return manifest.loc[manifest["split"] == "test", columns].reset_index(drop=True)

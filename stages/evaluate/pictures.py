@@ -35,3 +35,27 @@ def draw_curves(history: pd.DataFrame, title: str) -> Figure:
         axes.legend()
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     return figure
+
+
+def draw_attention(looked: list[tuple[list[str], list[str], np.ndarray]], title: str) -> Figure:
+    """Draws where the tokens of translations looked: one field per translation, a row per token, a column per source's.
+
+    Args:
+        looked: source tokens, translation's tokens and weights (translation's, source's) of each.
+        title: above all.
+
+    Source: Bahdanau et al. 2014, arXiv:1409.0473, figure 3.
+    """
+    sizes = [0.28 * len(source) + 1.6 for source, _, _ in looked]  # inches
+    height = 0.28 * max(len(tokens) for _, tokens, _ in looked) + 2.0
+    figure = Figure((min(30.0, sum(sizes)), min(20.0, height)), dpi=110, layout="constrained")
+    figure.suptitle(title)
+    for axes, (source, tokens, weights) in zip(
+        np.atleast_1d(figure.subplots(1, len(looked), width_ratios=sizes)), looked, strict=True
+    ):
+        axes.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        # A token may hold a sign that has a meaning in titles and labels.
+        axes.set_xticks(range(len(source)), [token.replace("$", r"\$") for token in source], rotation=90)
+        axes.set_yticks(range(len(tokens)), [token.replace("$", r"\$") for token in tokens])
+        axes.tick_params(labelsize=8)
+    return figure

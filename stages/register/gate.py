@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stages.scores import shown
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -13,34 +15,48 @@ class Decision:
     reason: str
 
 
+@dataclass(frozen=True)
+class Answers:
+    """How one model did on the test split.
+
+    Attributes:
+        value: of the main metric.
+        scores: of each example, shape (n,); see ``scores.of_examples``.
+    """
+
+    value: float
+    scores: np.ndarray
+
+
 def decide(
-    labels: np.ndarray,
-    challenger: np.ndarray,
-    champion: np.ndarray | None,
+    challenger: Answers,
+    champion: Answers | None,
     *,
-    majority: float,
+    metric: str,
+    baseline: float,
     min_gain: float,
     alone: str = "the first champion",
 ) -> Decision:
-    """Compares two classifiers on the same test examples.
+    """Compares two models on the same test examples.
 
     Args:
-        labels: the true classes, shape (n,).
-        challenger: its predicted classes, shape (n,).
-        champion: likewise, or None where there is no champion that can read these examples.
-        majority: share of the largest class; the first champion has to beat it.
-        min_gain: by how much the challenger's accuracy has to exceed the champion's; it has to be higher in any case.
+        challenger: the new one.
+        champion: the present one, or None where there is none that can read these examples.
+        metric: name of the main metric.
+        baseline: its value without a model, e.g. the share of the largest class; the first champion has to beat it.
+        min_gain: by how much the challenger has to exceed the champion; it has to be better in any case.
         alone: why there is no ``champion`` to compare with.
     """
-    new = float(np.mean(challenger == labels))
+    new = shown(metric, challenger.value)
     if champion is None:
-        text = f"accuracy {new:.2%} against {majority:.2%} by always answering the largest class"
-        return Decision(new > majority, f"{alone}: {text}" if new > majority else f"no better than chance: {text}")
-    old = float(np.mean(champion == labels))
-    won = int(np.sum((challenger == labels) & (champion != labels)))
-    lost = int(np.sum((challenger != labels) & (champion == labels)))
+        text = f"{metric} {new} against {shown(metric, baseline)} without a model"
+        beats = challenger.value > baseline
+        return Decision(beats, f"{alone}: {text}" if beats else f"no better than chance: {text}")
+    won, lost = (int(np.sum(sign * (challenger.scores - champion.scores) > 0)) for sign in (1, -1))
     text = (
-        f"accuracy {new:.2%} against the champion's {old:.2%} on the same {len(labels)} test examples (+{won} -{lost})"
+        f"{metric} {new} against the champion's {shown(metric, champion.value)} on the same "
+        f"{len(challenger.scores)} test examples (+{won} -{lost})"
     )
-    better = won > lost and won - lost >= min_gain * len(labels) - 1e-9  # 57 - 55 of 100 is a gain of 0.02
+    gain = challenger.value - champion.value
+    better = gain > 1e-9 and gain >= min_gain - 1e-9  # 0.57 - 0.55 is a gain of 0.02
     return Decision(better, f"better: {text}" if better else f"not better by min_gain = {min_gain}: {text}")

@@ -6,33 +6,37 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from ruamel.yaml import YAML
 
-from stages import params, tracking
+from stages import params, scores, tracking
 from stages.checksums import sha256
 from stages.errors import InputRefusedError, IntegrityError
-from stages.params import Share
+from stages.params import Amount
 from stages.register import gate
 from stages.shards import INDEX, Shards, read_json, read_sealed
 
-COMPARED = 32  # test examples on which the stored model has to repeat its predictions
-TOLERANCE = 1e-4  # of a probability; the same network on the same machine differs in the last bits of float32
+if TYPE_CHECKING:
+    import keras
+
+TOLERANCE = 1e-4  # of an answer, as a share of the largest; the same network differs in the last bits of float32
 
 
-def register(dataset: str, *, min_gain: Share = 0.0) -> None:
+def register(dataset: str, *, min_gain: Amount = 0.0) -> None:
     """Reads every evaluation of ``dataset``; writes data/register/<dataset>/decision.json.
 
-    The best is the model of the highest validation accuracy (then the lowest validation log loss), so that its test
-    accuracy stays an honest figure. It becomes a new version of the registered model ``dataset`` unless it is one
-    already; first the stored copy is loaded in a fresh process, without our code, and has to repeat the predictions
-    of evaluate. The alias ``champion`` goes to it if it beats the champion on the present test split.
+    The best is the model of the highest main metric on the validation split (then the lowest validation loss), so
+    that its test score stays an honest figure. It becomes a new version of the registered model ``dataset`` unless it
+    is one already; first the stored copy is loaded in a fresh process, without our code, and has to repeat what
+    evaluate saw. The alias ``champion`` goes to it if it beats the champion on the present test split.
 
     Args:
         dataset: a name in ingest.
-        min_gain: accuracy by which a challenger has to exceed the champion.
+        min_gain: by which a challenger has to exceed the champion, in the main metric: a share for accuracy, points of
+            100 for BLEU.
 
     Raises:
         InputRefusedError: no model of this data set was evaluated.
@@ -44,8 +48,7 @@ def register(dataset: str, *, min_gain: Share = 0.0) -> None:
     model, metrics = best(dataset)
     trained, evaluated = Path("data/train", dataset, model), Path("data/evaluate", dataset, model)
     facts = read_json(trained / "run.json")
-    about = read_sealed(Path("data/ingest", dataset, "about.json"))
-    classes = about["classes"]
+    kind, classes = (read_sealed(Path("data/ingest", dataset, "about.json"))[key] for key in ("kind", "classes"))
     test = Shards(Path("data/ingest", dataset, "test"))
     predictions = pd.read_parquet(evaluated / "predictions.parquet")
     digest = sha256(trained / "model.keras")
@@ -56,10 +59,7 @@ def register(dataset: str, *, min_gain: Share = 0.0) -> None:
         "model_sha256": digest,
         "test_sha256": sha256(test.folder / INDEX),
         "classes": json.dumps(classes),
-        # How a picture comes to the network's size: whoever predicts has to do the same.
-        "ingest": json.dumps(
-            {"kind": about["kind"], **{key: about["options"][key] for key in ("size", "mode", "fit")}}
-        ),
+        "kind": kind,
         **{f"evaluation.{key}": str(value) for key, value in metrics.items()},
         **{f"library.{name}": number for name, number in facts["libraries"].items()},
         **dependencies(f"train@{model}"),
@@ -69,11 +69,11 @@ def register(dataset: str, *, min_gain: Share = 0.0) -> None:
         import keras
 
         network = keras.saving.load_model(trained / "model.keras", compile=False)
-        example = test[:COMPARED]["image"]
-        expected = np.stack(predictions["probabilities"][:COMPARED])
+        with np.load(evaluated / "example.npz") as stored:
+            example, expected = [stored[name] for name in stored if name != "output"], stored["output"]
         with tracking.reopened(facts) as run_id:
-            address = tracking.log_model(network, example, expected)
-            reload(address, example, expected)
+            address = tracking.log_model(network, example, expected, trained / "input.json")
+            reload(address, named(network, example), expected)
         version = tracking.add_version(dataset, address, run_id, tags, text)
         print(f"registered {dataset} version {version.version}: {model}")
     else:
@@ -84,15 +84,14 @@ def register(dataset: str, *, min_gain: Share = 0.0) -> None:
     if holder is not None and holder.version == version.version:
         decision = gate.Decision(True, json.loads(holder.tags.get("decision", '"already champion"')))
     else:
-        labels = test.column("label")
-        challenger = np.stack(predictions["probabilities"]).argmax(axis=1)
+        expected = predictions[scores.TRUTHS[kind]].to_numpy(object)
         decision = gate.decide(
-            labels,
-            challenger,
-            None if holder is None else answers(holder, test, classes),
-            majority=metrics["majority"],
+            answered(kind, expected, predictions["predicted"].to_numpy(object)),
+            None if holder is None else champions(holder, test, kind, expected),
+            metric=metrics["metric"],
+            baseline=metrics["baseline"],
             min_gain=min_gain,
-            alone="the first champion" if holder is None else f"version {holder.version} cannot read such pictures",
+            alone="the first champion" if holder is None else f"version {holder.version} cannot read such examples",
         )
         tracking.describe_version(version, {"decision": json.dumps(decision.reason)})
         if decision.promote:
@@ -124,23 +123,32 @@ def best(dataset: str) -> tuple[str, dict]:
             found[model] = read_json(file)
     if not found:
         raise InputRefusedError(f"no model of {dataset} was evaluated; params.yaml lists {params.models(dataset)}.")
-    return max(found.items(), key=lambda item: (item[1]["val_accuracy"], -item[1]["val_log_loss"]))
+    return max(found.items(), key=lambda item: (item[1][f"val_{item[1]['metric']}"], -item[1]["val_loss"]))
 
 
-def reload(address: str, example: np.ndarray, expected: np.ndarray) -> None:
+def named(network: "keras.Model", example: list[np.ndarray]) -> np.ndarray | dict[str, np.ndarray]:
+    """Returns the inputs of a network as it takes them: by their names, if there are several."""
+    if len(example) == 1:
+        return example[0]
+    return {one.name: array for one, array in zip(network.inputs, example, strict=True)}
+
+
+def reload(address: str, example: np.ndarray | dict[str, np.ndarray], expected: np.ndarray) -> None:
     """Loads a stored model in a fresh process by MLflow's own command, and compares what it predicts.
 
     Args:
         address: of the model in MLflow.
-        example: inputs, shape (n, ...).
-        expected: probabilities, shape (n, classes).
+        example: inputs, shape (n, ...), or several by name.
+        expected: what evaluate saw for them.
 
     Raises:
-        IntegrityError: the process failed, or a probability differs by more than TOLERANCE.
+        IntegrityError: the process failed, or an answer differs by more than TOLERANCE.
     """
     with tempfile.TemporaryDirectory() as scratch:
         asked, answered = Path(scratch, "inputs.json"), Path(scratch, "predictions.json")
-        asked.write_text(json.dumps({"inputs": example.tolist()}))
+        several = isinstance(example, dict)
+        inputs = {name: array.tolist() for name, array in example.items()} if several else example.tolist()
+        asked.write_text(json.dumps({"inputs": inputs}))
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "mlflow", "models", "predict", "--env-manager", "local"),
@@ -155,24 +163,29 @@ def reload(address: str, example: np.ndarray, expected: np.ndarray) -> None:
         if done.returncode:
             raise IntegrityError(f"{address} does not load in a fresh process: {done.stderr.strip()[-2000:]}")
         found = np.asarray(json.loads(answered.read_text())["predictions"], np.float64)
-    if found.shape != expected.shape or not np.allclose(found, expected, rtol=0, atol=TOLERANCE):
-        raise IntegrityError(f"{address}, loaded in a fresh process, predicts other probabilities than evaluate saw.")
+    if found.shape != expected.shape or not np.allclose(
+        found, expected, rtol=0, atol=TOLERANCE * max(1, abs(expected).max())
+    ):
+        raise IntegrityError(f"{address}, loaded in a fresh process, answers otherwise than evaluate saw.")
 
 
-def answers(holder: tracking.ModelVersion, test: Shards, classes: list[str]) -> np.ndarray | None:
-    """Returns the classes, as numbers of ``classes``, that a registered version predicts for ``test``.
+def answered(kind: str, expected: np.ndarray, answers: np.ndarray) -> gate.Answers:
+    """Returns how the ``answers`` score; both are names of classes or texts, objects of shape (n,)."""
+    return gate.Answers(scores.main(kind, expected, answers), scores.of_examples(kind, expected, answers))
 
-    It may have been trained on other classes: its answers are compared by name, and -1 stands for a name that the data
-    set has no more. None: it cannot read pictures of this shape.
+
+def champions(holder: tracking.ModelVersion, test: Shards, kind: str, expected: np.ndarray) -> gate.Answers | None:
+    """Returns how a registered version does on ``test``; None: it cannot read these examples.
+
+    It may have been trained on other classes: its answers are compared by name.
     """
-    from stages import compute  # imports Keras; see register
+    from stages.predictor import Predictor  # imports Keras; see register
 
-    network = tracking.load_model(f"models:/{holder.name}/{holder.version}")
-    if network.input_shape[1:] != test.shape("image"):
+    network, takes = tracking.load_model(holder.source)
+    if takes is None or takes["kind"] != kind:
         return None
-    found = compute.predict(network, test).argmax(axis=1)
-    names = json.loads(holder.tags["classes"])
-    return np.array([classes.index(name) if name in classes else -1 for name in names])[found]
+    predictor = Predictor(network, takes)
+    return answered(kind, expected, predictor.answers(test)) if predictor.reads(test) else None
 
 
 def dependencies(stage: str, lock: Path = Path("dvc.lock")) -> dict[str, str]:
@@ -187,8 +200,9 @@ def dependencies(stage: str, lock: Path = Path("dvc.lock")) -> dict[str, str]:
 
 def description(model: str, facts: dict, metrics: dict) -> str:
     """Returns the registry's line about a version."""
+    name = metrics["metric"]
+    value, low, high = (scores.shown(name, metrics[key]) for key in (name, f"{name}_low", f"{name}_high"))
     return (
-        f"{model} ({facts['architecture']}, {facts['parameters']:,} parameters): test accuracy "
-        f"{metrics['accuracy']:.2%} (95 % interval {metrics['accuracy_low']:.2%} to {metrics['accuracy_high']:.2%}, "
-        f"{metrics['examples']} examples); trained in {facts['seconds']:.0f} s."
+        f"{model} ({facts['architecture']}, {facts['parameters']:,} parameters): test {name} {value} (95 % interval "
+        f"{low} to {high}, {metrics['examples']} examples); trained in {facts['seconds']:.0f} s."
     )

@@ -1,11 +1,12 @@
 """The one training loop, for every architecture and every Keras backend."""
 
+import inspect
 import json
 import math
 import platform
 import re
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -15,10 +16,14 @@ from typing import Any
 import keras
 import numpy as np
 import pandas as pd
+from keras import ops
 
 from stages import compute
 from stages.errors import ConfigurationError, DivergedError
 from stages.shards import Shards
+from stages.tokens import Vocabulary
+from stages.train import vectors
+from stages.train.batches import Batches, Labelled, Pairs, encoded
 from stages.train.progress import Progress
 
 
@@ -27,58 +32,35 @@ class Result:
     """What a training leaves.
 
     Attributes:
-        model: maps pictures to probabilities; auxiliary outputs and the optimizer are gone.
+        model: maps examples to probabilities, or pairs to logits; auxiliary outputs and the optimizer are gone.
         history: one row per epoch: epoch, loss, accuracy, val_loss, val_accuracy, learning_rate.
         parameters: trainable ones of ``model``.
-        images_per_second: in training, without validation.
+        examples_per_second: in training, without validation.
     """
 
     model: keras.Model
     history: pd.DataFrame
     parameters: int
-    images_per_second: float
+    examples_per_second: float
 
 
-class Batches(keras.utils.PyDataset):
-    """Batches in an order that follows from (seed, epoch) alone, so that a training can be repeated and resumed.
+class TokenCrossentropy(keras.losses.Loss):
+    """Cross-entropy of the next token, given logits (n, steps, words): the mean over all tokens, weighted.
 
-    Each is (pictures uint8 (n, height, width, channels), one-hot labels (n, classes), weights (n,)); where the model
-    has several outputs, the labels are given once for each. For several devices n is a multiple of them: the last
-    batch is filled up with examples of weight 0, as a device without an example fails.
+    Args:
+        smoothing: share of the target probability that is spread over all words.
+
+    Source: Szegedy et al. 2015, arXiv:1512.00567, section 7.
     """
 
-    def __init__(
-        self,
-        shards: Shards,
-        classes: int,
-        batch: int,
-        outputs: Sequence[str],
-        weights: np.ndarray,
-        seed: int | None,
-        devices: int = 1,
-    ) -> None:
-        super().__init__()
-        self._devices = devices
-        self._shards, self._batch, self._outputs, self._weights, self._seed = shards, batch, outputs, weights, seed
-        self._one_hot = np.eye(classes, dtype=np.float32)
-        self._order = np.arange(len(shards))
+    def __init__(self, smoothing: float) -> None:
+        super().__init__(name="loss", reduction="mean_with_sample_weight")
+        self._smoothing = smoothing
 
-    def __len__(self) -> int:
-        return math.ceil(len(self._shards) / self._batch)
-
-    def __getitem__(self, number: int) -> tuple:
-        chosen = self._order[number * self._batch : (number + 1) * self._batch]
-        filling = -len(chosen) % self._devices
-        block = self._shards[np.concatenate([chosen, np.resize(chosen, filling)])]
-        target, weight = self._one_hot[block["label"]], self._weights[block["label"]]
-        weight[len(chosen) :] = 0
-        if len(self._outputs) == 1:
-            return block["image"], target, weight
-        return block["image"], dict.fromkeys(self._outputs, target), dict.fromkeys(self._outputs, weight)
-
-    def reorder(self, epoch: int) -> None:
-        """Shuffles for one epoch."""
-        self._order = np.random.default_rng([self._seed, epoch]).permutation(len(self._shards))
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        right = ops.take_along_axis(y_pred, ops.cast(y_true, "int32")[..., None], axis=-1)[..., 0]
+        spread = self._smoothing * ops.mean(y_pred, axis=-1) if self._smoothing else 0.0
+        return ops.logsumexp(y_pred, axis=-1) - (1 - self._smoothing) * right - spread
 
 
 class EpochSeeds(keras.callbacks.Callback):
@@ -90,11 +72,17 @@ class EpochSeeds(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._batches.reorder(epoch)
-        for number, layer in enumerate(self.model.layers):
+        for number, layer in enumerate(_layers(self.model)):
             generator = getattr(layer, "seed_generator", None)
             if generator is not None:
                 word = np.random.SeedSequence([self._seed, number, epoch]).generate_state(1)[0] >> 1  # 31 bits
                 generator.state.assign(np.array([word, 0]))
+
+
+def _layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """Yields all layers, also those of models within the model."""
+    for layer in model.layers:
+        yield from _layers(layer) if isinstance(layer, keras.Model) else [layer]
 
 
 class StopAtNaN(keras.callbacks.Callback):
@@ -125,7 +113,7 @@ class StopAtNaN(keras.callbacks.Callback):
 def fit(
     data: Shards,
     val: Shards,
-    classes: int,
+    takes: dict[str, Any],
     *,
     architecture: str,
     sizes: dict[str, Any],
@@ -135,6 +123,8 @@ def fit(
     learning_rate: float,
     momentum: float,
     weight_decay: float,
+    clip_norm: float | None,
+    ema: float,
     schedule: str,
     warmup: float,
     milestones: list[float],
@@ -142,6 +132,7 @@ def fit(
     class_weights: bool,
     patience: int | None,
     devices: int,
+    word_vectors: Path | None,
     seed: int,
     title: str,
     log: Callable[[dict[str, float], int], None],
@@ -151,7 +142,7 @@ def fit(
     Args:
         data: training examples.
         val: validation examples.
-        classes: number of classes.
+        takes: what the model takes and what it means; see ``inputs``.
         title: what the progress display calls this training.
         log: is given each epoch's row of the history, and the speed, as (numbers, epoch).
     """
@@ -161,35 +152,47 @@ def fit(
     module = import_module(f"stages.train.architectures.{architecture}")
     loss_weights = getattr(module, "LOSS_WEIGHTS", {"output": 1.0})
     heads = {"heads": True} if len(loss_weights) > 1 else {}
+    translates = takes["kind"] == "translation"
+    given = _given(data, takes)
+    given = {name: given[name] for name in inspect.signature(module.build).parameters if name in given}
     with compute.distributed(devices):
         try:
-            model = module.build(input_shape=data.shape("image"), classes=classes, **heads, **sizes)
+            model = module.build(**given, **heads, **sizes)
         except (ValueError, TypeError) as error:
+            known = ", ".join(f"{name} = {value}" for name, value in given.items())
             raise ConfigurationError(
-                f"{architecture} cannot be built for pictures of {data.shape('image')} with the sizes {sizes}: {error}"
+                f"{architecture} cannot be built for {known} with the sizes {sizes}: {error}"
             ) from error
+        if word_vectors is not None:
+            vectors.load(word_vectors, model.get_layer("embedding"), Vocabulary.from_json(takes["text"]))
         served = keras.Model(model.input, model.output["output"] if heads else model.output, name=model.name)
 
         steps = math.ceil(len(data) / batch)
         rate = learning_rates(schedule, learning_rate, epochs * steps, round(warmup * steps), milestones)
-        loss = keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing)
-        accuracy = keras.metrics.CategoricalAccuracy(name="accuracy")
+        if translates:
+            loss = TokenCrossentropy(label_smoothing)
+            accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+        else:
+            loss = keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing)
+            accuracy = keras.metrics.CategoricalAccuracy(name="accuracy")
+        weighted = translates or devices > 1  # so that examples and tokens of weight 0 do not count
         model.compile(
-            make_optimizer(optimizer, rate, momentum, weight_decay),
+            make_optimizer(optimizer, rate, momentum, weight_decay, clip_norm, ema),
             loss=dict.fromkeys(loss_weights, loss) if heads else loss,
             loss_weights=loss_weights if heads else None,
-            # Weighted, so that examples of weight 0 do not count.
-            **{"weighted_metrics" if devices > 1 else "metrics": {"output": [accuracy]} if heads else [accuracy]},
+            **{"weighted_metrics" if weighted else "metrics": {"output": [accuracy]} if heads else [accuracy]},
             jit_compile=compute.compilation(),
         )
-        outputs, even = list(loss_weights), np.ones(classes, np.float32)
-        counts = np.bincount(data.column("label"), minlength=classes)
-        balanced = (len(data) / (classes * np.maximum(counts, 1))).astype(np.float32)
-        batches = Batches(data, classes, batch, outputs, balanced if class_weights else even, seed, devices)
-        checks = Batches(val, classes, batch, outputs, even, None, devices)
+        batches, checks = (
+            _batches(split, takes, model, list(loss_weights), class_weights and order is not None, batch=batch,
+                     seed=order, devices=devices)
+            for split, order in ((data, seed), (val, None))
+        )  # fmt: skip
 
         progress = Progress(title, epochs, len(data), steps, log, model.optimizer)
-        callbacks = [EpochSeeds(batches, seed), StopAtNaN(), progress]
+        # The averaged weights are in the model first: what follows looks at them.
+        callbacks = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)] if ema else []
+        callbacks += [EpochSeeds(batches, seed), StopAtNaN(), progress]
         if patience is not None:
             monitor = "val_output_loss" if heads else "val_loss"
             callbacks.append(
@@ -200,7 +203,37 @@ def fit(
         finally:
             progress.close()
     parameters = sum(math.prod(weight.shape) for weight in served.trainable_weights)
-    return Result(served, pd.DataFrame(progress.rows), parameters, progress.images_per_second)
+    return Result(served, pd.DataFrame(progress.rows), parameters, progress.examples_per_second)
+
+
+def _given(data: Shards, takes: dict[str, Any]) -> dict[str, Any]:
+    """Returns what follows from the data of the arguments that an architecture may have."""
+    if takes["kind"] == "translation":
+        words = {f"{side}_words": len(Vocabulary.from_json(takes[side])) for side in ("source", "target")}
+        return words | {"length": takes["length"]}
+    given = {"classes": len(takes["classes"])}
+    if takes["kind"] == "text":
+        return given | {"words": len(Vocabulary.from_json(takes["text"])), "length": takes["length"]}
+    return given | {"input_shape": data.shape(takes["array"])}
+
+
+def _batches(
+    split: Shards, takes: dict[str, Any], model: keras.Model, outputs: list[str], balanced: bool, **settings: Any
+) -> Batches:
+    if takes["kind"] == "translation":
+        sides = (
+            encoded(split, side, Vocabulary.from_json(takes[side]), takes["length"]) for side in ("source", "target")
+        )
+        return Pairs(*sides, **settings)
+    classes = len(takes["classes"])
+    weights = np.ones(classes, np.float32)
+    if balanced:
+        counts = np.bincount(split.column("label"), minlength=classes)
+        weights = (len(split) / (classes * np.maximum(counts, 1))).astype(np.float32)
+    if takes["kind"] == "text":
+        tokens = encoded(split, "text", Vocabulary.from_json(takes["text"]), takes["length"])
+        settings |= {"tokens": tokens, "length": model.input_shape[1]}
+    return Labelled(split, takes.get("array"), outputs=outputs, class_weights=weights, **settings)
 
 
 def learning_rates(
@@ -224,15 +257,18 @@ def learning_rates(
     return highest
 
 
-def make_optimizer(name: str, rate: Any, momentum: float, weight_decay: float) -> keras.optimizers.Optimizer:
+def make_optimizer(
+    name: str, rate: Any, momentum: float, weight_decay: float, clip_norm: float | None, ema: float
+) -> keras.optimizers.Optimizer:
     """Returns an optimizer of the given name; decay spares biases and normalisation."""
     decay = weight_decay or None
+    others = {"global_clipnorm": clip_norm, "use_ema": ema > 0, "ema_momentum": ema}
     if name == "sgd":
-        optimizer = keras.optimizers.SGD(rate, momentum, nesterov=momentum > 0, weight_decay=decay)
+        optimizer = keras.optimizers.SGD(rate, momentum, nesterov=momentum > 0, weight_decay=decay, **others)
     elif name == "adam":
-        optimizer = keras.optimizers.Adam(rate, weight_decay=decay)
+        optimizer = keras.optimizers.Adam(rate, weight_decay=decay, **others)
     else:
-        optimizer = keras.optimizers.AdamW(rate, weight_decay=weight_decay)
+        optimizer = keras.optimizers.AdamW(rate, weight_decay=weight_decay, **others)
     if decay:
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer

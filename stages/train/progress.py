@@ -13,11 +13,11 @@ PLAIN_SECONDS = 20  # between two plain lines within an epoch
 
 
 class Progress(keras.callbacks.Callback):
-    """Epoch, step, loss, accuracy, images/s and time left; also gathers the history.
+    """Epoch, step, loss, accuracy, examples/s and time left; also gathers the history.
 
     Attributes:
         rows: one per finished epoch: epoch, loss, accuracy, val_loss, val_accuracy, learning_rate.
-        images_per_second: over all steps but the first, which builds the graph.
+        examples_per_second: over all steps but the first, which builds the graph.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Progress(keras.callbacks.Callback):
         self._line_at = self._started = self._step_at = 0.0
 
     @property
-    def images_per_second(self) -> float:
+    def examples_per_second(self) -> float:
         """Speed of training so far; 0 before the second step."""
         return self._done * self._examples / self._steps / self._busy if self._busy else 0.0
 
@@ -78,10 +78,10 @@ class Progress(keras.callbacks.Callback):
         row |= {key: logs[key] for key in ("loss", "accuracy", "val_loss", "val_accuracy")}
         row |= {"learning_rate": float(keras.ops.convert_to_numpy(rate))}
         self.rows.append(row)
-        self._log(row | {"images_per_second": self.images_per_second}, epoch + 1)
+        self._log(row | {"examples_per_second": self.examples_per_second}, epoch + 1)
         self._say(
             f"epoch {epoch + 1}/{self._epochs}  loss {logs['loss']:.4f}  accuracy {logs['accuracy']:.2%}  "
-            f"val {logs['val_accuracy']:.2%}  {self.images_per_second:,.0f} images/s  {self._left()} left"
+            f"val {logs['val_accuracy']:.2%}  {self.examples_per_second:,.0f} examples/s  {self._left()} left"
         )
 
     def close(self) -> None:
@@ -92,7 +92,7 @@ class Progress(keras.callbacks.Callback):
         loss, accuracy = (logs.get(f"output_{key}", logs.get(key, math.nan)) for key in ("loss", "accuracy"))
         return (
             f"epoch {self._epoch + 1}/{self._epochs}  step {step}/{self._steps}  loss {float(loss):.4f}  "
-            f"accuracy {float(accuracy):.2%}  {self.images_per_second:,.0f} images/s  {self._left()} left"
+            f"accuracy {float(accuracy):.2%}  {self.examples_per_second:,.0f} examples/s  {self._left()} left"
         )
 
     def _left(self) -> str:

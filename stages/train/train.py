@@ -11,13 +11,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from stages import tracking
 from stages.checksums import sha256
 from stages.errors import ConfigurationError
-from stages.params import Amount, Positive, Seed, Share
+from stages.params import Above, Amount, Positive, Seed, Share
 from stages.shards import INDEX, Shards, read_sealed
+from stages.tokens import Unit, Vocabulary
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
+ARRAYS = {"images": "image", "volumes": "volume"}  # kind -> array of the shards
+READING = ("tokens", "vocabulary", "min_count", "length")  # arguments that say how texts are read
+# Arguments of ``build`` that are no sizes: they follow from the data or from the training.
+FOLLOWS = ("input_shape", "classes", "heads", "words", "source_words", "target_words", "length")
 
 
 def train(
@@ -32,6 +39,8 @@ def train(
     optimizer: Literal["sgd", "adam", "adamw"] = "adam",
     momentum: Share = 0.9,
     weight_decay: Amount = 0.0,
+    clip_norm: Above | None = None,
+    ema: Share = 0.0,
     schedule: Literal["constant", "step", "cosine"] = "cosine",
     warmup: Amount = 0.0,
     milestones: list[Share] = [0.5, 0.75],  # noqa: B006
@@ -39,12 +48,19 @@ def train(
     class_weights: bool = False,
     patience: Positive | None = None,
     devices: Positive = 1,
+    tokens: Unit = "words",
+    vocabulary: Positive | None = None,
+    min_count: Positive = 1,
+    length: Positive | None = None,
+    word_vectors: Path | None = None,
     seed: Seed = 0,
 ) -> None:
     """Trains ``architecture`` on the augmented training split; writes data/train/<dataset>/<model>.
 
-    ``model.keras`` (one input, one output, no optimizer; loads without our code), ``history.csv`` (per epoch), and
-    ``run.json`` (the MLflow run, sizes and seconds). Equal entries, data, code and machine give an equal model.
+    ``model.keras`` (no optimizer; loads without our code), ``input.json`` (what it takes: how a picture comes to its
+    size, a text to tokens; what its answers mean), ``history.csv`` (per epoch), and ``run.json`` (the MLflow run, sizes
+    and seconds). Equal entries, data, code and machine give an equal model. What an entry does not say, its
+    architecture's ``PRESET`` does, then the defaults here.
 
     Args:
         model: name of the entry in params.yaml.
@@ -52,12 +68,15 @@ def train(
         architecture: a file of ``architectures/``.
         epochs: passes over the augmented training split.
         learning_rate: the largest of the schedule, per step.
-        sizes: arguments of the architecture's ``build``, without input_shape, classes and heads.
+        sizes: arguments of the architecture's ``build``, without those that follow from the data.
         batch: examples per step.
         optimizer: sgd has ``momentum`` (Nesterov's), adam and adamw have their papers' constants.
         momentum: of sgd.
         weight_decay: share of each kernel taken off per step, times the learning rate; biases and normalisation
             are exempt (Loshchilov and Hutter 2017, arXiv:1711.05101).
+        clip_norm: largest l2 norm of all gradients of a step together (Pascanu et al. 2013, arXiv:1211.5063).
+        ema: the model keeps a moving average of its weights, of which each step replaces 1 - ema; 0: the last weights
+            (Polyak and Juditsky 1992). Validation sees the average.
         schedule: ``constant``; ``step`` divides by 10 at ``milestones``; ``cosine`` falls to 0 at the end.
         warmup: epochs over which the rate of the cosine schedule first rises from 0.
         milestones: shares of the whole training, for ``step``.
@@ -66,32 +85,47 @@ def train(
         patience: stop after so many epochs without a lower validation loss, and keep the best weights; by default
             train to the end and keep the last.
         devices: that the model is trained on, each with its share of every batch.
+        tokens: what texts are divided into: words, characters or subwords; see ``tokens.py``.
+        vocabulary: the most frequent words or characters that are known; by default all of the training split.
+        min_count: how often a word or character has to occur there.
+        length: tokens of a text that are read; by default as many as the longest of the training split has.
+        word_vectors: file of vectors that the words begin with; DVC does not watch it.
         seed: of the first weights, the order of examples and dropout.
 
     Raises:
-        ConfigurationError: the architecture does not exist or refuses its sizes; or there are not so many devices.
+        ConfigurationError: the architecture does not exist, is for another kind of data or refuses its sizes; or
+            there are not so many devices.
         DivergedError: the loss is no longer a finite number.
     """
-    check_sizes(f"params.yaml, train.{model}", architecture, sizes)
-    arguments = {key: value for key, value in locals().items() if key not in ("model", "dataset")}
+    where = f"params.yaml, train.{model}"
+    check_sizes(where, architecture, sizes)
+    arguments = {key: value for key, value in locals().items() if key not in ("model", "dataset", "where")}
     source, target = Path("data/augment", dataset), Path("data/train", dataset, model)
-    classes = read_sealed(source / "about.json")["classes"]
+    about = read_sealed(source / "about.json")
+    check_kind(where, architecture, dataset, about["kind"])
     data, val = Shards(source / "train"), Shards(Path("data/ingest", dataset, "val"))
+    takes = inputs(about, data, where=where, tokens=tokens, vocabulary=vocabulary, min_count=min_count, length=length)
+    if word_vectors is not None and (about["kind"], tokens) != ("text", "words"):
+        raise ConfigurationError(f"{where}: word_vectors are for texts, divided into words.")
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
 
     code = [*Path(__file__).parent.glob("*.py"), ARCHITECTURES / f"{architecture}.py"]
-    code += [Path(__file__).parent.parent / file for file in ("compute.py", "shards.py")]
-    inputs = {str(path): sha256(path) for path in (source / "train" / INDEX, val.folder / INDEX)}
-    inputs |= {str(path.relative_to(Path(__file__).parents[2])): sha256(path) for path in sorted(code)}
-    with tracking.run(f"train@{model}", dataset, arguments, inputs) as run_id:
+    code += [Path(__file__).parent.parent / file for file in ("compute.py", "shards.py", "tokens.py")]
+    read = {str(path): sha256(path) for path in (source / "train" / INDEX, val.folder / INDEX)}
+    read |= {str(path.relative_to(Path(__file__).parents[2])): sha256(path) for path in sorted(code)}
+    if word_vectors is not None and word_vectors.is_file():
+        read["word_vectors"] = sha256(word_vectors)
+    with tracking.run(f"train@{model}", dataset, arguments, read) as run_id:
         from stages.train import loop  # here, for the reason in the first lines
 
         started = time.time()
-        result = loop.fit(data, val, len(classes), title=f"train@{model}", log=tracking.log_metrics, **arguments)
+        settings = {key: value for key, value in arguments.items() if key not in READING}
+        result = loop.fit(data, val, takes, title=f"train@{model}", log=tracking.log_metrics, **settings)
         seconds = time.time() - started
         result.history.to_csv(target / "history.csv", index=False)
         loop.save(result.model, target / "model.keras")
+        (target / "input.json").write_text(json.dumps(takes, ensure_ascii=False), encoding="utf-8")
         facts = {
             "model": model,
             "dataset": dataset,
@@ -99,7 +133,7 @@ def train(
             "run_id": run_id,
             "parameters": result.parameters,
             "epochs": len(result.history),
-            "images_per_second": round(result.images_per_second),
+            "examples_per_second": round(result.examples_per_second),
             "seconds": round(seconds, 1),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             **loop.environment(),
@@ -108,25 +142,90 @@ def train(
     (target / "run.json").write_text(json.dumps(facts, indent=1))
 
 
+def inputs(
+    about: dict[str, Any],
+    data: Shards,
+    *,
+    where: str,
+    tokens: Unit,
+    vocabulary: int | None,
+    min_count: int,
+    length: int | None,
+) -> dict[str, Any]:
+    """Returns what a model of this data set takes, for input.json; all that brings a raw example to it.
+
+    ``kind``; of pictures and volumes ``array`` and how they were prepared (size, mode, fit); of texts their vocabulary
+    ``text``, of pairs those of ``source`` and ``target``, and ``length`` in tokens; ``classes``, if there are any.
+    """
+    kind = about["kind"]
+    takes = {"kind": kind, "classes": about["classes"]}
+    if kind in ARRAYS:
+        return takes | {"array": ARRAYS[kind], **about["options"]}
+    columns = about["vocabulary"]
+    chosen = {
+        column: Vocabulary.chosen(stored, tokens, vocabulary, min_count, where) for column, stored in columns.items()
+    }
+    lengths = np.concatenate([known.encode(data.column(column)).lengths for column, known in chosen.items()])
+    length = length or int(lengths.max())
+    if cut := int((lengths > length).sum()):
+        print(f"length = {length} {tokens}: {cut:,} of {len(lengths):,} training texts are longer and are cut off")
+    return takes | {"length": length} | {column: known.to_json() for column, known in chosen.items()}
+
+
+def preset(architecture: object) -> dict[str, Any]:
+    """Returns the arguments of ``train`` that an architecture's file proposes, without importing it."""
+    return _constant(architecture, "PRESET", {}) if architecture in _architectures() else {}
+
+
+def check_kind(where: str, architecture: str, dataset: str, kind: str) -> None:
+    """Raises ConfigurationError where an architecture is for other data."""
+    takes = _constant(architecture, "KIND", "images")
+    if takes != kind:
+        fitting = [name for name in _architectures() if _constant(name, "KIND", "images") == kind]
+        raise ConfigurationError(
+            f"{where}: {architecture} takes {takes}, and {dataset} has {kind}. For these: {', '.join(fitting)}."
+        )
+
+
 def check_sizes(where: str, architecture: str, sizes: dict[str, Any]) -> None:
     """Compares ``sizes`` with the signature of the architecture's ``build``, without importing it.
 
     Raises:
         ConfigurationError: there is no such file, or ``build`` has no such argument.
     """
-    names = sorted(path.stem for path in ARCHITECTURES.glob("[!_]*.py"))
+    names = _architectures()
     if architecture not in names:
         raise ConfigurationError(f"{where}: unknown architecture {architecture!r}. Architectures: {', '.join(names)}.")
     file = ARCHITECTURES / f"{architecture}.py"
     try:
-        tree = ast.parse(file.read_text())
+        tree = _tree(architecture)
     except SyntaxError as error:
         raise ConfigurationError(f"{where}: {file}, line {error.lineno}: {error.msg}") from error
     build = next((node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "build"), None)
     if build is None:
         raise ConfigurationError(f"{where}: {file} has no function build(input_shape, classes, ...).")
-    allowed = [a.arg for a in build.args.args if a.arg not in ("input_shape", "classes", "heads")]
+    allowed = [a.arg for a in build.args.args if a.arg not in FOLLOWS]
     if unknown := sorted(set(sizes) - set(allowed)):
         raise ConfigurationError(
             f"{where}: {architecture} has no size {', '.join(unknown)}. Sizes: {', '.join(allowed)}."
         )
+
+
+def _architectures() -> list[str]:
+    return sorted(path.stem for path in ARCHITECTURES.glob("[!_]*.py"))
+
+
+def _tree(architecture: str) -> ast.Module:
+    return ast.parse((ARCHITECTURES / f"{architecture}.py").read_text())
+
+
+def _constant(architecture: str, name: str, default: Any) -> Any:
+    """Returns the literal that an architecture's file gives to ``name``; it may not be Python, which others report."""
+    try:
+        body = _tree(architecture).body
+    except SyntaxError:
+        return default
+    for node in body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == name:
+            return ast.literal_eval(node.value)
+    return default

@@ -10,6 +10,8 @@ Changed: Keras' initial weights instead of Gaussians of deviation 0.01 with bias
 import keras
 from keras import layers, ops
 
+KIND = "images"
+
 # Figure 2: maps of the five convolutions, units of the two hidden dense layers
 MAPS = (96, 256, 384, 384, 256)
 UNITS = (4096, 4096)

@@ -8,6 +8,8 @@ weights; pixels are scaled to -1..1 instead of centred on the mean.
 import keras
 from keras import layers, ops
 
+KIND = "images"
+
 # Table 1: 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool proj
 INCEPTION = {
     "3a": (64, 96, 128, 16, 32, 32),

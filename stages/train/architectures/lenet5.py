@@ -9,6 +9,8 @@ Pixels are scaled as in section III.A: background -0.1, full ink 1.175.
 import keras
 from keras import layers
 
+KIND = "images"
+
 
 def build(
     input_shape: tuple[int, int, int] = (32, 32, 1),

@@ -6,6 +6,8 @@ Source: keras-team/keras 2, examples/mnist_cnn.py. 1,199,882 parameters for 28x2
 import keras
 from keras import layers
 
+KIND = "images"
+
 
 def build(
     input_shape: tuple[int, int, int] = (28, 28, 1),

@@ -10,6 +10,8 @@ centred on the mean pixel.
 import keras
 from keras import layers, ops
 
+KIND = "images"
+
 # Table 1: blocks of conv2_x to conv5_x, and whether they are bottlenecks
 IMAGENET = {
     18: ((2, 2, 2, 2), False),

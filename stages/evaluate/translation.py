@@ -1,0 +1,80 @@
+"""Evaluates a translation model."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sacrebleu.metrics import BLEU, CHRF
+
+from stages import scores
+from stages.beam import Translation
+from stages.evaluate import pictures
+from stages.predictor import Predictor
+from stages.progress import track
+from stages.shards import Shards
+
+RESAMPLES = 1000  # of the test split, for the interval of BLEU
+SAMPLES = 100  # that are listed
+
+
+def assess(
+    predictor: Predictor, test: Shards, val: Shards, manifest: pd.DataFrame, target: Path, title: str
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Returns the metrics and one row per test pair; writes tables and pictures to ``target``.
+
+    ``tables/samples.csv``: source, target and translation side by side, from the worst to the best;
+    ``plots/attention.png``: where each word of some translations looked. Arguments as of ``classification.assess``.
+    """
+    vocabulary = predictor.vocabularies["target"]
+    started = time.monotonic()
+    translations = _translate(predictor, test, title)
+    seconds = time.monotonic() - started
+    sources, expected = test.column("source"), test.column("target")
+    answers = np.array([vocabulary.decode(one.tokens) for one in translations] + [None], object)[:-1]
+    bleu = BLEU()
+    total = bleu.corpus_score(answers.tolist(), [expected.tolist()], n_bootstrap=RESAMPLES)
+    val_translations = _translate(predictor, val, title)
+    val_answers = np.array([vocabulary.decode(one.tokens) for one in val_translations] + [None], object)[:-1]
+    metrics = {
+        "metric": "bleu",
+        "bleu": total.score,
+        # Koehn 2004, "Statistical Significance Tests for Machine Translation Evaluation".
+        "bleu_low": total._mean - total._ci,
+        "bleu_high": total._mean + total._ci,
+        "bleu_signature": str(bleu.get_signature()),
+        "chrf": CHRF().corpus_score(answers.tolist(), [expected.tolist()]).score,
+        "exact_match": float(np.mean(answers == expected)),
+        "baseline": scores.main("translation", expected, sources),  # the source, as it is
+        "examples": len(test),
+        "sentences_per_second": round(len(test) / seconds, 1),
+        "val_bleu": scores.main("translation", val.column("target"), val_answers),
+        "val_loss": -float(np.mean([one.score for one in val_translations])),
+    }
+    table = manifest.assign(source=sources, target=expected, predicted=answers)
+    table["correct"] = answers == expected
+    table["chrf"] = scores.of_examples("translation", expected, answers)
+    table["log_probability"] = [one.score for one in translations]
+    ordered = table.sort_values("chrf", kind="stable")
+    chosen = np.unique(np.linspace(0, len(table) - 1, SAMPLES).round().astype(int))
+    columns = ["source", "target", "predicted", "chrf", "path"]
+    ordered.iloc[chosen][columns].to_csv(target / "tables/samples.csv", index=False)
+    shown = ordered.index[[len(table) // 10, len(table) // 2, len(table) - 1]]  # a bad, a usual, the best one
+    looked = [_looked(predictor, sources[number], translations[number]) for number in shown]
+    pictures.draw_attention(looked, title).savefig(target / "plots/attention.png")
+    return metrics, table
+
+
+def _translate(predictor: Predictor, examples: Shards, title: str) -> list[Translation]:
+    found: dict[int, Translation] = {}
+    for number, translation in track(predictor.translations(examples), title, "sentences", len(examples)):
+        found[number] = translation
+    return [found[number] for number in range(len(examples))]
+
+
+def _looked(predictor: Predictor, source: str, translation: Translation) -> tuple[list[str], list[str], np.ndarray]:
+    """Returns the source's tokens, the translation's, and where these looked, (translation, source)."""
+    known, length = predictor.vocabularies, predictor.takes["length"]
+    read = known["source"].shown(known["source"].encode([source], length)[0])
+    return read, [*known["target"].shown(translation.tokens), "end"], translation.attention

@@ -1,0 +1,133 @@
+"""Batches of every kind of data, in an order that follows from (seed, epoch) alone."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from stages.shards import Shards
+from stages.tokens import BEGIN, END, MULTIPLE, PAD, Ragged, Vocabulary, by_length, pad
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches of examples, shuffled anew for each epoch, so that a training can be repeated and resumed.
+
+    Each is (inputs, targets, weights). For several devices the number of examples is a multiple of them: a batch is
+    filled up with examples of weight 0, as a device without an example fails.
+
+    Args:
+        examples: how many there are.
+        batch: examples of one batch.
+        seed: of the order; None keeps it.
+        devices: that share a batch.
+        lengths: of the examples, shape (examples,): those of a batch then have similar ones.
+    """
+
+    def __init__(
+        self, examples: int, batch: int, *, seed: int | None, devices: int = 1, lengths: np.ndarray | None = None
+    ) -> None:
+        super().__init__()
+        self._examples, self._batch, self._seed, self._devices, self._lengths = examples, batch, seed, devices, lengths
+        self._batches = self._cut(np.arange(examples))
+        self._shuffled = False
+
+    def __len__(self) -> int:
+        return math.ceil(self._examples / self._batch)
+
+    def __getitem__(self, number: int) -> tuple:
+        chosen = self._batches[number]
+        filling = -len(chosen) % self._devices
+        weights = np.ones(len(chosen) + filling, np.float32)
+        weights[len(chosen) :] = 0
+        # Which sizes may change Keras takes, with TensorFlow, from the first two batches: so one is unlike all others.
+        longer = not self._shuffled and number == 0
+        return self._read(np.concatenate([chosen, np.resize(chosen, filling)]), weights, longer)
+
+    def reorder(self, epoch: int) -> None:
+        """Shuffles for one epoch."""
+        self._shuffled = True
+        rng = np.random.default_rng([self._seed, epoch])
+        self._batches = self._cut(rng.permutation(self._examples))
+        if self._lengths is not None:
+            self._batches = [self._batches[place] for place in rng.permutation(len(self._batches))]
+
+    def _cut(self, order: np.ndarray) -> list[np.ndarray]:
+        if self._lengths is not None:
+            return list(by_length(self._lengths, order, self._batch))
+        return [order[start : start + self._batch] for start in range(0, len(order), self._batch)]
+
+    def _read(self, rows: np.ndarray, weights: np.ndarray, longer: bool) -> tuple:
+        """Returns (inputs, targets, weights) of examples; if ``longer``, texts are filled up beyond the longest."""
+        raise NotImplementedError
+
+
+class Labelled(Batches):
+    """Pictures, volumes or texts with a class: inputs, one-hot labels (n, classes), weights (n,).
+
+    Where the model has several outputs, labels and weights are given once for each.
+
+    Args:
+        shards: the examples.
+        array: theirs, that the model takes: image or volume, uint8 (n, ..., channels).
+        tokens: instead, of texts.
+        length: that tokens are filled up to; None: a little more than the longest of a batch.
+        outputs: names of the model's outputs.
+        class_weights: shape (classes,).
+        settings: as of ``Batches``.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        array: str | None,
+        *,
+        tokens: Ragged | None = None,
+        length: int | None = None,
+        outputs: Sequence[str],
+        class_weights: np.ndarray,
+        **settings: Any,
+    ) -> None:
+        self._shards, self._array, self._tokens, self._length = shards, array, tokens, length
+        self._outputs, self._class_weights = outputs, class_weights
+        self._one_hot = np.eye(len(class_weights), dtype=np.float32)
+        self._labels = shards.column("label")
+        similar = tokens is not None and length is None
+        super().__init__(len(shards), lengths=tokens.lengths if similar else None, **settings)
+
+    def _read(self, rows: np.ndarray, weights: np.ndarray, longer: bool) -> tuple:
+        if self._tokens is None:
+            inputs = self._shards.take(self._array, rows)
+        else:
+            length = int(self._tokens.lengths.max()) + 2 * MULTIPLE if longer and self._length is None else self._length
+            inputs = pad([self._tokens[row] for row in rows], length)
+        labels = self._labels[rows]
+        target, weights = self._one_hot[labels], weights * self._class_weights[labels]
+        if len(self._outputs) == 1:
+            return inputs, target, weights
+        return inputs, dict.fromkeys(self._outputs, target), dict.fromkeys(self._outputs, weights)
+
+
+class Pairs(Batches):
+    """Sentences and their translations: (source (n, time), BEGIN and target (n, steps)), target and END, weights.
+
+    The weights (n, steps) are those of the tokens; filling has 0.
+    """
+
+    def __init__(self, source: Ragged, target: Ragged, **settings: Any) -> None:
+        self._source, self._target = source, target
+        super().__init__(len(source), lengths=source.lengths + target.lengths, **settings)
+
+    def _read(self, rows: np.ndarray, weights: np.ndarray, longer: bool) -> tuple:
+        sides = (self._source, self._target)
+        lengths = [int(side.lengths.max()) + 2 * MULTIPLE if longer else None for side in sides]
+        source = pad([self._source[row] for row in rows], lengths[0])
+        before = pad([np.concatenate([[BEGIN], self._target[row]]) for row in rows], lengths[1])
+        after = pad([np.concatenate([self._target[row], [END]]) for row in rows], lengths[1])
+        return (source, before), after, (after != PAD) * weights[:, None]
+
+
+def encoded(shards: Shards, array: str, vocabulary: Vocabulary, length: int | None) -> Ragged:
+    """Returns the tokens of all texts of a split, in memory: four bytes each."""
+    return vocabulary.encode(shards.column(array), length)

@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+
+from stages import tokens
+from stages.errors import ConfigurationError
+from stages.tokens import BEGIN, END, MASK, PAD, SPECIAL, UNKNOWN, Ragged, Vocabulary
+
+TEXTS = ["The cat sat on the mat.", "The dog didn't sit!", "Le chat, l'homme et le chien"]
+
+
+@pytest.fixture
+def stored():
+    return tokens.describe(TEXTS, None)
+
+
+def test_words_are_without_case_and_apart_from_their_signs():
+    assert tokens.split("It's NOT good,\u00a0isn't it?", "words") == [
+        "it",
+        "'s",
+        "not",
+        "good",
+        ",",
+        "isn",
+        "'t",
+        "it",
+        "?",
+    ]
+    assert tokens.split("Ａ１ ﬁn", "characters") == list("a1 fin")  # Unicode form NFKC
+    assert tokens.split("e\u0301t", "words") == ["ét"]
+
+
+def test_a_vocabulary_has_the_most_frequent_first_and_ties_by_themselves(stored):
+    assert stored["words"][0] == ["the", 3]
+    assert [word for word, count in stored["words"] if count == 2] == ["le"]
+    backwards = tokens.describe(TEXTS[::-1], None)
+    assert backwards == stored
+
+
+def test_what_is_not_known_is_unknown_and_the_rest_has_its_number(stored):
+    known = Vocabulary.chosen(stored, "words", 2, 1, "train.m")
+    assert len(known) == SPECIAL + 2
+    [row] = known.encode([f"the {MASK} le zebra"])
+    assert row.tolist() == [SPECIAL, UNKNOWN, SPECIAL + 1, UNKNOWN]
+    assert known.decode(row) == f"the {MASK} le {MASK}"
+    assert len(Vocabulary.chosen(stored, "words", None, 2, "train.m")) == SPECIAL + 2
+
+
+def test_a_text_is_cut_off_at_the_length(stored):
+    known = Vocabulary.chosen(stored, "characters", None, 1, "train.m")
+    rows = known.encode(["the cat", "a"], 3)
+    assert rows.lengths.tolist() == [3, 1]
+    assert known.decode(rows[0]) == "the"
+    assert known.decode(rows[1]) == "a"
+
+
+@pytest.mark.parametrize("unit", ["words", "characters", "subwords"])
+def test_what_travels_with_the_model_reads_texts_the_same(unit):
+    stored = tokens.describe(TEXTS * 5, 60)
+    known = Vocabulary.chosen(stored, unit, None, 1, "train.m")
+    travelled = Vocabulary.from_json(known.to_json())
+    assert len(travelled) == len(known)
+    for one, other in zip(known.encode(TEXTS), travelled.encode(TEXTS), strict=True):
+        assert one.tolist() == other.tolist()
+        assert min(one) >= UNKNOWN
+
+
+def test_subwords_give_the_text_back():
+    known = Vocabulary.chosen(tokens.describe(TEXTS * 5, 60), "subwords", None, 1, "train.m")
+    rows = known.encode(TEXTS)
+    assert [known.decode(row) for row in rows] == TEXTS
+    assert not {PAD, BEGIN, END} & set(rows.flat.tolist())
+    assert UNKNOWN in known.encode(["Ωmega"])[0]
+
+
+def test_subwords_that_were_not_learned_or_cannot_be_are_refused(stored):
+    with pytest.raises(ConfigurationError, match=r"train.m: its data set has no subwords; give augment"):
+        Vocabulary.chosen(stored, "subwords", None, 1, "train.m")
+    with pytest.raises(ConfigurationError, match="subwords = 5"):
+        tokens.describe(TEXTS, 5)
+    with pytest.raises(ConfigurationError, match="none of the words occurs min_count = 9 times"):
+        Vocabulary.chosen(stored, "words", None, 9, "train.m")
+
+
+def test_rows_are_filled_up_to_a_multiple_or_the_length():
+    rows = Ragged.of([[5, 6, 7, 8, 9], [5]], None)
+    padded = tokens.pad(list(rows))
+    assert padded.tolist() == [[5, 6, 7, 8, 9, 0, 0, 0], [5, 0, 0, 0, 0, 0, 0, 0]]
+    assert tokens.pad(list(rows), 6).shape == (2, 6)
+    assert tokens.pad([], None).shape == (0, tokens.MULTIPLE)
+
+
+def test_batches_by_length_hold_every_row_once_and_little_padding():
+    lengths = np.random.default_rng(0).integers(1, 60, 1000)
+    order = np.random.default_rng(1).permutation(1000)
+    batches = list(tokens.by_length(lengths, order, 32))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(1000))
+    computed = sum(len(batch) * lengths[batch].max() for batch in batches)
+    at_random = sum(32 * lengths[order[start : start + 32]].max() for start in range(0, 1000, 32))
+    assert computed < 1.1 * lengths.sum() < 0.7 * at_random
