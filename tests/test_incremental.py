@@ -25,9 +25,9 @@ def bars(pictures, monkeypatch):
         work["decoded"] += len(items)
         return decode_block(items, *arguments)
 
-    def changing(block, changes):
+    def changing(block, *arguments):
         work["changed"] += len(block[0])
-        return change(block, changes)
+        return change(block, *arguments)
 
     monkeypatch.setattr(reading, "decode_block", counting)
     monkeypatch.setattr(augment_module, "_change", changing)

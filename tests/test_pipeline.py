@@ -19,6 +19,7 @@ ENTRIES = {  # of the shipped params.yaml, smaller
     "lenet5": {"epochs": 2},
     "resnet": {"epochs": 1, "sizes": {"stem": "cifar", "depth": 8, "width": 0.25}},
 }
+DATA = ("fetch", "ingest", "augment", "register")  # sections of data sets, of which digits stays
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,7 @@ def clone(tmp_path_factory):
             shutil.copy(ROOT / file, folder / file)
     edit(folder, lambda params: params.update(train={k: params["train"][k] | v for k, v in ENTRIES.items()}))
     edit(folder, lambda params: params["augment"]["digits"].update(copies=1))
+    edit(folder, lambda params: params.update({stage: {"digits": params[stage]["digits"]} for stage in DATA}))
     git(folder, "init", "-q")
     git(folder, "add", "-A")
     git(folder, "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "clone")
@@ -114,8 +116,8 @@ def test_metrics_and_plots_show_all_models(clone):
     page = (clone / "plots/index.html").read_text()
     for model in ENTRIES:
         assert f"data_train_digits_{model}_history_csv" in page
-        assert f"{model}_confusion.png" in page
-        assert f"{model}_curves.png" in page
+        assert f"{model}_plots_confusion.png" in page
+        assert f"{model}_plots_curves.png" in page
     shutil.rmtree(clone / "plots")
 
 
@@ -132,7 +134,7 @@ def test_the_champion_predicts_a_folder_a_csv_and_a_parquet(clone, tmp_path):
         tables[name] = pd.read_parquet(target)
     (clone / "data/raw/digits/0/broken.png").unlink()
     folder = tables["folder"].set_index("path")
-    assert "1,797 pictures predicted by version 1, 1 cannot be read" in said
+    assert "1,797 examples predicted by version 1, 1 cannot be read" in said
     assert folder.loc["0/broken.png", "reason"].startswith("not a picture")
     assert tables["parquet"]["predicted"].tolist() == folder["predicted"].tolist()
     assert tables["csv"]["predicted"].tolist() == folder["predicted"][:5].tolist()
@@ -147,7 +149,7 @@ def test_the_champion_predicts_a_folder_a_csv_and_a_parquet(clone, tmp_path):
     [
         (("none", ".", "o.csv"), "has no champion of 'none'"),
         (("digits", "nowhere", "o.csv"), "nowhere is no folder, .csv or .parquet that exists"),
-        (("digits", "flows", "o.csv"), "flows has no pictures"),
+        (("digits", "flows", "o.csv"), "flows has no examples (.apng"),
         (("digits", ".", "o.txt"), "the ending has to be .csv or .parquet"),
     ],
 )

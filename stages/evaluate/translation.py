@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.metrics import CHRF
 
 from stages import scores
 from stages.beam import Translation
@@ -33,7 +33,7 @@ def assess(
     seconds = time.monotonic() - started
     sources, expected = test.column("source"), test.column("target")
     answers = np.array([vocabulary.decode(one.tokens) for one in translations] + [None], object)[:-1]
-    bleu = BLEU()
+    bleu = scores.bleu()
     total = bleu.corpus_score(answers.tolist(), [expected.tolist()], n_bootstrap=RESAMPLES)
     val_translations = _translate(predictor, val, title)
     val_answers = np.array([vocabulary.decode(one.tokens) for one in val_translations] + [None], object)[:-1]

@@ -1,0 +1,213 @@
+"""Sentences, pairs and volumes go the road of pictures: the same stages, files, registry and prediction."""
+
+import json
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+from flows.predict import predict
+from stages import tracking
+from stages.augment.augment import augment
+from stages.errors import ConfigurationError, InputRefusedError
+from stages.evaluate.evaluate import evaluate
+from stages.ingest.ingest import ingest
+from stages.predictor import Predictor
+from stages.register.register import register
+from stages.shards import Shards, read_sealed
+from stages.tokens import Vocabulary
+from stages.train.train import preset, train
+
+GOOD, BAD = ("good", "great", "lovely", "fine"), ("bad", "awful", "dull", "poor")
+FILLERS = ("the", "film", "was", "a", "story", "about", "some", "people", "who", "went", "home", "early")
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+FRENCH = ["nul", "un", "deux", "trois", "quatre", "cinq", "six", "sept", "huit", "neuf"]
+COMMON = {"fetch": {}, "ingest": {}, "augment": {}, "register": {}}
+
+
+@pytest.fixture
+def raw(workspace):
+    """data/raw with the data sets opinions, counts and blocks; params.yaml with the names of their models."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(240):
+        words = list(rng.choice(FILLERS, rng.integers(4, 12)))
+        label = ("good", "bad")[number % 2]
+        words.insert(rng.integers(len(words) + 1), str(rng.choice(GOOD if label == "good" else BAD)))
+        rows.append((f"{' '.join(words)} {number}", label))
+    (workspace / "data/raw/opinions").mkdir(parents=True)
+    pd.DataFrame(rows, columns=["text", "label"]).to_csv(workspace / "data/raw/opinions/o.csv", index=False)
+    pairs = [(f"{DIGITS[n // 100]} {DIGITS[n // 10 % 10]} {DIGITS[n % 10]}",
+              f"{FRENCH[n // 100]} {FRENCH[n // 10 % 10]} {FRENCH[n % 10]}") for n in range(1000)]  # fmt: skip
+    (workspace / "data/raw/counts").mkdir()
+    pd.DataFrame(pairs, columns=["source", "target"]).to_csv(workspace / "data/raw/counts/c.csv", index=False)
+    for number in range(60):
+        label = ("flat", "tall")[number % 2]
+        volume = rng.integers(0, 60, (6, 6, 6)).astype(np.uint8)
+        place = int(rng.integers(1, 5))
+        volume[(place, slice(None), slice(None)) if label == "flat" else (slice(None), place, place)] = 250
+        folder = workspace / "data/raw/blocks" / label
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / f"{number:02d}.npy", volume)
+    models = {"words": "opinions", "counter": "counts", "shapes": "blocks"}
+    entries = COMMON | {"train": {model: {"dataset": dataset} for model, dataset in models.items()}}
+    (workspace / "params.yaml").write_text(json.dumps(entries))
+    return workspace
+
+
+def road(model, dataset, architecture, **entry):
+    train(model, **preset(architecture) | {"dataset": dataset, "architecture": architecture} | entry)
+    evaluate(model, dataset=dataset)
+    register(dataset)
+
+
+def files(workspace, dataset, model):
+    folder = workspace / "data/evaluate" / dataset / model
+    metrics = json.loads((folder / "metrics.json").read_text())
+    name = metrics["metric"]
+    common = {name, f"{name}_low", f"{name}_high", f"val_{name}", "val_loss", "baseline", "examples", "parameters"}
+    assert common <= set(metrics)
+    assert metrics[f"{name}_low"] <= metrics[name] <= metrics[f"{name}_high"]
+    table = pd.read_parquet(folder / "predictions.parquet")
+    assert len(table) == metrics["examples"]
+    decision = json.loads((workspace / "data/register" / dataset / "decision.json").read_text())
+    assert decision["promoted"]
+    assert tracking.champion(dataset).tags["model"] == model
+    return metrics, table, folder
+
+
+def test_sentences(raw):
+    ingest("opinions", kind="text", near_duplicates=False)
+    augment("opinions", copies=1, seed=0, misspell=0.3)
+    sizes = {"embedding": 16, "maps": 8}
+    road("words", "opinions", "text_cnn", sizes=sizes, epochs=10, learning_rate=0.01, ema=0.9, clip_norm=1.0)
+    metrics, table, folder = files(raw, "opinions", "words")
+    assert metrics["accuracy"] > 0.9
+    assert metrics["auc"] > 0.95
+    assert metrics["accuracy"] == (table["label"] == table["predicted"]).mean()
+    errors = pd.read_csv(folder / "tables/errors.csv")
+    assert len(errors) == (~table["correct"]).sum()
+    assert errors["probability"].is_monotonic_decreasing
+
+    predictor = Predictor.load(raw / "data/train/opinions/words")
+    assert not any(len(word) > 3 and word[1:] in GOOD for word in predictor.vocabularies["text"].pieces)
+    train_words = " ".join(Shards(raw / "data/ingest/opinions/train").column("text")).split()
+    assert set(predictor.vocabularies["text"].pieces) == set(train_words)  # of the originals of the training split
+
+    (raw / "in.txt").write_text("the story was GREAT\n\nThe people who went home were awful\n")
+    predict("opinions", raw / "in.txt", raw / "out.csv")
+    out = pd.read_csv(raw / "out.csv")
+    assert out["predicted"].tolist()[::2] == ["good", "bad"]
+    assert out["reason"].tolist()[1] == "it is empty"
+    pd.DataFrame({"text": ["dull", "fine"]}).to_parquet(raw / "in.parquet")
+    predict("opinions", raw / "in.parquet", raw / "out.parquet")
+    assert pd.read_parquet(raw / "out.parquet")["predicted"].tolist() == ["bad", "good"]
+    with pytest.raises(InputRefusedError, match=r"is no .txt, .csv or .parquet"):
+        predict("opinions", raw / "data", raw / "out.csv")
+
+
+def test_pairs(raw):
+    ingest("counts", kind="translation", near_duplicates=False)
+    augment("counts", copies=0, seed=0, subwords=80)
+    sizes = {"width": 0.25, "encoder": 2, "decoder": 2}
+    road("counter", "counts", "conv_seq2seq", sizes=sizes, epochs=12, batch=32, learning_rate=5e-3)
+    metrics, table, folder = files(raw, "counts", "counter")
+    assert metrics["exact_match"] == (table["predicted"] == table["target"]).mean() > 0.9
+    assert metrics["bleu"] > 90
+    assert metrics["baseline"] < 20
+    assert "tok:13a" in metrics["bleu_signature"]
+    samples = pd.read_csv(folder / "tables/samples.csv")
+    assert samples["chrf"].is_monotonic_increasing
+    assert (folder / "plots/attention.png").stat().st_size > 5000
+    stored = np.load(folder / "example.npz")
+    assert sorted(stored) == ["arr_0", "arr_1", "output"]
+
+    pd.DataFrame({"source": ["seven three one", "two two two"]}).to_csv(raw / "in.csv", index=False)
+    predict("counts", raw / "in.csv", raw / "out.csv")
+    assert pd.read_csv(raw / "out.csv")["predicted"].tolist() == ["sept trois un", "deux deux deux"]
+
+
+def test_volumes(raw):
+    ingest("blocks", kind="volumes", size=(6, 6, 6), mode="grey")
+    augment("blocks", copies=2, seed=0, shift=1, noise=3, mirror=["depth"])
+    sizes = {"stem": "small", "depth": 10, "width": 0.1}
+    road("shapes", "blocks", "conv3d", sizes=sizes, epochs=8, batch=16, learning_rate=0.01, ema=0.0)
+    metrics, *_ = files(raw, "blocks", "shapes")
+    assert metrics["accuracy"] >= 0.8
+    predict("blocks", raw / "data/raw/blocks", raw / "out.csv")
+    out = pd.read_csv(raw / "out.csv")
+    assert len(out) == 60
+    assert (out["path"].str.split("/").str[0] == out["predicted"]).mean() > 0.8
+
+
+def test_an_architecture_for_other_data_is_refused_before_any_work(raw):
+    ingest("opinions", kind="text", near_duplicates=False)
+    augment("opinions", copies=0, seed=0)
+    message = r"lenet5 takes images, and opinions has text. For these: char_cnn, text_cnn"
+    with pytest.raises(ConfigurationError, match=message):
+        train("words", dataset="opinions", architecture="lenet5", epochs=1, learning_rate=0.1)
+
+
+def test_an_average_of_the_weights_is_what_is_validated_and_kept(raw):
+    ingest("opinions", kind="text", near_duplicates=False)
+    augment("opinions", copies=0, seed=0)
+    entry = preset("text_cnn") | {
+        "dataset": "opinions",
+        "architecture": "text_cnn",
+        "sizes": {"embedding": 8, "maps": 4},
+    }
+    entry |= {"epochs": 3, "learning_rate": 0.02, "schedule": "constant"}
+    for model, changes in (("plain", {}), ("words", {"ema": 0.95}), ("patient", {"ema": 0.95, "patience": 1})):
+        train(model, **entry | changes)
+    val = Shards(raw / "data/ingest/opinions/val")
+    scores = {}
+    for model in ("plain", "words", "patient"):
+        folder = raw / "data/train/opinions" / model
+        found = Predictor.load(folder).probabilities(val)
+        scores[model] = -np.log(found[np.arange(len(val)), val.column("label")]).mean()
+        history = pd.read_csv(folder / "history.csv")
+        expected = history["val_loss"].min() if model == "patient" else history["val_loss"].iloc[-1]
+        assert scores[model] == pytest.approx(expected, rel=1e-4)
+    assert scores["plain"] != pytest.approx(scores["words"], rel=1e-3)
+
+
+def test_word_vectors_of_the_users_own_are_what_the_words_begin_with(raw, capsys):
+    ingest("opinions", kind="text", near_duplicates=False)
+    augment("opinions", copies=0, seed=0)
+    (raw / "vectors.txt").write_text("3 4\nGood 1 2 3 4\nzebra 5 6 7 8\nbad -1 -2 -3 -4\n")
+    entry = preset("text_cnn") | {"dataset": "opinions", "architecture": "text_cnn", "epochs": 1}
+    entry |= {"sizes": {"embedding": 4, "maps": 2, "static": True}, "word_vectors": raw / "vectors.txt"}
+    train("words", **entry)
+    assert "vectors of 2 of " in capsys.readouterr().out
+    folder = raw / "data/train/opinions/words"
+    vectors = keras.saving.load_model(folder / "model.keras").get_layer("embedding").get_weights()[0]
+    pieces = Vocabulary.from_json(json.loads((folder / "input.json").read_text())["text"]).pieces
+    assert vectors[pieces["good"]].tolist() == [1, 2, 3, 4]
+    assert vectors[pieces["bad"]].tolist() == [-1, -2, -3, -4]
+    assert np.abs(vectors[pieces["film"]]).max() < 0.25
+    for content, error, message in (
+        (
+            "good 1 2\n",
+            ConfigurationError,
+            r"line 1: a vector of 2 numbers; the embedding has 4 \(sizes: {embedding: 2}\)",
+        ),
+        ("good 1 2 x 4\n", InputRefusedError, "line 1: could not convert"),
+        ("zebra 1 2 3 4\n", InputRefusedError, "has none of the"),
+    ):
+        (raw / "vectors.txt").write_text(content)
+        with pytest.raises(error, match=message):
+            train("words", **entry)
+    (raw / "vectors.txt").unlink()
+    with pytest.raises(ConfigurationError, match=r"vectors.txt is missing"):
+        train("words", **entry)
+
+
+def test_the_vocabulary_is_that_of_the_training_split(raw):
+    ingest("opinions", kind="text", near_duplicates=False)
+    augment("opinions", copies=0, seed=0)
+    words = dict(read_sealed(raw / "data/augment/opinions/about.json")["vocabulary"]["text"]["words"])
+    test = set(" ".join(Shards(raw / "data/ingest/opinions/test").column("text")).split())
+    trained = set(" ".join(Shards(raw / "data/ingest/opinions/train").column("text")).split())
+    assert set(words) == trained
+    assert test - trained  # the numbers at their ends
