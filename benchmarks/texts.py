@@ -38,13 +38,16 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
             "columns": {"source": "en", "target": "de"},
             "near_duplicates": False,
         },
-        "augment": {"copies": 0, "seed": 0, "subwords": 6000},
+        "augment": {"copies": 0, "seed": 0, "subwords": 5000},
         "train": {"architecture": "conv_seq2seq"},
     },
     "adrenalmnist3d": {
         "ingest": {"kind": "volumes", "size": [28, 28, 28], "mode": "grey", "near_duplicates": False},
         "augment": {"copies": 0, "seed": 0},
-        "train": {"architecture": "conv3d"},
+        "train": {
+            "architecture": "conv3d",
+            "sizes": {"style": "stack", "normalise": True, "width": 0.125, "units": 2048},
+        },
     },
 }
 

@@ -3,7 +3,8 @@
 A vocabulary is built on training texts alone (by augment, which stores it with the data), a model chooses its unit and
 size (train), and what it chose travels with it, so that prediction cannot read a text in another way.
 
-Rules, the same for all: a text is brought to Unicode form NFKC; words and characters are compared without case.
+Rules, the same for all: a text is brought to Unicode form NFKC; words and characters are compared without case, unless
+the model keeps it.
 A word is a run of letters and digits, an apostrophe with what follows it, or any other sign by itself. What the
 vocabulary does not have becomes UNKNOWN; texts are cut off at the model's length and filled up with PAD, which no
 network sees.
@@ -72,14 +73,17 @@ class Vocabulary:
         unit: words, characters or subwords.
         pieces: the words or characters, of the numbers SPECIAL, SPECIAL + 1, ...; () for subwords.
         model: of sentencepiece, for subwords.
+        case: "The" is another word than "the".
     """
 
-    def __init__(self, unit: Unit, pieces: Sequence[str] = (), model: bytes = b"") -> None:
-        self.unit, self._pieces, self._model = unit, list(pieces), model
+    def __init__(self, unit: Unit, pieces: Sequence[str] = (), model: bytes = b"", case: bool = False) -> None:
+        self.unit, self._pieces, self._model, self._case = unit, list(pieces), model, case
         self._numbers = {piece: number for number, piece in enumerate(self._pieces, SPECIAL)}
 
     @classmethod
-    def chosen(cls, stored: dict[str, Any], unit: Unit, most: int | None, min_count: int, where: str) -> "Vocabulary":
+    def chosen(
+        cls, stored: dict[str, Any], unit: Unit, most: int | None, min_count: int, case: bool, where: str
+    ) -> "Vocabulary":
         """Takes one unit of what ``describe`` found: the ``most`` frequent that occur at least ``min_count`` times.
 
         Raises:
@@ -89,19 +93,23 @@ class Vocabulary:
             if stored["subwords"] is None:
                 raise ConfigurationError(f"{where}: its data set has no subwords; give augment a number of them.")
             return cls(unit, model=base64.b64decode(stored["subwords"]))
-        pieces = [piece for piece, count in stored[unit] if count >= min_count][:most]
+        counts: Counter[str] = Counter()
+        for piece, count in stored[unit]:
+            counts[piece if case else piece.casefold()] += count
+        pieces = [piece for piece, count in _ordered(counts) if count >= min_count][:most]
         if not pieces:
             raise ConfigurationError(f"{where}: none of the {unit} occurs min_count = {min_count} times.")
-        return cls(unit, pieces)
+        return cls(unit, pieces, case=case)
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Vocabulary":
         """Reads what ``to_json`` gave."""
-        return cls(content["unit"], content["pieces"], base64.b64decode(content["model"]))
+        return cls(content["unit"], content["pieces"], base64.b64decode(content["model"]), content["case"])
 
     def to_json(self) -> dict[str, Any]:
         """Returns all of it, for ``from_json``."""
-        return {"unit": self.unit, "pieces": self._pieces, "model": base64.b64encode(self._model).decode()}
+        model = base64.b64encode(self._model).decode()
+        return {"unit": self.unit, "pieces": self._pieces, "model": model, "case": self._case}
 
     def __len__(self) -> int:
         """How many numbers there are, the special ones included."""
@@ -116,9 +124,8 @@ class Vocabulary:
         """Returns the tokens of ``texts``, each cut off at ``length``."""
         if self._model:
             return Ragged.of(self._subwords.encode(list(texts)), length)
-        return Ragged.of(
-            ([self._numbers.get(piece, UNKNOWN) for piece in split(text, self.unit)] for text in texts), length
-        )
+        rows = (split(text, self.unit, self._case) for text in texts)
+        return Ragged.of(([self._numbers.get(piece, UNKNOWN) for piece in row] for row in rows), length)
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Returns the text of ``tokens``, none of them special but UNKNOWN; words are joined by spaces."""
@@ -141,17 +148,18 @@ class Vocabulary:
         return sentencepiece.SentencePieceProcessor(model_proto=self._model)
 
 
-def split(text: str, unit: Literal["words", "characters"]) -> list[str]:
-    """Returns the words or characters of a text, in Unicode form NFKC and without case."""
-    text = unicodedata.normalize("NFKC", text).casefold()
+def split(text: str, unit: Literal["words", "characters"], case: bool = False) -> list[str]:
+    """Returns the words or characters of a text in Unicode form NFKC, without case unless it is kept."""
+    text = unicodedata.normalize("NFKC", text)
+    text = text if case else text.casefold()
     return WORD.findall(text) if unit == "words" else list(text)
 
 
 def describe(texts: Iterable[str], subwords: int | None) -> dict[str, Any]:
     """Returns what ``texts`` consist of, most frequent first, for ``Vocabulary.chosen``.
 
-    ``words`` and ``characters`` are pairs of one and its count; ``subwords`` is a model of sentencepiece: byte pair
-    encoding (Sennrich et al. 2016, arXiv:1508.07909) of about so many pieces, with case; None without.
+    ``words`` and ``characters``, with case, are pairs of one and its count; ``subwords`` is a model of sentencepiece:
+    byte pair encoding (Sennrich et al. 2016, arXiv:1508.07909) of about so many pieces, with case; None without.
 
     Raises:
         ConfigurationError: sentencepiece cannot make so many subwords of these texts.
@@ -160,15 +168,19 @@ def describe(texts: Iterable[str], subwords: int | None) -> dict[str, Any]:
     learned: list[str] = []
     for text in texts:
         for unit, counter in counts.items():
-            counter.update(split(text, unit))
+            counter.update(split(text, unit, case=True))
         if subwords and len(learned) < SENTENCES:
             learned.append(text)
     found: dict[str, Any] = {}
     for unit, counter in counts.items():
-        ordered = sorted(counter.items(), key=lambda item: (-item[1], item[0]))  # ties by themselves, not by order
-        found[unit] = [[piece, count] for piece, count in ordered[:MOST] if piece != MASK]
+        found[unit] = [[piece, count] for piece, count in _ordered(counter)[:MOST] if piece != MASK]
     found["subwords"] = base64.b64encode(_learn(learned, subwords)).decode() if subwords else None
     return found
+
+
+def _ordered(counts: Counter[str]) -> list[tuple[str, int]]:
+    """Returns the most frequent first; ties by themselves, not by when they came."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _learn(texts: Iterable[str], size: int) -> bytes:

@@ -101,7 +101,7 @@ def test_of_a_pair_the_source_is_changed_and_the_target_stays_its_translation(pa
     assert (out.column("source")[n:] != np.tile(train.column("source"), 2)).mean() > 0.8
     vocabulary = read_sealed(pairs / "data/augment/pairs/about.json")["vocabulary"]
     assert ["number", n] in vocabulary["source"]["words"]  # of the originals alone
-    assert ["nummer", n] in vocabulary["target"]["words"]
+    assert ["Nummer", n] in vocabulary["target"]["words"]
 
 
 def test_texts_that_were_there_before_keep_their_copies(pairs):

@@ -149,7 +149,7 @@ def test_the_champion_predicts_a_folder_a_csv_and_a_parquet(clone, tmp_path):
     [
         (("none", ".", "o.csv"), "has no champion of 'none'"),
         (("digits", "nowhere", "o.csv"), "nowhere is no folder, .csv or .parquet that exists"),
-        (("digits", "flows", "o.csv"), "flows has no examples (.apng"),
+        (("digits", "flows", "o.csv"), "flows has no examples (.png"),
         (("digits", ".", "o.txt"), "the ending has to be .csv or .parquet"),
     ],
 )

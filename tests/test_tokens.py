@@ -30,23 +30,25 @@ def test_words_are_without_case_and_apart_from_their_signs():
 
 
 def test_a_vocabulary_has_the_most_frequent_first_and_ties_by_themselves(stored):
-    assert stored["words"][0] == ["the", 3]
-    assert [word for word, count in stored["words"] if count == 2] == ["le"]
+    assert stored["words"][0] == ["The", 2]  # with case
+    without = Vocabulary.chosen(stored, "words", 2, 1, False, "train.m")
+    assert list(without.pieces) == ["the", "le"]
+    assert "The" in Vocabulary.chosen(stored, "words", None, 1, True, "train.m").pieces
     backwards = tokens.describe(TEXTS[::-1], None)
     assert backwards == stored
 
 
 def test_what_is_not_known_is_unknown_and_the_rest_has_its_number(stored):
-    known = Vocabulary.chosen(stored, "words", 2, 1, "train.m")
+    known = Vocabulary.chosen(stored, "words", 2, 1, False, "train.m")
     assert len(known) == SPECIAL + 2
     [row] = known.encode([f"the {MASK} le zebra"])
     assert row.tolist() == [SPECIAL, UNKNOWN, SPECIAL + 1, UNKNOWN]
     assert known.decode(row) == f"the {MASK} le {MASK}"
-    assert len(Vocabulary.chosen(stored, "words", None, 2, "train.m")) == SPECIAL + 2
+    assert len(Vocabulary.chosen(stored, "words", None, 2, False, "train.m")) == SPECIAL + 2
 
 
 def test_a_text_is_cut_off_at_the_length(stored):
-    known = Vocabulary.chosen(stored, "characters", None, 1, "train.m")
+    known = Vocabulary.chosen(stored, "characters", None, 1, False, "train.m")
     rows = known.encode(["the cat", "a"], 3)
     assert rows.lengths.tolist() == [3, 1]
     assert known.decode(rows[0]) == "the"
@@ -56,7 +58,7 @@ def test_a_text_is_cut_off_at_the_length(stored):
 @pytest.mark.parametrize("unit", ["words", "characters", "subwords"])
 def test_what_travels_with_the_model_reads_texts_the_same(unit):
     stored = tokens.describe(TEXTS * 5, 60)
-    known = Vocabulary.chosen(stored, unit, None, 1, "train.m")
+    known = Vocabulary.chosen(stored, unit, None, 1, False, "train.m")
     travelled = Vocabulary.from_json(known.to_json())
     assert len(travelled) == len(known)
     for one, other in zip(known.encode(TEXTS), travelled.encode(TEXTS), strict=True):
@@ -65,7 +67,7 @@ def test_what_travels_with_the_model_reads_texts_the_same(unit):
 
 
 def test_subwords_give_the_text_back():
-    known = Vocabulary.chosen(tokens.describe(TEXTS * 5, 60), "subwords", None, 1, "train.m")
+    known = Vocabulary.chosen(tokens.describe(TEXTS * 5, 60), "subwords", None, 1, False, "train.m")
     rows = known.encode(TEXTS)
     assert [known.decode(row) for row in rows] == TEXTS
     assert not {PAD, BEGIN, END} & set(rows.flat.tolist())
@@ -74,11 +76,11 @@ def test_subwords_give_the_text_back():
 
 def test_subwords_that_were_not_learned_or_cannot_be_are_refused(stored):
     with pytest.raises(ConfigurationError, match=r"train.m: its data set has no subwords; give augment"):
-        Vocabulary.chosen(stored, "subwords", None, 1, "train.m")
+        Vocabulary.chosen(stored, "subwords", None, 1, False, "train.m")
     with pytest.raises(ConfigurationError, match="subwords = 5"):
         tokens.describe(TEXTS, 5)
     with pytest.raises(ConfigurationError, match="none of the words occurs min_count = 9 times"):
-        Vocabulary.chosen(stored, "words", None, 9, "train.m")
+        Vocabulary.chosen(stored, "words", None, 9, False, "train.m")
 
 
 def test_rows_are_filled_up_to_a_multiple_or_the_length():

@@ -22,7 +22,7 @@ from stages.tokens import Unit, Vocabulary
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
 ARRAYS = {"images": "image", "volumes": "volume"}  # kind -> array of the shards
-READING = ("tokens", "vocabulary", "min_count", "length")  # arguments that say how texts are read
+READING = ("tokens", "vocabulary", "min_count", "case", "length")  # arguments that say how texts are read
 # Arguments of ``build`` that are no sizes: they follow from the data or from the training.
 FOLLOWS = ("input_shape", "classes", "heads", "words", "source_words", "target_words", "length")
 
@@ -51,6 +51,7 @@ def train(
     tokens: Unit = "words",
     vocabulary: Positive | None = None,
     min_count: Positive = 1,
+    case: bool = False,
     length: Positive | None = None,
     word_vectors: Path | None = None,
     seed: Seed = 0,
@@ -88,6 +89,7 @@ def train(
         tokens: what texts are divided into: words, characters or subwords; see ``tokens.py``.
         vocabulary: the most frequent words or characters that are known; by default all of the training split.
         min_count: how often a word or character has to occur there.
+        case: words and characters keep it: "The" is another word than "the". Subwords always do.
         length: tokens of a text that are read; by default as many as the longest of the training split has.
         word_vectors: file of vectors that the words begin with; DVC does not watch it.
         seed: of the first weights, the order of examples and dropout.
@@ -104,7 +106,10 @@ def train(
     about = read_sealed(source / "about.json")
     check_kind(where, architecture, dataset, about["kind"])
     data, val = Shards(source / "train"), Shards(Path("data/ingest", dataset, "val"))
-    takes = inputs(about, data, where=where, tokens=tokens, vocabulary=vocabulary, min_count=min_count, length=length)
+    takes = inputs(
+        about, data, where=where, tokens=tokens, vocabulary=vocabulary, min_count=min_count, case=case,
+        length=length,
+    )  # fmt: skip
     if word_vectors is not None and (about["kind"], tokens) != ("text", "words"):
         raise ConfigurationError(f"{where}: word_vectors are for texts, divided into words.")
     shutil.rmtree(target, ignore_errors=True)
@@ -150,6 +155,7 @@ def inputs(
     tokens: Unit,
     vocabulary: int | None,
     min_count: int,
+    case: bool,
     length: int | None,
 ) -> dict[str, Any]:
     """Returns what a model of this data set takes, for input.json; all that brings a raw example to it.
@@ -163,7 +169,8 @@ def inputs(
         return takes | {"array": ARRAYS[kind], **about["options"]}
     columns = about["vocabulary"]
     chosen = {
-        column: Vocabulary.chosen(stored, tokens, vocabulary, min_count, where) for column, stored in columns.items()
+        column: Vocabulary.chosen(stored, tokens, vocabulary, min_count, case, where)
+        for column, stored in columns.items()
     }
     lengths = np.concatenate([known.encode(data.column(column)).lengths for column, known in chosen.items()])
     length = length or int(lengths.max())

@@ -13,7 +13,7 @@ from keras import layers
 
 KIND = "volumes"
 PRESET = {
-    "epochs": 20,
+    "epochs": 15,
     "batch": 32,
     "optimizer": "adamw",
     "learning_rate": 2e-3,

@@ -10,8 +10,8 @@ from keras import layers, ops
 
 KIND = "translation"
 PRESET = {
-    "epochs": 30,
-    "batch": 128,
+    "epochs": 16,
+    "batch": 64,
     "optimizer": "adam",
     "learning_rate": 1e-3,
     "schedule": "cosine",

@@ -2,14 +2,15 @@
 
 Source: Kim 2014, "Convolutional Neural Networks for Sentence Classification", arXiv:1408.5882, section 2, figure 1 and
 section 3.1 for the sizes. ``static`` and ``train``'s ``word_vectors`` give the paper's CNN-rand, CNN-static and
-CNN-non-static. Changed: a window reaches over either end of the sentence, where zeros stand, and what batches are
-filled up with is seen by none, so that it changes no answer.
+CNN-non-static. Changed: an unknown word is a zero vector; a window reaches over either end of the sentence, where
+zeros stand, and what batches are filled up with is seen by none, so that it changes no answer.
 """
 
 import keras
 from keras import layers, ops
 
 KIND = "text"
+UNKNOWN = 1  # the number of words that the vocabulary does not have; they are zero vectors
 PRESET = {
     "epochs": 15,
     "batch": 50,
@@ -47,7 +48,9 @@ def build(
     tokens = keras.Input((None,), dtype="int32", name="tokens")
     there = ops.cast(ops.not_equal(tokens, 0), "float32")[..., None]  # (time, 1)
     uniform = keras.initializers.RandomUniform(-0.25, 0.25)  # of the author's code
-    x = layers.Embedding(words, embedding, uniform, trainable=not static, name="embedding")(tokens) * there
+    x = layers.Embedding(words, embedding, uniform, trainable=not static, name="embedding")(tokens)
+    known = ops.cast(ops.greater(tokens, UNKNOWN), "float32")[..., None]
+    x = x * known
     largest = [window(x, there, size, round(maps * width)) for size in widths]  # (maps,) each
     x = layers.Dropout(dropout)(layers.Concatenate(name="features")(largest))
     bound = keras.constraints.MaxNorm(norm, axis=0)
