@@ -28,8 +28,10 @@ def main() -> None:
         yaml = YAML()
         params = yaml.load(clone / "params.yaml")
         params["fetch"]["digits"] = {"path": str(raw)}
-        for model in list(params["train"]):
-            if sys.argv[1:] and model not in sys.argv[1:]:
+        for stage in ("fetch", "ingest", "augment", "register"):
+            params[stage] = {"digits": params[stage]["digits"]}
+        for model, entry in list(params["train"].items()):
+            if entry["dataset"] != "digits" or (sys.argv[1:] and model not in sys.argv[1:]):
                 del params["train"][model]
             elif model in EPOCHS:
                 params["train"][model]["epochs"] = EPOCHS[model]
@@ -45,7 +47,7 @@ def main() -> None:
             print(
                 f"| {model} | {facts['parameters']:,} | {facts['epochs']} | {scores['accuracy']:.2%} | "
                 f"{scores['accuracy_low']:.2%} - {scores['accuracy_high']:.2%} | {facts['seconds']:.0f} | "
-                f"{facts['images_per_second']:,} |"
+                f"{facts['examples_per_second']:,} |"
             )
 
 

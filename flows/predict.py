@@ -21,6 +21,7 @@ from stages.ingest.images import PICTURE_ENDINGS
 from stages.ingest.records import Source
 from stages.ingest.text import normalised
 from stages.progress import track
+from stages.shards import objects
 from stages.workers import cores
 
 BLOCK = 256  # examples read and predicted at a time; bounds memory
@@ -44,7 +45,8 @@ def predict(dataset: str, source: Path, target: Path) -> None:
         dataset: whose champion predicts; examples are prepared as ingest prepared those that it learned from.
         source: of pictures and volumes a folder, with all files below it, or a .csv with the column ``path``, relative
             to it, or a .parquet with that, or with the column ``image`` (bytes, or a struct with the field bytes). Of
-            texts a .csv or .parquet with the column ``text``, for translations ``source``; or a .txt, a text per line.
+            texts a .csv or .parquet with the column ``text``, for translations ``source``, whichever columns ingest
+            read; or a .txt, a text per line.
         target: where to.
 
     Raises:
@@ -108,7 +110,7 @@ def _endings(kind: str) -> str:
 
 
 def _in_lines(source: Path) -> Iterator[Example]:
-    with source.open(encoding="utf-8", errors="strict") as file:
+    with source.open(encoding="utf-8-sig") as file:  # ingest, too, takes no byte order mark for text
         try:
             for number, line in enumerate(file, start=1):
                 yield f"{source.name}#{number}", line, None
@@ -156,7 +158,7 @@ def _read(
 
 def _together(values: list[np.ndarray | str]) -> np.ndarray:
     """Returns examples as one array: of objects, if they are texts."""
-    return np.array([*values, None], object)[:-1] if isinstance(values[0], str) else np.stack(values)
+    return objects(values) if isinstance(values[0], str) else np.stack(values)
 
 
 def _writer(path: Path, suffix: str) -> tuple[Callable[[list[tuple]], None], Callable[[], None]]:

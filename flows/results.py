@@ -88,9 +88,9 @@ def _table(dataset: str, ran: dict[str, dict], with_state: bool) -> Table:
 
 
 def _facts(dataset: str, model: str) -> tuple[dict | None, dict | None]:
-    """Returns run.json and metrics.json."""
+    """Returns run.json and metrics.json; not one that a former version wrote, which does not name its metric."""
     metrics = _read(Path("data/evaluate", dataset, model, "metrics.json"))
-    return _read(Path("data/train", dataset, model, "run.json")), metrics
+    return _read(Path("data/train", dataset, model, "run.json")), metrics if metrics and "metric" in metrics else None
 
 
 def _read(path: Path) -> dict | None:

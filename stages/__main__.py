@@ -115,9 +115,9 @@ def check() -> None:
                     )
             if stage == "train":
                 kind = sections["ingest"][dataset].get("kind")
-                import_module("stages.train.train").check_kind(
-                    f"params.yaml, train.{name}", arguments["architecture"], dataset, kind
-                )
+                module, where = import_module("stages.train.train"), f"params.yaml, train.{name}"
+                module.check_kind(where, arguments["architecture"], dataset, kind)
+                module.check_keys(where, kind, arguments)
             if stage == "register" and not params.models(name):
                 raise ConfigurationError(f"params.yaml, register.{name}: no model of train has the data set {name!r}.")
 

@@ -24,6 +24,7 @@ Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Above = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Part = Annotated[float, Field(ge=0, lt=1)]  # a share, but not all
 
 
 def load(path: Path = PARAMS) -> dict[str, dict[str, dict[str, Any]]]:

@@ -7,14 +7,16 @@ from typing import Any
 
 import keras
 import numpy as np
+from scipy.special import logsumexp
 
 from stages import compute
 from stages.beam import Translation, search
-from stages.shards import Arrays, Shards, read_json
-from stages.tokens import BEGIN, Vocabulary, by_length, pad
+from stages.shards import Arrays, Shards, objects, read_json
+from stages.tokens import BEGIN, END, PAD, Vocabulary, by_length, pad
 
 BLOCK = 512  # examples predicted at a time; bounds memory
 SENTENCES = 64  # translated at a time
+SIGNS = 2**17  # of all texts that are predicted at a time, filled up to the longest; bounds memory
 
 
 class Predictor:
@@ -67,8 +69,7 @@ class Predictor:
         """Returns the name of the class, or the translation, of each example; objects of shape (examples,)."""
         if self.kind == "translation":
             found = dict(self.translations(examples))
-            texts = [self.vocabularies["target"].decode(found[number].tokens) for number in range(len(examples))]
-            return np.array([*texts, None], object)[:-1]
+            return self.written(found[number] for number in range(len(examples)))
         return np.array(self.classes, object)[self.probabilities(examples).argmax(axis=1)]
 
     def reads(self, examples: Shards) -> bool:
@@ -105,11 +106,30 @@ class Predictor:
         sources = list(self.vocabularies["source"].encode(list(texts), self.takes["length"]))
         return search(self._encoder, self._decoder, sources, length=self.takes["length"])
 
+    def written(self, translations: Iterable[Translation]) -> np.ndarray:
+        """Returns translations as texts, objects of shape (translations,)."""
+        return objects(self.vocabularies["target"].decode(one.tokens) for one in translations)
+
+    def loss(self, pairs: Shards) -> float:
+        """Returns the mean cross-entropy of the tokens, END included, that the targets of ``pairs`` have."""
+        total = tokens = 0.0
+        for rows in self._blocks(pairs, SENTENCES, "target"):
+            source, before = self.inputs(pairs[rows])
+            after = np.pad(before[:, 1:], ((0, 0), (0, 1)))
+            after[np.arange(len(rows)), (before != PAD).sum(axis=1) - 1] = END
+            logits = np.asarray(self.network.predict_on_batch([source, before]), np.float64)
+            right = np.take_along_axis(logits, after[..., None], axis=-1)[..., 0]
+            total += float(((logsumexp(logits, axis=-1) - right) * (after != PAD)).sum())
+            tokens += float((after != PAD).sum())
+        return total / tokens
+
     def _blocks(self, examples: Shards, size: int, column: str) -> Iterator[np.ndarray]:
         """Yields the numbers of examples, those of texts by length, so that little padding is computed."""
         order = np.arange(len(examples))
-        if column in examples.names:
-            lengths = np.array([len(text) for text in examples.column(column)])
-            yield from by_length(lengths, order, size, pool=len(order))
-        else:
+        if column not in examples.names:
             yield from (order[start : start + size] for start in range(0, len(order), size))
+            return
+        lengths = np.array([len(text) for text in examples.column(column)])  # signs; tokens are no more
+        for rows in by_length(lengths, order, size, pool=len(order)):
+            fit = max(1, SIGNS // max(1, min(lengths[rows[-1]], self.takes["length"])))
+            yield from (rows[start : start + fit] for start in range(0, len(rows), fit))

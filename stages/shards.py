@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -277,7 +277,12 @@ class Shards(Sequence):
         ends = shard[f"{name} ends"]
         starts = np.concatenate([[0], ends[:-1]])
         texts = [bytes(shard[name][a:b]).decode() for a, b in zip(starts[rows], ends[rows], strict=True)]
-        return np.array([*texts, None], object)[:-1]  # the None keeps numpy from making one string type of them
+        return objects(texts)
+
+
+def objects(values: Iterable[Any]) -> np.ndarray:
+    """Returns texts and the like as an array of objects, of shape (values,), and not of one string type."""
+    return np.array([*values, None], object)[:-1]
 
 
 def write_sealed(path: Path, content: dict) -> None:

@@ -4,9 +4,9 @@ A vocabulary is built on training texts alone (by augment, which stores it with 
 size (train), and what it chose travels with it, so that prediction cannot read a text in another way.
 
 Rules, the same for all: a text is brought to Unicode form NFKC; words and characters are compared without case, unless
-the model keeps it.
-A word is a run of letters and digits, an apostrophe with what follows it, or any other sign by itself. What the
-vocabulary does not have becomes UNKNOWN; texts are cut off at the model's length and filled up with PAD, which no
+the model keeps it. A word is a run of letters, their marks and digits, an apostrophe with what follows it, or any other
+sign by itself; where no spaces stand between words, as in Chinese or Thai, characters or subwords serve better. What
+the vocabulary does not have becomes UNKNOWN; texts are cut off at the model's length and filled up with PAD, which no
 network sees.
 """
 
@@ -29,7 +29,9 @@ Unit = Literal["words", "characters", "subwords"]
 PAD, UNKNOWN, BEGIN, END = range(4)
 SPECIAL = 4  # numbers below it are none of the vocabulary's
 MASK = "\N{REPLACEMENT CHARACTER}"  # what stands for a masked word in an augmented text; never in a vocabulary
-WORD = re.compile(r"(?<=\w)'\w+|\w+|[^\w\s]")
+# \w has no combining marks, which stand within the words of many scripts (category M; above 0x1F000 are no letters).
+MARKS = "".join(mark for mark in map(chr, range(0x300, 0x1F000)) if unicodedata.category(mark)[0] == "M")
+WORD = re.compile(rf"(?<=[\w{MARKS}])['’][\w{MARKS}]+|[\w{MARKS}]+|[^\w\s{MARKS}]")
 MOST = 100_000  # words or characters that are stored; the rarer ones are left out
 SENTENCES = 1_000_000  # of which subwords are learned at most, the first ones; bounds time and memory
 MULTIPLE = 4  # lengths of batches are multiples of it, so that few differ
@@ -123,9 +125,18 @@ class Vocabulary:
     def encode(self, texts: Sequence[str], length: int | None = None) -> Ragged:
         """Returns the tokens of ``texts``, each cut off at ``length``."""
         if self._model:
-            return Ragged.of(self._subwords.encode(list(texts)), length)
-        rows = (split(text, self.unit, self._case) for text in texts)
+            return Ragged.of(map(self._encode, texts), length)
+        rows = map(self.split, texts)
         return Ragged.of(([self._numbers.get(piece, UNKNOWN) for piece in row] for row in rows), length)
+
+    def split(self, text: str) -> list[str]:
+        """Returns the words or characters of a text, as this vocabulary would have them."""
+        return split(text, self.unit, self._case)
+
+    def _encode(self, text: str) -> list[int]:
+        """Returns the subwords of a text. sentencepiece itself takes MASK for a space."""
+        first, *others = self._subwords.encode(text.split(MASK))
+        return first + [token for part in others for token in (UNKNOWN, *part)]
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Returns the text of ``tokens``, none of them special but UNKNOWN; words are joined by spaces."""
@@ -151,8 +162,9 @@ class Vocabulary:
 def split(text: str, unit: Literal["words", "characters"], case: bool = False) -> list[str]:
     """Returns the words or characters of a text in Unicode form NFKC, without case unless it is kept."""
     text = unicodedata.normalize("NFKC", text)
-    text = text if case else text.casefold()
-    return WORD.findall(text) if unit == "words" else list(text)
+    pieces = WORD.findall(text) if unit == "words" else list(text)
+    # Not the text: folding may take a sign apart, so that other pieces would be found than were counted with case.
+    return pieces if case else [piece.casefold() for piece in pieces]
 
 
 def describe(texts: Iterable[str], subwords: int | None) -> dict[str, Any]:

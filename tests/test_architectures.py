@@ -260,6 +260,8 @@ def test_an_identity_block_passes_its_input_on_when_its_weights_are_zero():
     [
         ("char_cnn", {"words": 74, "length": 122}, "at least 123 characters; got 122"),
         ("conv3d", {"style": "c3d"}, "stack, resnet; got 'c3d'"),
+        ("conv_seq2seq", {"source_words": 9, "target_words": 9, "kernel": 1}, "at least 2 .* got 1 and 3"),
+        ("conv_seq2seq", {"source_words": 9, "target_words": 9, "decoder": 0}, "at least 1; got 3 and 0"),
         ("conv3d", {"depth": 50}, "10, 18, 34; got 50"),
         ("conv3d", {"stem": "cifar"}, "video, small; got 'cifar'"),
         ("resnet", {"depth": 21, "stem": "cifar"}, "6n\\+2.*got 21"),

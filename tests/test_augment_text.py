@@ -134,6 +134,16 @@ def test_new_words_change_what_is_inserted_and_so_every_copy_is_made_anew(pairs,
     assert f"{grown} copies were new" in capsys.readouterr().out
 
 
+def test_volumes_are_not_moved_by_a_part_of_a_voxel(workspace):
+    for number in range(20):
+        folder = workspace / "data/raw/blocks" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / f"{number}.npy", np.full((2, 3, 3), number, np.uint8))
+    ingest("blocks", kind="volumes", size=(2, 3, 3), mode="grey", near_duplicates=False)
+    with pytest.raises(ConfigurationError, match=r"augment.blocks: shift = 1.5: volumes move by whole voxels"):
+        augment("blocks", copies=1, seed=0, shift=1.5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -88,7 +88,7 @@ def test_scores_and_pictures_reach_the_run_of_the_training(evaluated):
     client = tracking._connect()
     run = client.get_run(facts["run_id"])
     assert run.data.metrics["test_accuracy"] == metrics["accuracy"]
-    assert run.data.metrics["val_accuracy"] == metrics["val_accuracy"]
+    assert run.data.metrics["final_val_accuracy"] == metrics["val_accuracy"]
     assert "evaluate/plots/confusion.png" in [
         file.path for file in client.list_artifacts(facts["run_id"], "evaluate/plots")
     ]

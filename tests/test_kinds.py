@@ -1,5 +1,6 @@
 """Sentences, pairs and volumes go the road of pictures: the same stages, files, registry and prediction."""
 
+import gzip
 import json
 
 import keras
@@ -9,6 +10,7 @@ import pytest
 
 from flows.predict import predict
 from stages import tracking
+from stages.__main__ import check
 from stages.augment.augment import augment
 from stages.errors import ConfigurationError, InputRefusedError
 from stages.evaluate.evaluate import evaluate
@@ -95,7 +97,7 @@ def test_sentences(raw):
     train_words = " ".join(Shards(raw / "data/ingest/opinions/train").column("text")).split()
     assert set(predictor.vocabularies["text"].pieces) == set(train_words)  # of the originals of the training split
 
-    (raw / "in.txt").write_text("the story was GREAT\n\nThe people who went home were awful\n")
+    (raw / "in.txt").write_text("\ufeffGREAT story\n\nThe people who went home were awful\n")
     predict("opinions", raw / "in.txt", raw / "out.csv")
     out = pd.read_csv(raw / "out.csv")
     assert out["predicted"].tolist()[::2] == ["good", "bad"]
@@ -111,7 +113,13 @@ def test_pairs(raw):
     ingest("counts", kind="translation", near_duplicates=False)
     augment("counts", copies=0, seed=0, subwords=80)
     sizes = {"width": 0.25, "encoder": 2, "decoder": 2}
-    road("counter", "counts", "conv_seq2seq", sizes=sizes, epochs=12, batch=32, learning_rate=5e-3)
+    more = {"batch": 32, "learning_rate": 5e-3, "label_smoothing": 0.0, "sizes": sizes}
+    entry = preset("conv_seq2seq") | {"dataset": "counts", "architecture": "conv_seq2seq"} | more
+    train("counter", **entry | {"epochs": 1})
+    trained = raw / "data/train/counts/counter"
+    loss = Predictor.load(trained).loss(Shards(raw / "data/ingest/counts/val"))  # while it has much to learn
+    assert loss == pytest.approx(pd.read_csv(trained / "history.csv")["val_loss"].iloc[-1], rel=1e-4)
+    road("counter", "counts", "conv_seq2seq", epochs=12, **more)
     metrics, table, folder = files(raw, "counts", "counter")
     assert metrics["exact_match"] == (table["predicted"] == table["target"]).mean() > 0.9
     assert metrics["bleu"] > 90
@@ -147,6 +155,41 @@ def test_an_architecture_for_other_data_is_refused_before_any_work(raw):
     message = r"lenet5 takes images, and opinions has text. For these: char_cnn, text_cnn"
     with pytest.raises(ConfigurationError, match=message):
         train("words", dataset="opinions", architecture="lenet5", epochs=1, learning_rate=0.1)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "architecture", "entry", "said"),
+    [
+        ("opinions", "text_cnn", {"tokens": "subwords", "min_count": 2}, "min_count = 2 would have no effect: augment"),
+        ("opinions", "char_cnn", {"word_vectors": "v.txt"}, "word_vectors = v.txt would have no effect: they are for"),
+        ("counts", "conv_seq2seq", {"class_weights": True}, "class_weights = True would have no effect: sentences"),
+        ("blocks", "conv3d", {"length": 9}, "length = 9 would have no effect: volumes are not divided into tokens"),
+    ],
+)
+def test_a_key_without_an_effect_is_refused_before_any_work(raw, dataset, architecture, entry, said):
+    kinds = {"opinions": "text", "counts": "translation", "blocks": "volumes"}
+    sections = COMMON | {"ingest": {dataset: {"kind": kinds[dataset]}}, "augment": {dataset: {"copies": 0, "seed": 0}}}
+    sections["ingest"][dataset] |= {"size": [6, 6, 6], "mode": "grey"} if dataset == "blocks" else {}
+    model = {"dataset": dataset, "architecture": architecture}
+    for more, expected in (({}, None), (entry, said)):
+        (raw / "params.yaml").write_text(json.dumps(sections | {"train": {"m": model | more}}))
+        if expected is None:
+            check()
+            continue
+        with pytest.raises(ConfigurationError, match=expected):
+            check()
+
+
+def test_few_texts_are_one_batch_and_long_ones_are_predicted_one_by_one(raw, monkeypatch):
+    ingest("opinions", kind="text", near_duplicates=False)
+    augment("opinions", copies=0, seed=0)
+    entry = preset("text_cnn") | {"dataset": "opinions", "architecture": "text_cnn", "batch": 1000, "epochs": 2}
+    train("words", **entry, sizes={"embedding": 8, "maps": 4})
+    predictor, val = Predictor.load(raw / "data/train/opinions/words"), Shards(raw / "data/ingest/opinions/val")
+    found = predictor.probabilities(val)
+    monkeypatch.setattr("stages.predictor.SIGNS", 1)
+    assert {len(rows) for rows in predictor._blocks(val, 512, "text")} == {1}
+    np.testing.assert_allclose(predictor.probabilities(val), found, atol=1e-6)
 
 
 def test_an_average_of_the_weights_is_what_is_validated_and_kept(raw):
@@ -187,6 +230,7 @@ def test_word_vectors_of_the_users_own_are_what_the_words_begin_with(raw, capsys
     assert vectors[pieces["bad"]].tolist() == [-1, -2, -3, -4]
     assert np.abs(vectors[pieces["film"]]).max() < 0.25
     for content, error, message in (
+        ("good 1 2 nan 4\n", InputRefusedError, "line 1: a number is not finite"),
         (
             "good 1 2\n",
             ConfigurationError,
@@ -198,6 +242,12 @@ def test_word_vectors_of_the_users_own_are_what_the_words_begin_with(raw, capsys
         (raw / "vectors.txt").write_text(content)
         with pytest.raises(error, match=message):
             train("words", **entry)
+    damaged = raw / "vectors.txt.gz"
+    damaged.write_bytes(gzip.compress(b"good 1 2 3 4\n" * 1000)[:-9])
+    with pytest.raises(InputRefusedError, match=r"vectors.txt.gz is damaged"):
+        train("words", **entry | {"word_vectors": damaged})
+    with pytest.raises(ConfigurationError, match="char_cnn has no word vectors"):
+        train("words", **entry | {"architecture": "char_cnn", "sizes": {}, "length": 123})
     (raw / "vectors.txt").unlink()
     with pytest.raises(ConfigurationError, match=r"vectors.txt is missing"):
         train("words", **entry)

@@ -83,6 +83,24 @@ def test_subwords_that_were_not_learned_or_cannot_be_are_refused(stored):
         Vocabulary.chosen(stored, "words", None, 9, False, "train.m")
 
 
+def test_a_hidden_word_is_unknown_in_every_unit():
+    stored = tokens.describe(TEXTS * 5, 60)
+    for unit in ("words", "characters", "subwords"):
+        known = Vocabulary.chosen(stored, unit, None, 1, False, "train.m")
+        one, other = known.encode([f"the {MASK} sat", "the sat"])
+        assert one.tolist().count(UNKNOWN) == other.tolist().count(UNKNOWN) + 1, unit
+
+
+@pytest.mark.parametrize("unit", ["words", "characters"])
+def test_what_was_counted_is_known_whatever_its_script(unit):
+    texts = ["Μαΐου İstanbul Straße", "नमस्ते दुनिया", "l’été don't"]
+    known = Vocabulary.chosen(tokens.describe(texts, None), unit, None, 1, False, "train.m")
+    assert UNKNOWN not in known.encode(texts).flat
+    assert tokens.split(texts[1], "words") == ["नमस्ते", "दुनिया"]
+    assert tokens.split(texts[2], "words") == ["l", "’été", "don", "'t"]
+    assert len(known.encode(["ß"])[0]) == 1
+
+
 def test_rows_are_filled_up_to_a_multiple_or_the_length():
     rows = Ragged.of([[5, 6, 7, 8, 9], [5]], None)
     padded = tokens.pad(list(rows))

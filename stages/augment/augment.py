@@ -70,7 +70,7 @@ def augment(
         dataset: name of the data set.
         copies: changed versions per example; 0 keeps the originals alone.
         seed: of every random choice. Equal seeds give equal bytes.
-        shift: images, volumes: largest move, in pixels or voxels.
+        shift: images, volumes: largest move, in pixels or whole voxels.
         rotate: images: largest turn, in degrees.
         scale: images: largest change of size, as a share: 0.1 is 90 % to 110 %.
         elastic: images: typical length of the elastic displacement, in pixels.
@@ -90,7 +90,8 @@ def augment(
 
     Raises:
         ConfigurationError: an option is for another kind of data; ``flip`` names a class that the data set does not
-            have; ``turn`` an axis of which the two others differ; there cannot be so many ``subwords``.
+            have; ``turn`` an axis of which the two others differ; voxels are to ``shift`` by a part of one; there
+            cannot be so many ``subwords``.
     """
     given = {key: value for key, value in locals().items() if key not in ("dataset", "copies", "seed", "subwords")}
     where, source, target = f"augment.{dataset}", Path("data/ingest", dataset), Path("data/augment", dataset)
@@ -175,6 +176,8 @@ def _check(where: str, about: dict[str, Any], given: dict[str, Any], allowed: tu
         )
     if unknown := set(given["flip"]) - set(about["classes"]):
         raise ConfigurationError(f"{where}: flip names {sorted(unknown)}. Classes: {', '.join(about['classes'])}.")
+    if about["kind"] == "volumes" and given["shift"] % 1:
+        raise ConfigurationError(f"{where}: shift = {given['shift']}: volumes move by whole voxels.")
     if given["turn"]:
         size = dict(zip(("depth", "height", "width"), about["options"]["size"], strict=True))
         for axis in given["turn"]:

@@ -23,7 +23,7 @@ def change(
     Args:
         volumes: any size.
         rng: source of the changes.
-        shift: largest move along each axis, in voxels; the edge goes on in the gap.
+        shift: largest move along each axis, in whole voxels; the edge goes on in the gap.
         mirror: axes along which a copy is mirrored with probability 1/2.
         turn: axes about which a copy is turned by 0, 90, 180 or 270 degrees; the two others are of one length.
         noise: standard deviation of the noise, in grey levels of 255.
@@ -37,7 +37,7 @@ def change(
             plane = tuple({0, 1, 2} - {AXES[axis]})
             volume = np.rot90(volume, int(generator.integers(4)), plane)
         if shift:
-            volume = shifted(volume, generator.integers(-round(shift), round(shift) + 1, 3))
+            volume = shifted(volume, generator.integers(-int(shift), int(shift) + 1, 3))
         if noise:
             grey = volume + generator.normal(0, noise, volume.shape)
             volume = np.clip(np.rint(grey), 0, 255)

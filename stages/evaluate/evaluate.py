@@ -54,14 +54,18 @@ def evaluate(model: str, *, dataset: str) -> None:
     np.savez(target / "example.npz", *inputs, output=output)
     with tracking.reopened(facts):
         numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
-        validation = ("val_", "parameters", "baseline")
-        tracking.log_metrics(
-            {key if key.startswith(validation) else f"test_{key}": value for key, value in numbers.items()}
-        )
+        tracking.log_metrics({f"{_prefix(key)}{key}": value for key, value in numbers.items()})
         tracking.log_files(target)
     name = metrics["metric"]
     value, low, high = (scores.shown(name, metrics[key]) for key in (name, f"{name}_low", f"{name}_high"))
     print(f"{target}: test {name} {value} (95 % interval {low} to {high})")
+
+
+def _prefix(metric: str) -> str:
+    """Returns what MLflow's name of a metric has before ours; ``val_loss`` alone is the curve of the training."""
+    if metric in ("parameters", "baseline"):
+        return ""
+    return "final_" if metric.startswith("val_") else "test_"
 
 
 def _manifest(source: Path) -> pd.DataFrame:

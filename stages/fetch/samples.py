@@ -60,10 +60,11 @@ def docs(target: Path) -> None:
     found: dict[str, list[str]] = {}
     for library in LIBRARIES:
         [place] = find_spec(library).submodule_search_locations
-        files = (path for path in Path(place).rglob("*.py") if not {"tests", "testing", "_vendor"} & {*path.parts})
+        files = (path.relative_to(place) for path in Path(place).rglob("*.py"))
+        files = (file for file in files if not {"tests", "testing", "_vendor"} & {*file.parts})
         sentences: dict[str, None] = {}
-        for path in sorted(files, key=lambda path: _digest(path.relative_to(place).as_posix())):
-            sentences |= dict.fromkeys(_sentences(path))
+        for file in sorted(files, key=lambda file: _digest(file.as_posix())):
+            sentences |= dict.fromkeys(_sentences(Path(place, file)))
             if len(sentences) >= 3 * SENTENCES:  # some stand in another library too
                 break
         found[library] = list(sentences)

@@ -9,7 +9,7 @@ import numpy as np
 
 from stages.errors import InputRefusedError
 from stages.ingest.records import Payload
-from stages.shards import Arrays
+from stages.shards import Arrays, objects
 
 FILE_BYTES = 2**30  # largest file that is one example; above, a worker's memory would not be bounded
 FINGERPRINT = "fingerprint"  # the array of them in the staging shards; it is not part of the output
@@ -61,7 +61,7 @@ def decode_block(tasks: list[Task], kind: str, folder: str, options: dict) -> De
             if example.fingerprint is not None:
                 stacks.setdefault(FINGERPRINT, []).append(example.fingerprint)
     for name, stack in stacks.items():
-        result.arrays[name] = np.array([*stack, None], object)[:-1] if isinstance(stack[0], str) else np.stack(stack)
+        result.arrays[name] = objects(stack) if isinstance(stack[0], str) else np.stack(stack)
     return result
 
 

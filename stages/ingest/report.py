@@ -20,7 +20,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image
 
-from stages.shards import Shards, read_sealed
+from stages.shards import Shards, objects, read_sealed
 
 SPLITS = ("train", "val", "test")
 NOUNS = {"images": "picture", "volumes": "volume", "text": "text", "translation": "sentence pair"}
@@ -137,7 +137,7 @@ class Gallery:
 
     def positions(self, paths: Iterable[str]) -> np.ndarray:
         """Returns where the examples of these ``paths`` are in the manifest; -1: left out."""
-        return self._positions.get_indexer(np.array([*paths, None], object)[:-1])
+        return self._positions.get_indexer(objects(paths))
 
     def named(self, path: str, label: str) -> View:
         """Returns the example ``path``, or if it was left out, what is known of it."""

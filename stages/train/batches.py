@@ -15,7 +15,8 @@ class Batches(keras.utils.PyDataset):
     """Batches of examples, shuffled anew for each epoch, so that a training can be repeated and resumed.
 
     Each is (inputs, targets, weights). For several devices the number of examples is a multiple of them: a batch is
-    filled up with examples of weight 0, as a device without an example fails.
+    filled up with examples of weight 0, as a device without an example fails. Each device has an equal part of a
+    batch, one after another, and examples are dealt to them in turn, so that none has all the long ones.
 
     Args:
         examples: how many there are.
@@ -38,12 +39,11 @@ class Batches(keras.utils.PyDataset):
 
     def __getitem__(self, number: int) -> tuple:
         chosen = self._batches[number]
-        filling = -len(chosen) % self._devices
-        weights = np.ones(len(chosen) + filling, np.float32)
-        weights[len(chosen) :] = 0
+        dealt = np.arange(len(chosen) + -len(chosen) % self._devices).reshape(-1, self._devices).T.ravel()
         # Which sizes may change Keras takes, with TensorFlow, from the first two batches: so one is unlike all others.
-        longer = not self._shuffled and number == 0
-        return self._read(np.concatenate([chosen, np.resize(chosen, filling)]), weights, longer)
+        # A single batch has one size, and keeps it.
+        longer = number == 0 and (not self._shuffled or len(self) == 1)
+        return self._read(np.resize(chosen, len(dealt))[dealt], (dealt < len(chosen)).astype(np.float32), longer)
 
     def reorder(self, epoch: int) -> None:
         """Shuffles for one epoch."""

@@ -164,6 +164,8 @@ def fit(
                 f"{architecture} cannot be built for {known} with the sizes {sizes}: {error}"
             ) from error
         if word_vectors is not None:
+            if "embedding" not in (layer.name for layer in model.layers):
+                raise ConfigurationError(f"{architecture} has no word vectors; without word_vectors it can be trained.")
             vectors.load(word_vectors, model.get_layer("embedding"), Vocabulary.from_json(takes["text"]))
         served = keras.Model(model.input, model.output["output"] if heads else model.output, name=model.name)
 
@@ -260,7 +262,7 @@ def learning_rates(
 def make_optimizer(
     name: str, rate: Any, momentum: float, weight_decay: float, clip_norm: float | None, ema: float
 ) -> keras.optimizers.Optimizer:
-    """Returns an optimizer of the given name; decay spares biases and normalisation."""
+    """Returns an optimizer of the given name; decay spares biases, normalisation and embeddings."""
     decay = weight_decay or None
     others = {"global_clipnorm": clip_norm, "use_ema": ema > 0, "ema_momentum": ema}
     if name == "sgd":
@@ -270,7 +272,7 @@ def make_optimizer(
     else:
         optimizer = keras.optimizers.AdamW(rate, weight_decay=weight_decay, **others)
     if decay:
-        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "embeddings"])
     return optimizer
 
 

@@ -4,6 +4,7 @@ This file imports no Keras, so that the schema of ``train`` can be read without 
 """
 
 import ast
+import inspect
 import json
 import shutil
 import time
@@ -16,13 +17,14 @@ import numpy as np
 from stages import tracking
 from stages.checksums import sha256
 from stages.errors import ConfigurationError
-from stages.params import Above, Amount, Positive, Seed, Share
+from stages.params import Above, Amount, Part, Positive, Seed, Share
 from stages.shards import INDEX, Shards, read_sealed
 from stages.tokens import Unit, Vocabulary
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
 ARRAYS = {"images": "image", "volumes": "volume"}  # kind -> array of the shards
 READING = ("tokens", "vocabulary", "min_count", "case", "length")  # arguments that say how texts are read
+LONGEST = 4096  # tokens that are read of a text where an entry does not say; bounds memory
 # Arguments of ``build`` that are no sizes: they follow from the data or from the training.
 FOLLOWS = ("input_shape", "classes", "heads", "words", "source_words", "target_words", "length")
 
@@ -40,7 +42,7 @@ def train(
     momentum: Share = 0.9,
     weight_decay: Amount = 0.0,
     clip_norm: Above | None = None,
-    ema: Share = 0.0,
+    ema: Part = 0.0,
     schedule: Literal["constant", "step", "cosine"] = "cosine",
     warmup: Amount = 0.0,
     milestones: list[Share] = [0.5, 0.75],  # noqa: B006
@@ -73,11 +75,12 @@ def train(
         batch: examples per step.
         optimizer: sgd has ``momentum`` (Nesterov's), adam and adamw have their papers' constants.
         momentum: of sgd.
-        weight_decay: share of each kernel taken off per step, times the learning rate; biases and normalisation
-            are exempt (Loshchilov and Hutter 2017, arXiv:1711.05101).
+        weight_decay: share of each kernel taken off per step, times the learning rate; biases, normalisation and
+            embeddings are exempt (Loshchilov and Hutter 2017, arXiv:1711.05101).
         clip_norm: largest l2 norm of all gradients of a step together (Pascanu et al. 2013, arXiv:1211.5063).
         ema: the model keeps a moving average of its weights, of which each step replaces 1 - ema; 0: the last weights
-            (Polyak and Juditsky 1992). Validation sees the average.
+            (Polyak and Juditsky 1992). Validation sees the average. Statistics of batch normalisation have an average
+            of their own.
         schedule: ``constant``; ``step`` divides by 10 at ``milestones``; ``cosine`` falls to 0 at the end.
         warmup: epochs over which the rate of the cosine schedule first rises from 0.
         milestones: shares of the whole training, for ``step``.
@@ -89,14 +92,15 @@ def train(
         tokens: what texts are divided into: words, characters or subwords; see ``tokens.py``.
         vocabulary: the most frequent words or characters that are known; by default all of the training split.
         min_count: how often a word or character has to occur there.
-        case: words and characters keep it: "The" is another word than "the". Subwords always do.
-        length: tokens of a text that are read; by default as many as the longest of the training split has.
+        case: words and characters keep it: "The" is another word than "the". Subwords and translations always do.
+        length: tokens of a text that are read; by default as many as the longest of the training split has, and at
+            most LONGEST.
         word_vectors: file of vectors that the words begin with; DVC does not watch it.
         seed: of the first weights, the order of examples and dropout.
 
     Raises:
-        ConfigurationError: the architecture does not exist, is for another kind of data or refuses its sizes; or
-            there are not so many devices.
+        ConfigurationError: the architecture does not exist, is for another kind of data or refuses its sizes; a key
+            says nothing about this data; or there are not so many devices.
         DivergedError: the loss is no longer a finite number.
     """
     where = f"params.yaml, train.{model}"
@@ -105,13 +109,12 @@ def train(
     source, target = Path("data/augment", dataset), Path("data/train", dataset, model)
     about = read_sealed(source / "about.json")
     check_kind(where, architecture, dataset, about["kind"])
+    check_keys(where, about["kind"], arguments)
     data, val = Shards(source / "train"), Shards(Path("data/ingest", dataset, "val"))
     takes = inputs(
         about, data, where=where, tokens=tokens, vocabulary=vocabulary, min_count=min_count, case=case,
         length=length,
     )  # fmt: skip
-    if word_vectors is not None and (about["kind"], tokens) != ("text", "words"):
-        raise ConfigurationError(f"{where}: word_vectors are for texts, divided into words.")
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
 
@@ -168,12 +171,15 @@ def inputs(
     if kind in ARRAYS:
         return takes | {"array": ARRAYS[kind], **about["options"]}
     columns = about["vocabulary"]
+    if kind == "translation" and tokens == "words":
+        print("words of a translation are joined by spaces; subwords give a text back as it is written")
+    case = case or kind == "translation"  # what is learned to be written is compared with what people wrote
     chosen = {
         column: Vocabulary.chosen(stored, tokens, vocabulary, min_count, case, where)
         for column, stored in columns.items()
     }
     lengths = np.concatenate([known.encode(data.column(column)).lengths for column, known in chosen.items()])
-    length = length or int(lengths.max())
+    length = length or min(int(lengths.max()), LONGEST)
     if cut := int((lengths > length).sum()):
         print(f"length = {length} {tokens}: {cut:,} of {len(lengths):,} training texts are longer and are cut off")
     return takes | {"length": length} | {column: known.to_json() for column, known in chosen.items()}
@@ -192,6 +198,24 @@ def check_kind(where: str, architecture: str, dataset: str, kind: str) -> None:
         raise ConfigurationError(
             f"{where}: {architecture} takes {takes}, and {dataset} has {kind}. For these: {', '.join(fitting)}."
         )
+
+
+def check_keys(where: str, kind: str, arguments: dict[str, Any]) -> None:
+    """Raises ConfigurationError where a key of the entry has no effect on this kind of data."""
+    unset = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}
+    unset |= preset(arguments["architecture"])
+    tokens, idle = arguments["tokens"], {}
+    if kind in ARRAYS:
+        idle |= dict.fromkeys(READING, f"{kind} are not divided into tokens")
+    elif tokens == "subwords":
+        idle |= dict.fromkeys(("vocabulary", "min_count", "case"), "augment learns the subwords, and they have case")
+    if (kind, tokens) != ("text", "words"):
+        idle["word_vectors"] = "they are for texts, divided into words"
+    if kind == "translation":
+        idle |= {"class_weights": "sentences have no classes", "case": "a translation keeps it"}
+    for key, why in idle.items():
+        if arguments[key] != unset[key]:
+            raise ConfigurationError(f"{where}: {key} = {arguments[key]} would have no effect: {why}.")
 
 
 def check_sizes(where: str, architecture: str, sizes: dict[str, Any]) -> None:

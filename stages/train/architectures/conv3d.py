@@ -3,9 +3,9 @@
 Source: ``stack`` is C3D, Tran et al. 2014, "Learning Spatiotemporal Features with 3D Convolutional Networks",
 arXiv:1412.0767, section 3.1 and figure 3; 78.0 million parameters below its last layer. ``resnet`` is R3D, Tran et al.
 2017, "A Closer Look at Spatiotemporal Convolutions for Action Recognition", arXiv:1711.11248, table 1; 33,371,472
-parameters with 18 layers and 400 classes, as in torchvision. Changed: voxels are scaled to -1..1; a stem for small
-volumes; the stack can do with narrower hidden layers and with batch normalisation, without which narrow ones hardly
-learn.
+parameters with 18 layers and 400 classes, as in torchvision. Changed: voxels are scaled to -1..1; for small volumes a
+stem and a depth of 10; dropout before the last layer of the resnet; the stack can do with narrower hidden layers and
+with batch normalisation, without which narrow ones hardly learn.
 """
 
 import keras

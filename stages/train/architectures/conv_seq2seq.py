@@ -2,7 +2,7 @@
 
 Source: Gehring, Auli, Grangier, Yarats and Dauphin 2017, "Convolutional Sequence to Sequence Learning",
 arXiv:1705.03122; the sizes are those of its authors' code for a small corpus (IWSLT 2014). Changed: no weight
-normalisation, which Adam makes up for.
+normalisation, which Adam (the paper: Nesterov's momentum) makes up for; the preset smooths labels.
 """
 
 import keras
@@ -55,7 +55,12 @@ def build(
         kernel: width of the windows, in tokens.
         dropout: share of the inputs of each layer that is set to 0 in training.
         width: multiplies ``embedding`` and ``units``.
+
+    Raises:
+        ValueError: kernel is below 2, so that no token would see another, or there is no decoder layer.
     """
+    if kernel < 2 or decoder < 1:
+        raise ValueError(f"kernel has to be at least 2 and decoder at least 1; got {kernel} and {decoder}")
     size, units = round(embedding * width), round(units * width)
     source = keras.Input((None,), dtype="int32", name="source")
     target = keras.Input((None,), dtype="int32", name="target")

@@ -3,7 +3,8 @@
 Source: Kim 2014, "Convolutional Neural Networks for Sentence Classification", arXiv:1408.5882, section 2, figure 1 and
 section 3.1 for the sizes. ``static`` and ``train``'s ``word_vectors`` give the paper's CNN-rand, CNN-static and
 CNN-non-static. Changed: an unknown word is a zero vector; a window reaches over either end of the sentence, where
-zeros stand, and what batches are filled up with is seen by none, so that it changes no answer.
+zeros stand, and what batches are filled up with is seen by none, so that it changes no answer. The preset trains with
+Adam (the paper: Adadelta).
 """
 
 import keras
