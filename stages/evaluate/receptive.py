@@ -157,7 +157,9 @@ def _after(operation: keras.Operation, inputs: list[Seen]) -> Seen:
     if kind.startswith("ZeroPadding"):
         return tuple(axis.window(size, 1, 1, before) for axis, size, before in _edges(first, sizes, operation.padding))
     if kind.startswith("Cropping"):
-        return tuple(axis.window(size, 1, 1, -before) for axis, size, before in _edges(first, sizes, operation.cropping))
+        return tuple(
+            axis.window(size, 1, 1, -before) for axis, size, before in _edges(first, sizes, operation.cropping)
+        )
     raise ConfigurationError(f"the layer {operation.name} is a {kind}, whose receptive field is not known")
 
 
@@ -172,9 +174,7 @@ def _taken(operation: keras.Operation, axes: tuple[Axis, ...], sizes: tuple[int 
     if not all(isinstance(one, slice) and (one.start or 0) >= 0 and (one.step or 1) > 0 for one in key):
         return Everything()
     cut = [(one.start or 0, one.step or 1) for one in key] + [(0, 1)] * (len(axes) - len(key))
-    return tuple(
-        axis.window(size, 1, step, -start) for axis, size, (start, step) in zip(axes, sizes, cut, strict=True)
-    )
+    return tuple(axis.window(size, 1, step, -start) for axis, size, (start, step) in zip(axes, sizes, cut, strict=True))
 
 
 def _last(operation: keras.Operation) -> bool:
