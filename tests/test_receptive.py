@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from keras import layers
 
-from stages.evaluate.receptive import Everything, receptive_fields, table
-from stages.train.architectures import googlenet, plain_cnn, resnet, text_cnn
+from stages.errors import ConfigurationError
+from stages.evaluate.receptive import Everything, central, receptive_fields, table
+from stages.train.architectures import googlenet, lenet5, plain_cnn, resnet, text_cnn
 
 PUBLISHED = [  # model, layer, pixels: Araujo, Norris and Sim 2019, table 1 (google-research/receptive_field)
     (lambda: keras.applications.VGG16(weights=None), "block5_pool", 212),
@@ -60,7 +61,21 @@ def test_our_architectures_have_them_in_every_layer():
     assert fields["average"] is not None
     assert isinstance(fields["average"], Everything)
     assert receptive_fields(plain_cnn.build())["flatten"].__class__ is Everything
-    assert len(table(googlenet.build(width=0.1))) > 100
+    assert len(table(receptive_fields(googlenet.build(width=0.1)))) > 100
+    fields = receptive_fields(lenet5.build())
+    shown = table(fields).set_index("layer")
+    assert shown.loc[["c1", "s2", "c3", "s4", "c5"], "field"].tolist() == [
+        "5 x 5", "6 x 6", "14 x 14", "16 x 16", "all",
+    ]  # fmt: skip # by hand: 5, + 1, + 4 * 2, + 2
+    assert central(fields)["s4"] == [(8, 23), (8, 23)]  # unit 2 of 5
+    assert "output" not in central(fields)
+
+
+def test_a_layer_whose_windows_are_not_known_is_named():
+    image = keras.Input((8, 8, 1))
+    model = keras.Model(image, layers.UpSampling2D(name="up")(image))
+    with pytest.raises(ConfigurationError, match="the layer up is a UpSampling2D, whose receptive field is not known"):
+        receptive_fields(model)
     words = receptive_fields(text_cnn.build(50))
     assert [words[f"conv{n}"][0].field for n in (3, 4, 5)] == [3, 4, 5]
     assert words["conv3"][0].size is None

@@ -8,7 +8,8 @@ import pandas as pd
 from sklearn.metrics import confusion_matrix, f1_score, log_loss, precision_recall_fscore_support, roc_auc_score
 from statsmodels.stats.proportion import proportion_confint
 
-from stages.evaluate import pictures
+from stages.errors import ConfigurationError
+from stages.evaluate import pictures, receptive
 from stages.predictor import Predictor
 from stages.shards import Shards
 
@@ -20,8 +21,9 @@ def assess(
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Returns the metrics and one row per test example; writes tables and pictures to ``target``.
 
-    ``tables/``: classes.csv (precision, recall, F1), confusion.csv, errors.csv (wrong answers, the most certain first);
-    ``plots/confusion.png``.
+    ``tables/``: classes.csv (precision, recall, F1), confusion.csv, errors.csv (wrong answers, the most certain first),
+    receptive_fields.csv (what a unit of each layer sees); ``plots/confusion.png``, and of pictures
+    ``plots/receptive_fields.png``.
 
     Args:
         predictor: the model.
@@ -53,7 +55,21 @@ def assess(
     counts = confusion(expected, probabilities, classes)
     counts.to_csv(target / "tables/confusion.csv")
     pictures.draw_confusion(counts, title).savefig(target / "plots/confusion.png")
+    _draw_fields(predictor, test, target, title)
     return metrics, table
+
+
+def _draw_fields(predictor: Predictor, test: Shards, target: Path, title: str) -> None:
+    try:
+        fields = receptive.receptive_fields(predictor.network)
+    except ConfigurationError as error:  # of a layer of the user's own: no reason to go without scores
+        print(f"{target}: no receptive fields: {error}")
+        return
+    receptive.table(fields).to_csv(target / "tables/receptive_fields.csv", index=False)
+    if predictor.kind == "images":
+        drawn = receptive.central(fields)
+        figure = pictures.draw_receptive_fields(test.take(predictor.takes["array"], np.array([0]))[0], drawn, title)
+        figure.savefig(target / "plots/receptive_fields.png")
 
 
 def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | int]:

@@ -88,10 +88,20 @@ def receptive_fields(model: keras.Model) -> dict[str, Seen]:
     return found
 
 
-def table(model: keras.Model) -> pd.DataFrame:
-    """Returns the receptive fields as a table: layer, units, field and jump, along each axis ("28 x 28"), or "all"."""
+def central(fields: dict[str, Seen]) -> dict[str, list[tuple[int, int]]]:
+    """Returns what the middle unit of each layer sees along each axis, from the first to the last unit of the input."""
+    found = {}
+    for name, seen in fields.items():
+        if isinstance(seen, tuple) and all(axis.size for axis in seen):
+            starts = [axis.size // 2 * axis.jump for axis in seen]
+            found[name] = [(int(at + axis.first), int(at + axis.last)) for at, axis in zip(starts, seen, strict=True)]
+    return found
+
+
+def table(fields: dict[str, Seen]) -> pd.DataFrame:
+    """Returns receptive fields as a table: layer, units, field and jump, along each axis ("28 x 28"), or "all"."""
     rows = []
-    for name, seen in receptive_fields(model).items():
+    for name, seen in fields.items():
         if isinstance(seen, tuple):
             rows.append((name, *(_by_axis(getattr(axis, key) for axis in seen) for key in ("size", "field", "jump"))))
         else:
