@@ -39,6 +39,25 @@ def draw_curves(history: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
+def draw_calibration(curves: dict[str, pd.DataFrame], title: str) -> Figure:
+    """Draws accuracy over confidence, and how many examples are so certain; see ``calibration.reliability``.
+
+    Source: Guo et al. 2017, arXiv:1706.04599, figure 1.
+    """
+    figure = Figure((5, 5.5), dpi=110, layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--")
+    for name, table in curves.items():
+        upper.plot(table["confidence"], table["accuracy"], marker="o", markersize=4, label=name)
+        lower.plot(table["confidence"], table["examples"], marker="o", markersize=4)
+    upper.set(ylabel="accuracy", title=title, xlim=(0, 1.02), ylim=(0, 1.02))
+    upper.legend(loc="upper left")
+    lower.set(xlabel="confidence", ylabel="examples", yscale="log")
+    for axes in (upper, lower):
+        axes.grid(alpha=0.3)
+    return figure
+
+
 def draw_receptive_fields(picture: np.ndarray, fields: dict[str, list[tuple[int, int]]], title: str) -> Figure:
     """Draws on a picture what the middle unit of each layer sees; of layers that see the same, the first is named.
 
