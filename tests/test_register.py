@@ -12,37 +12,12 @@ from stages.augment.augment import augment
 from stages.errors import InputRefusedError, IntegrityError
 from stages.evaluate.evaluate import evaluate
 from stages.ingest.ingest import ingest
-from stages.register import gate
 from stages.register import register as module
 from stages.register.register import register
 from stages.shards import Shards
 from stages.train.train import train
 
 OTHERS = "fetch: {}\ningest: {}\naugment: {}\nregister: {}\n"
-
-
-def right(n):
-    return gate.Answers(n / 100, (np.arange(100) < n).astype(float))
-
-
-@pytest.mark.parametrize(
-    ("challenger", "champion", "min_gain", "promote"),
-    [
-        (60, None, 0.0, True),  # above the majority's 0.5
-        (50, None, 0.0, False),
-        (91, 90, 0.0, True),
-        (90, 90, 0.0, False),
-        (89, 90, 0.0, False),
-        (91, 90, 0.02, False),
-        (92, 90, 0.02, True),
-        (57, 55, 0.02, True),  # although 0.57 - 0.55 < 0.02 in floating-point numbers
-    ],
-)
-def test_a_challenger_has_to_be_better(challenger, champion, min_gain, promote):
-    champion = None if champion is None else right(champion)
-    decision = gate.decide(right(challenger), champion, metric="accuracy", baseline=0.5, min_gain=min_gain)
-    assert decision.promote is promote
-    assert f"accuracy {challenger:.2f}%" in decision.reason
 
 
 @pytest.fixture
@@ -112,6 +87,10 @@ def test_a_challenger_that_is_not_better_is_registered_but_not_champion(road):
     assert found["champion"] == {"version": 1, "model": "good"}
     assert "not better" in found["reason"]
     assert "test examples" in found["reason"]
+    assert found["p"] == 1.0
+    assert set(found["slices"]) == {"class across", "class down"}
+    [version] = [one for one in tracking._connect().search_model_versions("name = 'bars'") if int(one.version) == 2]
+    assert (version.tags["decision.p"], "decision.power" in version.tags) == ("1", True)
 
 
 def test_a_champion_of_other_classes_is_compared_by_their_names(road):
@@ -127,13 +106,6 @@ def test_a_champion_of_other_classes_is_compared_by_their_names(road):
     ingest("bars", kind="images", size=(10, 10), mode="grey", val=0.3, test=0.3)
     assert module.champions(holder, Shards(workspace / "data/ingest/bars/test"), "images", names) is None
     assert module.champions(holder, test, "text", names) is None
-
-
-def test_a_champion_that_cannot_read_the_pictures_is_named_in_the_reason():
-    decision = gate.decide(
-        right(60), None, metric="accuracy", baseline=0.5, min_gain=0, alone="version 3 cannot read such pictures"
-    )
-    assert decision.reason.startswith("version 3 cannot read such pictures: accuracy 60.00%")
 
 
 def test_answers_of_another_shape_are_not_accepted(workspace, monkeypatch):

@@ -8,7 +8,8 @@ import pandas as pd
 from sklearn.metrics import confusion_matrix, f1_score, log_loss, precision_recall_fscore_support, roc_auc_score
 from statsmodels.stats.proportion import proportion_confint
 
-from stages.evaluate import pictures
+from stages.errors import ConfigurationError
+from stages.evaluate import calibration, pictures, receptive
 from stages.predictor import Predictor
 from stages.shards import Shards
 
@@ -20,8 +21,9 @@ def assess(
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Returns the metrics and one row per test example; writes tables and pictures to ``target``.
 
-    ``tables/``: classes.csv (precision, recall, F1), confusion.csv, errors.csv (wrong answers, the most certain first);
-    ``plots/confusion.png``.
+    ``tables/``: classes.csv (precision, recall, F1), confusion.csv, errors.csv (wrong answers, the most certain first),
+    receptive_fields.csv (what a unit of each layer sees), calibration.csv; ``plots/`` confusion.png, calibration.png,
+    and of pictures receptive_fields.png.
 
     Args:
         predictor: the model.
@@ -34,12 +36,18 @@ def assess(
     classes = predictor.classes
     expected, probabilities = test.column("label"), predictor.probabilities(test)
     found = scores(expected, probabilities)
-    val_found = scores(val.column("label"), predictor.probabilities(val))
+    val_labels, val_probabilities = val.column("label"), predictor.probabilities(val)
+    val_found = scores(val_labels, val_probabilities)
+    temperature = calibration.temperature(val_labels, val_probabilities)
+    cooled = calibration.scaled(probabilities, temperature)
     metrics = {
         "metric": "accuracy",
         **found,
         "val_accuracy": val_found["accuracy"],
         "val_loss": val_found["log_loss"],
+        "ece": calibration.expected_error(expected, probabilities),
+        "temperature": temperature,
+        "ece_scaled": calibration.expected_error(expected, cooled),
     }
     table = manifest.assign(predicted=np.asarray(classes)[probabilities.argmax(axis=1)])
     table["correct"] = table["label"] == table["predicted"]
@@ -53,7 +61,29 @@ def assess(
     counts = confusion(expected, probabilities, classes)
     counts.to_csv(target / "tables/confusion.csv")
     pictures.draw_confusion(counts, title).savefig(target / "plots/confusion.png")
+    curves = {
+        name: calibration.reliability(expected, given)
+        for name, given in (("as it is", probabilities), (f"at temperature {temperature:.2f}", cooled))
+    }
+    pd.concat(curves, names=["probabilities"]).reset_index(level=0).to_csv(
+        target / "tables/calibration.csv", index=False
+    )
+    pictures.draw_calibration(curves, title).savefig(target / "plots/calibration.png")
+    _draw_fields(predictor, test, target, title)
     return metrics, table
+
+
+def _draw_fields(predictor: Predictor, test: Shards, target: Path, title: str) -> None:
+    try:
+        fields = receptive.receptive_fields(predictor.network)
+    except ConfigurationError as error:  # of a layer of the user's own: no reason to go without scores
+        print(f"{target}: no receptive fields: {error}")
+        return
+    receptive.table(fields).to_csv(target / "tables/receptive_fields.csv", index=False)
+    if predictor.kind == "images":
+        drawn = receptive.central(fields)
+        figure = pictures.draw_receptive_fields(test.take(predictor.takes["array"], np.array([0]))[0], drawn, title)
+        figure.savefig(target / "plots/receptive_fields.png")
 
 
 def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | int]:

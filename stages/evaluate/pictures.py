@@ -2,7 +2,9 @@
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 
@@ -34,6 +36,52 @@ def draw_curves(history: pd.DataFrame, title: str) -> Figure:
         axes.grid(alpha=0.3)
         axes.legend()
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    return figure
+
+
+def draw_calibration(curves: dict[str, pd.DataFrame], title: str) -> Figure:
+    """Draws accuracy over confidence, and how many examples are so certain; see ``calibration.reliability``.
+
+    Source: Guo et al. 2017, arXiv:1706.04599, figure 1.
+    """
+    figure = Figure((5, 5.5), dpi=110, layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--")
+    for name, table in curves.items():
+        upper.plot(table["confidence"], table["accuracy"], marker="o", markersize=4, label=name)
+        lower.plot(table["confidence"], table["examples"], marker="o", markersize=4)
+    upper.set(ylabel="accuracy", title=title, xlim=(0, 1.02), ylim=(0, 1.02))
+    upper.legend(loc="upper left")
+    lower.set(xlabel="confidence", ylabel="examples", yscale="log")
+    for axes in (upper, lower):
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def draw_receptive_fields(picture: np.ndarray, fields: dict[str, list[tuple[int, int]]], title: str) -> Figure:
+    """Draws on a picture what the middle unit of each layer sees; of layers that see the same, the first is named.
+
+    Args:
+        picture: uint8, (height, width, channels).
+        fields: layer -> its first and last row, and its first and last column; they may lie beyond the edge.
+        title: above all.
+    """
+    height, width, channels = picture.shape
+    figure = Figure((7, 5.2), dpi=110, layout="constrained")
+    axes = figure.add_subplot(title=title)
+    axes.imshow(picture[..., 0] if channels == 1 else picture, cmap="gray" if channels == 1 else None, alpha=0.6)
+    named: dict[tuple, str] = {}
+    for layer, edges in fields.items():
+        named.setdefault(tuple(edges), layer)
+    colours = colormaps["viridis"](np.linspace(0, 0.9, len(named)))
+    for ((rows, columns), layer), colour in zip(named.items(), colours, strict=True):
+        size = (columns[1] - columns[0] + 1, rows[1] - rows[0] + 1)
+        label = f"{layer}: {size[1]} x {size[0]}"
+        corner = (columns[0] - 0.5, rows[0] - 0.5)
+        axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=colour, linewidth=1.5, label=label))
+    margin = 0.1 * max(height, width)
+    axes.set(xlim=(-margin, width + margin), ylim=(height + margin, -margin), xlabel="pixels", ylabel="pixels")
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5), ncols=1 + len(named) // 26)
     return figure
 
 

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from stages import params, scores, tracking
 from stages.checksums import sha256
 from stages.errors import InputRefusedError, IntegrityError
-from stages.params import Amount
+from stages.params import Amount, Part
 from stages.register import gate
 from stages.shards import INDEX, Shards, read_json, read_sealed
 
@@ -25,18 +25,22 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4  # of an answer, as a share of the largest; the same network differs in the last bits of float32
 
 
-def register(dataset: str, *, min_gain: Amount = 0.0) -> None:
+def register(dataset: str, *, min_gain: Amount = 0.0, alpha: Part = 0.05, max_slice_loss: Amount = 0.1) -> None:
     """Reads every evaluation of ``dataset``; writes data/register/<dataset>/decision.json.
 
     The best is the model of the highest main metric on the validation split (then the lowest validation loss), so
     that its test score stays an honest figure. It becomes a new version of the registered model ``dataset`` unless it
     is one already; first the stored copy is loaded in a fresh process, without our code, and has to repeat what
-    evaluate saw. The alias ``champion`` goes to it if it beats the champion on the present test split.
+    evaluate saw. The alias ``champion`` goes to it if it beats the champion on the present test split, by more than
+    chance explains; see ``gate.decide``.
 
     Args:
         dataset: a name in ingest.
         min_gain: by which a challenger has to exceed the champion, in the main metric: a share for accuracy, points of
             100 for BLEU.
+        alpha: largest probability of promoting a challenger that was only lucky.
+        max_slice_loss: by which it may be worse on a class of the test examples, in accuracy; of sentence pairs, on the
+            short, middle or long third, in chrF of 1.
 
     Raises:
         InputRefusedError: no model of this data set was evaluated.
@@ -88,12 +92,18 @@ def register(dataset: str, *, min_gain: Amount = 0.0) -> None:
         decision = gate.decide(
             answered(kind, expected, predictions["predicted"].to_numpy(object)),
             None if holder is None else champions(holder, test, kind, expected),
-            metric=metrics["metric"],
+            expected,
+            kind=kind,
             baseline=metrics["baseline"],
+            slices=slices(predictions),
             min_gain=min_gain,
+            alpha=alpha,
+            max_slice_loss=max_slice_loss,
             alone="the first champion" if holder is None else f"version {holder.version} cannot read such examples",
         )
-        tracking.describe_version(version, {"decision": json.dumps(decision.reason)})
+        numbers = {f"decision.{key}": f"{getattr(decision, key):.4g}" for key in ("p", "power")
+                   if getattr(decision, key) is not None}  # fmt: skip
+        tracking.describe_version(version, {"decision": json.dumps(decision.reason)} | numbers)
         if decision.promote:
             tracking.promote(version)
     holder = tracking.champion(dataset)
@@ -103,6 +113,9 @@ def register(dataset: str, *, min_gain: Amount = 0.0) -> None:
         "version": int(version.version),
         "promoted": decision.promote,
         "reason": decision.reason,
+        "p": decision.p,
+        "power": decision.power,
+        "slices": decision.slices,
         "champion": None if holder is None else {"version": int(holder.version), "model": holder.tags["model"]},
     }
     target = Path("data/register", dataset)
@@ -171,7 +184,20 @@ def reload(address: str, example: np.ndarray | dict[str, np.ndarray], expected: 
 
 def answered(kind: str, expected: np.ndarray, answers: np.ndarray) -> gate.Answers:
     """Returns how the ``answers`` score; both are names of classes or texts, objects of shape (n,)."""
-    return gate.Answers(scores.main(kind, expected, answers), scores.of_examples(kind, expected, answers))
+    found = scores.of_examples(kind, expected, answers)
+    share = found if scores.METRICS[kind] == "accuracy" else found / 100
+    return gate.Answers(scores.main(kind, expected, answers), share, answers)
+
+
+def slices(predictions: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Returns the parts of the test examples on which a challenger may not fall behind: classes, or lengths."""
+    if "label" in predictions:
+        return {f"class {name}": (predictions["label"] == name).to_numpy() for name in predictions["label"].unique()}
+    rank = predictions["source"].str.len().rank(method="first", pct=True)
+    return {
+        f"the {name} third": ((rank > low / 3) & (rank <= (low + 1) / 3)).to_numpy()
+        for low, name in enumerate(("short", "middle", "long"))
+    }
 
 
 def champions(holder: tracking.ModelVersion, test: Shards, kind: str, expected: np.ndarray) -> gate.Answers | None:
