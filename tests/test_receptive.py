@@ -2,12 +2,13 @@
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 from keras import layers
 
 from stages.errors import ConfigurationError
 from stages.evaluate.receptive import Everything, central, receptive_fields, table
-from stages.train.architectures import googlenet, lenet5, plain_cnn, resnet, text_cnn
+from stages.train.architectures import alexnet, char_cnn, conv3d, googlenet, lenet5, plain_cnn, resnet, text_cnn
 
 PUBLISHED = [  # model, layer, pixels: Araujo, Norris and Sim 2019, table 1 (google-research/receptive_field)
     (lambda: keras.applications.VGG16(weights=None), "block5_pool", 212),
@@ -56,11 +57,37 @@ def test_is_what_a_change_of_the_input_shows(size, padding):
             assert seen_by_trial(model, layer, (place, axis.size // 2)) == edges, (layer, place)
 
 
-def test_our_architectures_have_them_in_every_layer():
+@pytest.mark.parametrize(
+    ("module", "sizes"),
+    [
+        (alexnet, {"input_shape": (32, 32, 1), "stem": "small", "width": 0.1}),
+        (googlenet, {"input_shape": (32, 32, 1), "stem": "small", "width": 0.1}),
+        (resnet, {"input_shape": (32, 32, 1), "stem": "cifar", "depth": 20, "width": 0.25}),
+        (resnet, {"depth": 18, "width": 0.1}),
+        (text_cnn, {"words": 30}),
+        (char_cnn, {"words": 30, "length": 123, "width": 0.1}),
+        (conv3d, {"input_shape": (8, 16, 16, 1), "stem": "small", "depth": 10, "width": 0.1}),
+        (conv3d, {"input_shape": (8, 16, 16, 1), "style": "stack", "width": 0.1, "units": 100}),
+    ],
+)
+def test_a_loaded_model_has_those_of_the_built_one_in_every_layer(module, sizes, tmp_path):
+    model = module.build(**sizes)
+    model.save(tmp_path / "model.keras")
+    fields = table(receptive_fields(model))
+    pd.testing.assert_frame_equal(table(receptive_fields(keras.saving.load_model(tmp_path / "model.keras"))), fields)
+    operations = {operation.name for operation in model.operations if not isinstance(operation, layers.InputLayer)}
+    assert set(fields["layer"]) == operations
+    seen = set(fields.loc[fields["field"].str.contains("[0-9]"), "layer"])
+    assert {layer.name for layer in model.layers if "conv" in type(layer).__name__.lower()} <= seen
+
+
+def test_the_fields_of_our_architectures():
     fields = receptive_fields(resnet.build(depth=50, width=0.1))
     assert fields["average"] is not None
     assert isinstance(fields["average"], Everything)
-    assert receptive_fields(plain_cnn.build())["flatten"].__class__ is Everything
+    plain = plain_cnn.build()
+    [flat] = [layer.name for layer in plain.layers if isinstance(layer, layers.Flatten)]
+    assert isinstance(receptive_fields(plain)[flat], Everything)
     assert len(table(receptive_fields(googlenet.build(width=0.1)))) > 100
     fields = receptive_fields(lenet5.build())
     shown = table(fields).set_index("layer")

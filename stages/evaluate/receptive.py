@@ -164,6 +164,9 @@ def _after(operation: keras.Operation, inputs: list[Seen]) -> Seen:
             axis.window(size, window, stride, _before(operation.padding, axis.size, window, stride))
             for axis, size, window, stride in zip(first, sizes, windows, operation.strides, strict=True)
         )
+    if kind == "Pad":
+        before = [pair[0] for pair in operation.pad_width][1 : 1 + len(first)]
+        return tuple(axis.window(size, 1, 1, one) for axis, size, one in zip(first, sizes, before, strict=True))
     if kind.startswith("ZeroPadding"):
         return tuple(axis.window(size, 1, 1, before) for axis, size, before in _edges(first, sizes, operation.padding))
     if kind.startswith("Cropping"):
@@ -176,7 +179,7 @@ def _after(operation: keras.Operation, inputs: list[Seen]) -> Seen:
 def _taken(operation: keras.Operation, axes: tuple[Axis, ...], sizes: tuple[int | None, ...]) -> Seen:
     """Returns what the units see that were taken out: a part of the maps, or every so many from some unit on."""
     key = operation._inbound_nodes[-1].arguments.args[1]
-    key = list(key) if isinstance(key, tuple) else [key]
+    key = list(key) if isinstance(key, tuple | list) else [key]  # in a loaded model a tuple is a list
     if Ellipsis in key:
         place = key.index(Ellipsis)
         key[place : place + 1] = [slice(None)] * (len(axes) + 2 - sum(one is not None for one in key) + 1)
