@@ -52,7 +52,7 @@ def draw_calibration(curves: dict[str, pd.DataFrame], title: str) -> Figure:
         lower.plot(table["confidence"], table["examples"], marker="o", markersize=4)
     upper.set(ylabel="accuracy", title=title, xlim=(0, 1.02), ylim=(0, 1.02))
     upper.legend(loc="upper left")
-    lower.set(xlabel="confidence", ylabel="examples", yscale="log")
+    lower.set(xlabel="confidence", ylabel="examples", ylim=(0, None))
     for axes in (upper, lower):
         axes.grid(alpha=0.3)
     return figure
@@ -68,7 +68,7 @@ def draw_receptive_fields(picture: np.ndarray, fields: dict[str, list[tuple[int,
     """
     height, width, channels = picture.shape
     figure = Figure((7, 5.2), dpi=110, layout="constrained")
-    axes = figure.add_subplot(title=title)
+    axes = figure.add_subplot(title=f"{title}: what the middle unit of a layer sees")
     axes.imshow(picture[..., 0] if channels == 1 else picture, cmap="gray" if channels == 1 else None, alpha=0.6)
     named: dict[tuple, str] = {}
     for layer, edges in fields.items():
