@@ -98,11 +98,19 @@ def test_the_fields_of_our_architectures():
     assert "output" not in central(fields)
 
 
-def test_a_layer_whose_windows_are_not_known_is_named():
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        (layers.UpSampling2D(name="up"), "the layer up is a UpSampling2D, whose receptive field is not known"),
+        (lambda x: keras.ops.cumsum(x, axis=1), "is a Cumsum, whose receptive field is not known"),
+        (layers.Softmax(axis=1, name="soft"), "the layer soft is a Softmax along another axis than that of the maps"),
+        (layers.LayerNormalization(axis=[1, 2, 3], name="norm"), "norm is a LayerNormalization along another axis"),
+    ],
+)
+def test_a_layer_whose_windows_are_not_known_is_named(layer, said):
     image = keras.Input((8, 8, 1))
-    model = keras.Model(image, layers.UpSampling2D(name="up")(image))
-    with pytest.raises(ConfigurationError, match="the layer up is a UpSampling2D, whose receptive field is not known"):
-        receptive_fields(model)
+    with pytest.raises(ConfigurationError, match=said):
+        receptive_fields(keras.Model(image, layer(image)))
     words = receptive_fields(text_cnn.build(50))
     assert [words[f"conv{n}"][0].field for n in (3, 4, 5)] == [3, 4, 5]
     assert words["conv3"][0].size is None

@@ -27,9 +27,9 @@ SAME_PLACE = {
     "Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Average", "Maximum", "Minimum", "Power", "Square", "Sqrt",
     "Exp", "Log", "Absolute", "Negative", "Sigmoid", "Relu", "Relu6", "Silu", "HardSigmoid", "HardSilu", "Gelu", "Tanh",
     "Cast", "Clip", "NotEqual", "Equal", "Greater", "GreaterEqual", "Less", "LessEqual", "OneHot", "StopGradient",
-    "Cumsum", "Matmul",
 }  # fmt: skip
-EVERYTHING = ("Flatten", "GlobalAveragePooling", "GlobalMaxPooling", "GroupNormalization", "Reshape", "Mean", "Sum")
+EVERYTHING = ("Flatten", "GlobalAveragePooling", "GlobalMaxPooling", "GroupNormalization")
+ALONG_MAPS = ("Softmax", "LayerNormalization", "UnitNormalization", "Concatenate")  # of the last axis, as by default
 NOTHING = ("OnesLike", "ZerosLike")  # do not depend on what they are given
 
 
@@ -146,7 +146,11 @@ def _after(operation: keras.Operation, inputs: list[Seen]) -> Seen:
         return Everything()
     [first, *others] = known
     sizes = operation.output.shape[1 : 1 + len(first)]
-    if kind in SAME_PLACE or (kind == "Concatenate" and _last(operation)):
+    if kind in ALONG_MAPS and not _last(operation):
+        raise ConfigurationError(f"the layer {operation.name} is a {kind} along another axis than that of the maps")
+    if kind == "Matmul" and not others:  # of each unit's maps with something that does not depend on the example
+        return first
+    if kind in SAME_PLACE or kind == "Concatenate":
         if kind == "Dense" and len(operation.output.shape) == 2:
             return Everything()
         for other in others:
@@ -191,8 +195,9 @@ def _taken(operation: keras.Operation, axes: tuple[Axis, ...], sizes: tuple[int 
 
 
 def _last(operation: keras.Operation) -> bool:
-    """Tells whether arrays are joined along their last axis: that of maps."""
-    return operation.axis in (-1, len(operation.output.shape) - 1)
+    """Tells whether a layer works along the last axis alone: that of maps."""
+    axes = tree.flatten(operation.axis)
+    return len(axes) == 1 and axes[0] in (-1, len(operation.output.shape) - 1)
 
 
 def _edges(axes: tuple[Axis, ...], sizes: tuple[int | None, ...], edges: Any) -> Iterable[tuple[Axis, int | None, int]]:
