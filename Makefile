@@ -7,6 +7,8 @@ LOCK := $(if $(GPU),requirements-gpu.lock,$(if $(BENCHMARKS),requirements-benchm
 READY := .venv/.ready-$(LOCK)
 PORT ?= 5000
 PREFECT_PORT ?= 4200
+SERVE_PORT ?= 5001
+DATASET ?= digits
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
@@ -50,6 +52,10 @@ plan: setup  ## what would run, why, and how long it took last time
 .PHONY: ui
 ui: setup  ## browse runs, models, the registry (PORT=5000) and flows (PREFECT_PORT=4200)
 	@python -m flows ui --port $(PORT) --prefect-port $(PREFECT_PORT)
+
+.PHONY: serve
+serve: setup  ## the champion of DATASET=digits over HTTP (SERVE_PORT=5001): raw pictures, sentences, volumes
+	@python -m flows serve --dataset $(DATASET) --port $(SERVE_PORT)
 
 .PHONY: test
 test: setup  ## run the tests

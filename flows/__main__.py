@@ -1,4 +1,4 @@
-"""What people type: ``python -m flows pipeline``, ``worker``, ``schedule``, ``plan``, ``predict``, ``ui``..."""
+"""What people type: ``python -m flows pipeline``, ``worker``, ``schedule``, ``plan``, ``serve``, ``ui``..."""
 
 import argparse
 import os
@@ -57,6 +57,10 @@ def main(words: Sequence[str]) -> int:
     pages.add_argument("--port", type=int, default=5000, help="of MLflow; %(default)s")
     pages.add_argument("--prefect-port", type=int, default=4200, help="of Prefect; %(default)s")
 
+    http = commands.add_parser("serve", help="have the champion answer raw examples over HTTP, on loopback")
+    http.add_argument("--dataset", required=True, help="whose champion")
+    http.add_argument("--port", type=int, default=5001, help="%(default)s")
+
     table = commands.add_parser("results", help="print every model with its score, and the champions")
     table.add_argument("--since", type=int, metavar="SECONDS", help="Unix time; stages run later are 'ran'")
 
@@ -84,6 +88,10 @@ def main(words: Sequence[str]) -> int:
             from flows import predict
 
             predict.predict(asked.dataset, asked.input, asked.output)
+        elif asked.command == "serve":
+            from flows import serve
+
+            serve.serve(asked.dataset, asked.port)
         else:
             from flows import results
 

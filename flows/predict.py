@@ -19,14 +19,12 @@ from stages.ingest.decoding import read_file
 from stages.ingest.formats import tables
 from stages.ingest.images import PICTURE_ENDINGS
 from stages.ingest.records import Source
-from stages.ingest.text import normalised
 from stages.progress import track
-from stages.shards import objects
+from stages.register.model import COLUMNS, prepared, together
 from stages.workers import cores
 
 BLOCK = 256  # examples read and predicted at a time; bounds memory
 ENDINGS = {"images": PICTURE_ENDINGS, "volumes": (".npy", ".gif", ".tif", ".tiff")}  # files of which each is an example
-COLUMNS = {"images": "image", "volumes": "volume", "text": "text", "translation": "source"}  # of a table
 SCHEMA = pa.schema(
     [("path", pa.string()), ("predicted", pa.string()), ("probability", pa.float32()), ("reason", pa.string())]
 )
@@ -78,7 +76,7 @@ def predict(dataset: str, source: Path, target: Path) -> None:
         while block := list(islice(tracked, BLOCK)):
             read = list(pool.map(lambda example: _read(*example[1:], known.takes), block))
             usable = [value for value, _ in read if value is not None]
-            answers = iter(known.answer({COLUMNS[kind]: _together(usable)}) if usable else ())
+            answers = iter(known.answer({COLUMNS[kind]: together(usable)}) if usable else ())
             rows = []
             for (path, *_), (value, reason) in zip(block, read, strict=True):
                 label, probability = (None, None) if value is None else next(answers)
@@ -144,21 +142,9 @@ def _read(
     if problem:
         return None, problem
     try:
-        if isinstance(place, str):
-            return normalised(place), ""
-        data = read_file(str(place.parent), place.name) if isinstance(place, Path) else place
-        if takes["kind"] == "volumes":
-            data = [data] if isinstance(data, bytes) else data
-        decode = import_module(f"stages.ingest.{takes['kind']}").decode
-        prepared = {key: takes[key] for key in ("size", "mode", "fit")}
-        return decode(data, **prepared).arrays[takes["array"]], ""
+        return prepared(read_file(str(place.parent), place.name) if isinstance(place, Path) else place, takes), ""
     except InputRefusedError as error:
         return None, str(error)
-
-
-def _together(values: list[np.ndarray | str]) -> np.ndarray:
-    """Returns examples as one array: of objects, if they are texts."""
-    return objects(values) if isinstance(values[0], str) else np.stack(values)
 
 
 def _writer(path: Path, suffix: str) -> tuple[Callable[[list[tuple]], None], Callable[[], None]]:

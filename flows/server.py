@@ -18,7 +18,7 @@ from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import guard
-from stages.errors import ServiceError
+from stages.errors import ConfigurationError, ServiceError
 
 ANSWER_SECONDS = 10
 _servers: list[subprocess.Popen] = []
@@ -73,13 +73,21 @@ def start(port: int | None = None, ui: bool = False) -> str:
     return address
 
 
-def keep(command: Sequence[str], address: str, settings: Mapping[str, str] | None = None) -> None:
+def keep(
+    command: Sequence[str], address: str, settings: Mapping[str, str] | None = None, cwd: str | None = None
+) -> subprocess.Popen[str]:
     """Runs a module of Python as a server until this process ends, and waits until ``address`` answers.
+
+    Args:
+        command: the module and its arguments.
+        address: what to ask whether it is there.
+        settings: added to the environment.
+        cwd: its working directory; by default ours.
 
     Raises:
         ServiceError: it ended, or START_SECONDS passed; with the last that it said.
     """
-    process = guard.start([sys.executable, "-m", *command], env={**os.environ, **(settings or {})})
+    process = guard.start([sys.executable, "-m", *command], env={**os.environ, **(settings or {})}, cwd=cwd)
     said: deque[str] = deque(maxlen=20)
     threading.Thread(target=lambda: said.extend(process.stdout), daemon=True).start()
     _servers.append(process)  # else the pipe that keeps it would be closed with the last name for it
@@ -87,12 +95,19 @@ def keep(command: Sequence[str], address: str, settings: Mapping[str, str] | Non
     while True:
         try:
             httpx.get(address, timeout=ANSWER_SECONDS).raise_for_status()
-            return
+            return process
         except httpx.HTTPError as error:
             if process.poll() is not None or time.monotonic() > stop:
                 last = "".join(said).strip() or str(error)
                 raise ServiceError(f"no server at {address}: {last}") from error
             time.sleep(0.1)
+
+
+def check_free(port: int, example: str) -> None:
+    """Raises ConfigurationError where another program listens on a port of loopback; ``example`` says how to choose."""
+    with socket.socket() as asking:
+        if asking.connect_ex(("127.0.0.1", port)) == 0:
+            raise ConfigurationError(f"another program listens on port {port}. Choose one: {example}")
 
 
 def free_port() -> int:

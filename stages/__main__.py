@@ -60,8 +60,8 @@ def main(*words: str) -> int:
 def run(stage: str, name: str) -> None:
     """Runs one stage on one name, and notes how it ended in the journal."""
     entry = params.read(stage, name)
-    if stage in ("train", "evaluate", "register"):
-        _import_keras_quietly()
+    if stage in ("train", "evaluate"):
+        import_module("stages.compute")  # imports Keras first, quietly
     function, arguments = _prepare(stage, name, entry)
     started, status = time.time(), 1
     try:
@@ -148,18 +148,6 @@ def _prepare(stage: str, name: str, entry: dict[str, Any]) -> tuple[Callable[...
     if stage == "fetch" and not Path("data/raw", name).exists():  # what was fetched does not need its source any more
         module.check_source(where, dataset=name, **arguments)
     return function, arguments
-
-
-def _import_keras_quietly() -> None:
-    """Imports Keras with the process's stderr shut: TensorFlow's C++ start-up notes heed no log level."""
-    saved = os.dup(2)
-    try:
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        import_module("keras")
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
 
 
 def _one_line(message: str) -> str:

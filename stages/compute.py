@@ -1,11 +1,28 @@
 """What depends on the backend and the device: memory, compilation, several devices."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import keras
+from pathlib import Path
 
 from stages.errors import ConfigurationError
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Shuts the process's stderr: TensorFlow's C++ start-up notes heed no log level."""
+    saved = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+with _silence():
+    import keras
 
 
 def prepare(count: int = 1) -> None:

@@ -11,6 +11,7 @@ from scipy.special import logsumexp
 
 from stages import compute
 from stages.beam import Translation, search
+from stages.scores import scaled
 from stages.shards import Arrays, Shards, objects, read_json
 from stages.tokens import BEGIN, END, PAD, Vocabulary, by_length, pad
 
@@ -79,21 +80,29 @@ class Predictor:
         array = self.takes["array"]
         return array in examples.names and self.network.input_shape[1:] == examples.shape(array)
 
+    def classified(self, block: Arrays) -> np.ndarray:
+        """Returns the probabilities of few examples, float of shape (n, classes), at the temperature of what it takes.
+
+        Args:
+            block: the array of the kind alone, prepared as ingest does: image, volume or text.
+        """
+        [inputs] = self.inputs(block)
+        n = len(inputs)
+        # Few sizes of batches, each of which is compiled on some devices; of one example the most is asked.
+        inputs = np.concatenate([inputs, np.repeat(inputs[:1], -n % (SENTENCES if n > 1 else 1), axis=0)])
+        found = np.asarray(self.network.predict_on_batch(inputs))[:n]
+        return scaled(found, self.takes.get("temperature", 1.0))
+
     def answer(self, block: Arrays) -> list[tuple[str, float]]:
         """Returns the class and its probability, or the translation and that of each of its tokens, of few examples.
 
         Args:
-            block: the array of the kind alone, prepared as ingest does: image, volume, text or source.
+            block: as of ``classified``, or source.
         """
         if self.kind == "translation":
             known = self.vocabularies["target"]
             return [(known.decode(one.tokens), math.exp(one.score)) for one in self.translate(block["source"])]
-        [inputs] = self.inputs(block)
-        n = len(inputs)
-        # Few sizes of batches, each of which is compiled on some devices.
-        inputs = np.concatenate([inputs, np.repeat(inputs[:1], -n % SENTENCES, axis=0)])
-        found = np.asarray(self.network.predict_on_batch(inputs))[:n]
-        return [(self.classes[row.argmax()], float(row.max())) for row in found]
+        return [(self.classes[row.argmax()], float(row.max())) for row in self.classified(block)]
 
     def translations(self, examples: Shards) -> Iterator[tuple[int, Translation]]:
         """Yields the number of each example and its translation, shorter ones first."""

@@ -3,12 +3,14 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.special import softmax
 
 if TYPE_CHECKING:
     from sacrebleu.metrics import BLEU
 
 METRICS = {"images": "accuracy", "volumes": "accuracy", "text": "accuracy", "translation": "bleu"}  # by kind of data
 TRUTHS = {"images": "label", "volumes": "label", "text": "label", "translation": "target"}  # column of predictions
+SMALLEST = 1e-12  # a probability of float32 may be 0
 
 
 def main(kind: str, expected: np.ndarray, answers: np.ndarray) -> float:
@@ -44,3 +46,11 @@ def of_examples(kind: str, expected: np.ndarray, answers: np.ndarray) -> np.ndar
 def shown(metric: str, value: float, digits: int = 2) -> str:
     """Returns a value of a main metric for people: 98.76%, or 34.21."""
     return f"{value:.{digits}%}" if metric == "accuracy" else f"{value:.{digits}f}"
+
+
+def scaled(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Returns probabilities (n, classes) at another temperature; the most certain class stays.
+
+    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599, section 4.2.
+    """
+    return softmax(np.log(np.maximum(probabilities.astype(np.float64), SMALLEST)) / temperature, axis=1)

@@ -6,10 +6,9 @@ Without ``MLFLOW_TRACKING_URI`` everything lies in the checkout: ``mlflow.db`` (
 import json
 import logging
 import os
-import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +16,6 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import mlflow
-import numpy as np
 import psutil
 from filelock import FileLock
 from mlflow import MlflowClient
@@ -28,6 +26,7 @@ from stages.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import keras
+    import pandas as pd
 
 CHAMPION = "champion"
 TAKES = "input.json"
@@ -135,58 +134,67 @@ def log_files(folder: Path) -> None:
     mlflow.log_artifacts(str(folder), folder.parts[1])
 
 
-def log_model(model: "keras.Model", example: list[np.ndarray], output: np.ndarray, takes: Path) -> str:
-    """Stores a model with the open run and returns its address; flavor ``keras``, signature and input example included.
+def log_model(
+    name: str,
+    folder: Path,
+    loader: str,
+    code: Path,
+    inputs: dict[str, str],
+    outputs: dict[str, str],
+    example: "pd.DataFrame",
+    libraries: Iterable[str],
+) -> str:
+    """Stores a servable model with the open run and returns its address; flavor ``python_function``.
 
     Args:
-        model: one or several inputs, one output.
-        example: for each input an array of shape (n, ...).
-        output: what the model gives for them, shape (n, ...).
-        takes: input.json, which is stored in the model's folder: what it takes and what its answers mean.
+        name: what the browser calls it.
+        folder: what the model is loaded from; ``model.keras`` and ``input.json`` among it.
+        loader: module whose ``_load_pyfunc(folder)`` gives the object that predicts.
+        code: package that it is in; stored with the model, and first on the path where that is served.
+        inputs: column -> MLflow's name of its type; the model's signature.
+        outputs: the same of what it answers; ``map`` is class -> probability.
+        example: a row that it can be asked.
+        libraries: that it needs, in the versions that are installed.
     """
-    import keras
-    import mlflow.keras
     from mlflow.models import Model, ModelSignature
-    from mlflow.types import Schema, TensorSpec
+    from mlflow.types import ColSpec, Schema
+    from mlflow.types.schema import DataType, Map
 
-    backend = keras.backend.backend()
-    shapes = [[-1 if size is None else size for size in one.shape] for one in model.inputs]
-    names = [one.name for one in model.inputs] if len(example) > 1 else [None]
-    specs = zip(example, shapes, names, strict=True)
-    inputs = Schema([TensorSpec(array.dtype, shape, name) for array, shape, name in specs])
-    sizes = [-1 if size is None else size for size in model.outputs[0].shape]
-    outputs = Schema([TensorSpec(output.dtype, sizes)])
+    def schema(columns: dict[str, str]) -> Schema:
+        return Schema(
+            [ColSpec(Map(DataType.double) if kind == "map" else kind, name) for name, kind in columns.items()]
+        )
 
-    def save_model(path: str, validate_serving_input: bool, **settings: Any) -> None:
-        Path(path).mkdir(parents=True)  # mlflow.keras forgets it where there is an input example (mlflow#16183)
-        mlflow.keras.save_model(path=path, **settings)
-        shutil.copyfile(takes, Path(path, TAKES))
+    def save_model(validate_serving_input: bool, **settings: Any) -> None:
+        mlflow.pyfunc.save_model(**settings)
 
     info = Model.log(
         artifact_path=None,
-        name=model.name,
-        flavor=SimpleNamespace(__name__="mlflow.keras", save_model=save_model),
-        model=model,
-        validate_serving_input=False,  # register does it, in a fresh process
-        signature=ModelSignature(inputs, outputs),
-        input_example=dict(zip(names, example, strict=True)) if len(example) > 1 else example[0],
-        pip_requirements=[
-            f"keras=={keras.__version__}",
-            f"mlflow=={mlflow.__version__}",
-            f"{backend}=={version(backend)}",
-        ],
+        name=name,
+        flavor=SimpleNamespace(__name__="mlflow.pyfunc", save_model=save_model),
+        data_path=str(folder),
+        loader_module=loader,
+        code_paths=[str(code)],
+        validate_serving_input=False,  # register does it, in a fresh process; here it would import Keras
+        signature=ModelSignature(schema(inputs), schema(outputs)),
+        input_example=example,
+        pip_requirements=[f"{library}=={version(library)}" for library in libraries],
     )
     return info.model_uri
 
 
 def load_model(address: str) -> tuple["keras.Model", dict[str, Any] | None]:
-    """Loads what ``log_model`` stored: a model, and what it takes; None: it was stored before that went with it."""
-    import mlflow.keras
+    """Loads the network of a stored model, and what it takes; None: it was stored before that went with it."""
+    import keras
 
     _connect()
-    folder = mlflow.artifacts.download_artifacts(address)  # once; where the store is local, the very folder
-    takes = Path(folder, TAKES)
-    return mlflow.keras.load_model(folder), json.loads(takes.read_text(encoding="utf-8")) if takes.exists() else None
+    folder = Path(mlflow.artifacts.download_artifacts(address))  # once; where the store is local, the very folder
+    [network] = folder.rglob("model.keras")
+    takes = next(folder.rglob(TAKES), None)
+    return (
+        keras.saving.load_model(network, compile=False),
+        None if takes is None else json.loads(takes.read_text(encoding="utf-8")),
+    )
 
 
 def version_with(dataset: str, tag: str, value: str) -> ModelVersion | None:

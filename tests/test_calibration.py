@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from stages.evaluate.calibration import expected_error, reliability, scaled, temperature
+from stages.evaluate.calibration import expected_error, reliability, temperature
+from stages.scores import scaled
 
 
 def test_the_expected_error_is_how_far_certainty_and_truth_are_apart():

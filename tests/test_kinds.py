@@ -4,6 +4,7 @@ import gzip
 import json
 
 import keras
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
@@ -134,6 +135,9 @@ def test_pairs(raw):
     pd.DataFrame({"source": ["seven three one", "two two two"]}).to_csv(raw / "in.csv", index=False)
     predict("counts", raw / "in.csv", raw / "out.csv")
     assert pd.read_csv(raw / "out.csv")["predicted"].tolist() == ["sept trois un", "deux deux deux"]
+    served = mlflow.pyfunc.load_model("models:/counts@champion").predict(pd.DataFrame({"source": ["seven three one"]}))
+    assert served["translation"].tolist() == ["sept trois un"]
+    assert 0 < served["probability"][0] <= 1
 
 
 def test_volumes(raw):
@@ -147,6 +151,10 @@ def test_volumes(raw):
     out = pd.read_csv(raw / "out.csv")
     assert len(out) == 60
     assert (out["path"].str.split("/").str[0] == out["predicted"]).mean() > 0.8
+    volume = (raw / "data/raw/blocks" / out["path"][0]).read_bytes()
+    served = mlflow.pyfunc.load_model("models:/blocks@champion").predict(pd.DataFrame({"volume": [volume]}))
+    assert served["label"][0] == out["predicted"][0]
+    assert served["probability"][0] == pytest.approx(out["probability"][0], abs=1e-4)
 
 
 def test_an_architecture_for_other_data_is_refused_before_any_work(raw):

@@ -1,19 +1,28 @@
+import ast
+import io
 import json
 import shutil
-from pathlib import Path
-from types import SimpleNamespace
+import subprocess
+import sys
+from importlib.metadata import packages_distributions
 
 import keras
+import mlflow
 import numpy as np
+import pandas as pd
 import pytest
+from mlflow.exceptions import MlflowException
+from PIL import Image
 
 from stages import tracking
 from stages.augment.augment import augment
 from stages.errors import InputRefusedError, IntegrityError
 from stages.evaluate.evaluate import evaluate
 from stages.ingest.ingest import ingest
+from stages.register import packaging
 from stages.register import register as module
 from stages.register.register import register
+from stages.scores import scaled
 from stages.shards import Shards
 from stages.train.train import train
 
@@ -71,6 +80,7 @@ def test_the_best_is_registered_once_and_a_better_one_takes_its_place(road, caps
     assert "library.keras" in holder.tags
     assert float(holder.tags["evaluation.accuracy"]) > 0.6
     model, takes = tracking.load_model("models:/bars@champion")
+    assert takes.pop("temperature") == float(holder.tags["evaluation.temperature"])
     assert takes == json.loads((workspace / "data/train/bars/good/input.json").read_text())
     test = Shards(workspace / "data/ingest/bars/test")
     assert model.predict(test[:3]["image"], verbose=0).shape == (3, 2)
@@ -108,17 +118,12 @@ def test_a_champion_of_other_classes_is_compared_by_their_names(road):
     assert module.champions(holder, test, "text", names) is None
 
 
-def test_answers_of_another_shape_are_not_accepted(workspace, monkeypatch):
-    def answer(words, **_):
-        Path(words[words.index("-o") + 1]).write_text('{"predictions": [[0.5, 0.5]]}')
-        return SimpleNamespace(returncode=0, stderr="")
-
-    monkeypatch.setattr(module.subprocess, "run", answer)
-    module.reload("models:/m", np.zeros((1, 4)), np.array([[0.5, 0.5]]))
-    with pytest.raises(IntegrityError, match="otherwise than evaluate saw"):
-        module.reload("models:/m", np.zeros((2, 4)), np.array([[0.5, 0.5]] * 2))
-    with pytest.raises(IntegrityError, match="otherwise than evaluate saw"):
-        module.reload("models:/m", np.zeros((1, 4)), np.array([[0.4, 0.6]]))
+def test_answers_that_differ_are_not_accepted():
+    expected = pd.DataFrame({"label": ["a", "b"], "probability": [0.9, 0.6]})
+    packaging.compare("models:/m", expected.copy(), expected)
+    for other in (expected[:1], expected.assign(label=["a", "a"]), expected.assign(probability=[0.9, 0.61])):
+        with pytest.raises(IntegrityError, match="otherwise than evaluate saw"):
+            packaging.compare("models:/m", other, expected)
 
 
 def test_scores_of_a_known_version_are_renewed(road):
@@ -131,16 +136,55 @@ def test_scores_of_a_known_version_are_renewed(road):
     assert "50.00%" in tracking.champion("bars").description
 
 
-def test_a_stored_model_carries_signature_and_example_of_the_keras_flavor(road):
+def test_a_registered_model_takes_raw_pictures(road):
     workspace = road("good", epochs=25, learning_rate=0.01)
     register("bars")
-    import mlflow
-
+    holder = tracking.champion("bars")
     info = mlflow.models.get_model_info("models:/bars@champion")
-    assert set(info.flavors) == {"keras", "python_function"}
-    assert info.signature.inputs.to_dict()[0]["tensor-spec"] == {"dtype": "uint8", "shape": (-1, 12, 12, 1)}
+    assert set(info.flavors) == {"python_function"}
+    assert info.signature.inputs.to_dict() == [{"type": "binary", "name": "image", "required": True}]
     assert info.saved_input_example_info["artifact_path"] == "input_example.json"
     assert not (workspace / "mlruns").exists()
+    predictions = pd.read_parquet(workspace / "data/evaluate/bars/good/predictions.parquet")
+    n = len(predictions)
+    assert holder.tags["parity"] == f"{n} test examples, {n} of them raw files"
+    assert 0 < float(holder.tags["latency.p50_ms"]) <= float(holder.tags["latency.p95_ms"])
+
+    files = [(workspace / "data/raw/bars" / path).read_bytes() for path in predictions["path"]]
+    served = mlflow.pyfunc.load_model("models:/bars@champion")
+    answers = served.predict(pd.DataFrame({"image": files}))
+    assert answers["label"].tolist() == predictions["predicted"].tolist()
+    temperature = json.loads((workspace / "data/evaluate/bars/good/metrics.json").read_text())["temperature"]
+    cooled = scaled(np.stack(predictions["probabilities"]), temperature)
+    np.testing.assert_allclose([list(one.values()) for one in answers["probabilities"]], cooled, atol=1e-4)
+    assert list(answers["probabilities"][0]) == ["across", "down"]
+
+    packed = io.BytesIO()  # the same picture, larger and as JPEG
+    Image.open(io.BytesIO(files[0])).resize((48, 48), Image.Resampling.NEAREST).save(packed, "JPEG", quality=95)
+    assert served.predict(pd.DataFrame({"image": [packed.getvalue()]}))["label"][0] == predictions["predicted"][0]
+    with pytest.raises(MlflowException, match="image 1: not a picture") as refused:
+        served.predict(pd.DataFrame({"image": [files[0], b"GIF of a kind"]}))
+    assert refused.value.get_http_status_code() == 400
+
+
+def test_what_is_served_is_all_that_it_imports(tmp_path):
+    package = packaging.code(tmp_path)
+    needed = "import sys, stages.predictor, stages.register.model, stages.ingest.images, stages.ingest.volumes\n"
+    needed += "print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", needed], cwd=tmp_path, capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    written = set()
+    for name in (name for name in loaded if name.startswith("stages.")):
+        file = tmp_path / name.replace(".", "/")
+        file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            written |= {name.split(".")[0] for name in names}
+    external = {name for name in written & {*loaded} if name not in sys.stdlib_module_names} - {"stages", "tensorflow"}
+    provided = {one.lower().replace("_", "-") for name in external for one in packages_distributions()[name]}
+    assert {"keras", "pillow", "pyarrow"} <= provided <= set(packaging.LIBRARIES)
+    assert not (package / "train").exists()
 
 
 def test_a_stored_model_that_predicts_otherwise_is_not_accepted(road, monkeypatch):
@@ -163,6 +207,19 @@ def test_only_models_of_params_yaml_take_part(road):
     (workspace / "params.yaml").write_text(f"{OTHERS}train:\n  other: {{dataset: bars}}\n")
     with pytest.raises(InputRefusedError, match=r"no model of bars was evaluated; params.yaml lists \['other'\]"):
         register("bars")
+
+
+def test_limits_hold_a_better_model_back(road):
+    workspace = road("good", epochs=25, learning_rate=0.01)
+    register("bars", max_size=1e-3, max_ece=1e-9, max_latency=1e-3)
+    found = outcome(workspace)
+    assert not found["promoted"]
+    assert "exceeds max_latency = 0.001" in found["reason"]
+    assert "exceeds max_size = 0.001" in found["reason"]
+    assert "exceeds max_ece = 1e-09" in found["reason"]
+    assert tracking.champion("bars") is None
+    register("bars", max_size=100, max_ece=1, max_latency=1e5)
+    assert outcome(workspace)["promoted"]
 
 
 def test_dependencies_are_what_dvc_recorded(workspace):

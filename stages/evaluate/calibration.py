@@ -6,10 +6,11 @@ Source: Guo, Pleiss, Sun and Weinberger 2017, "On Calibration of Modern Neural N
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
+from scipy.special import log_softmax
+
+from stages.scores import SMALLEST
 
 BINS = 15  # of the paper
-SMALLEST = 1e-12  # a probability of float32 may be 0
 RANGE = (0.05, 20.0)  # of temperatures; where all is right the best would be 0
 
 
@@ -36,8 +37,3 @@ def temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
         return -float(log_softmax(logits / np.exp(logarithm), axis=1)[rows, labels].mean())
 
     return float(np.exp(minimize_scalar(loss, bounds=np.log(RANGE), method="bounded").x))
-
-
-def scaled(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Returns the probabilities at another temperature; the most certain class stays."""
-    return softmax(np.log(np.maximum(probabilities.astype(np.float64), SMALLEST)) / temperature, axis=1)

@@ -11,6 +11,7 @@ from statsmodels.stats.proportion import proportion_confint
 from stages.errors import ConfigurationError
 from stages.evaluate import calibration, pictures, receptive
 from stages.predictor import Predictor
+from stages.scores import scaled
 from stages.shards import Shards
 
 ERRORS = 100  # of the most certain ones that are listed
@@ -39,7 +40,7 @@ def assess(
     val_labels, val_probabilities = val.column("label"), predictor.probabilities(val)
     val_found = scores(val_labels, val_probabilities)
     temperature = calibration.temperature(val_labels, val_probabilities)
-    cooled = calibration.scaled(probabilities, temperature)
+    cooled = scaled(probabilities, temperature)
     metrics = {
         "metric": "accuracy",
         **found,

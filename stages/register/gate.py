@@ -1,6 +1,6 @@
 """Decides whether a challenger takes the champion's place: only where chance is no explanation."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.stats import binom, binomtest
@@ -106,6 +106,23 @@ def decide(
     else:
         return Decision(True, f"better: {text}", p, power, lead)
     return Decision(False, f"{verdict}: {text}", p, power, lead)
+
+
+def limited(decision: Decision, limits: dict[str, tuple[float | None, float | None]]) -> Decision:
+    """Returns the decision, or a refusal where the challenger exceeds a limit.
+
+    Args:
+        decision: of ``decide``.
+        limits: name of the limit -> (what was measured, the limit); None: it was not measured, or is not set.
+    """
+    exceeded = [
+        f"{found:.4g} exceeds {name} = {limit}"
+        for name, (found, limit) in limits.items()
+        if found is not None and limit is not None and found > limit
+    ]
+    if not decision.promote or not exceeded:
+        return decision
+    return replace(decision, promote=False, reason=f"{', '.join(exceeded)}, though {decision.reason}")
 
 
 def mcnemar(won: int, lost: int) -> float:

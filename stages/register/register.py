@@ -1,12 +1,7 @@
 """Registers the best model of a data set with MLflow and, if it is better, makes it champion."""
 
 import json
-import os
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -14,25 +9,29 @@ from ruamel.yaml import YAML
 
 from stages import params, scores, tracking
 from stages.checksums import sha256
-from stages.errors import InputRefusedError, IntegrityError
-from stages.params import Amount, Part
-from stages.register import gate
+from stages.errors import InputRefusedError
+from stages.params import Above, Amount, Part
+from stages.register import gate, packaging
 from stages.shards import INDEX, Shards, read_json, read_sealed
 
-if TYPE_CHECKING:
-    import keras
 
-TOLERANCE = 1e-4  # of an answer, as a share of the largest; the same network differs in the last bits of float32
-
-
-def register(dataset: str, *, min_gain: Amount = 0.0, alpha: Part = 0.05, max_slice_loss: Amount = 0.1) -> None:
+def register(
+    dataset: str,
+    *,
+    min_gain: Amount = 0.0,
+    alpha: Part = 0.05,
+    max_slice_loss: Amount = 0.1,
+    max_latency: Above | None = None,
+    max_size: Above | None = None,
+    max_ece: Above | None = None,
+) -> None:
     """Reads every evaluation of ``dataset``; writes data/register/<dataset>/decision.json.
 
     The best is the model of the highest main metric on the validation split (then the lowest validation loss), so
     that its test score stays an honest figure. It becomes a new version of the registered model ``dataset`` unless it
-    is one already; first the stored copy is loaded in a fresh process, without our code, and has to repeat what
-    evaluate saw. The alias ``champion`` goes to it if it beats the champion on the present test split, by more than
-    chance explains; see ``gate.decide``.
+    is one already; first the stored copy, which takes raw examples, is loaded in a fresh process and has to answer
+    some of the test split as evaluate saw; see ``packaging.store``. The alias ``champion`` goes to it if it beats the
+    champion on the present test split, by more than chance explains; see ``gate.decide``.
 
     Args:
         dataset: a name in ingest.
@@ -41,14 +40,15 @@ def register(dataset: str, *, min_gain: Amount = 0.0, alpha: Part = 0.05, max_sl
         alpha: largest probability of promoting a challenger that was only lucky.
         max_slice_loss: by which it may be worse on a class of the test examples, in accuracy; of sentence pairs, on the
             short, middle or long third, in chrF of 1.
+        max_latency: of a champion, in milliseconds: within it 95 % of single raw examples have to be answered, on the
+            machine that registers. None of the limits is set by default.
+        max_size: of a champion's model.keras, in megabytes.
+        max_ece: of a champion's expected calibration error on the test split, as served.
 
     Raises:
         InputRefusedError: no model of this data set was evaluated.
         IntegrityError: the stored copy does not repeat the predictions.
     """
-    from stages import compute  # here: it imports Keras, and the signature above has to be readable without
-
-    compute.prepare()  # or this process would leave no GPU memory to the one that reload starts
     model, metrics = best(dataset)
     trained, evaluated = Path("data/train", dataset, model), Path("data/evaluate", dataset, model)
     facts = read_json(trained / "run.json")
@@ -70,14 +70,9 @@ def register(dataset: str, *, min_gain: Amount = 0.0, alpha: Part = 0.05, max_sl
     }
     version = tracking.version_with(dataset, "model_sha256", digest)
     if version is None:
-        import keras
-
-        network = keras.saving.load_model(trained / "model.keras", compile=False)
-        with np.load(evaluated / "example.npz") as stored:
-            example, expected = [stored[name] for name in stored if name != "output"], stored["output"]
         with tracking.reopened(facts) as run_id:
-            address = tracking.log_model(network, example, expected, trained / "input.json")
-            reload(address, named(network, example), expected)
+            address, found = packaging.store(dataset, model, facts, metrics, predictions)
+        tags |= found
         version = tracking.add_version(dataset, address, run_id, tags, text)
         print(f"registered {dataset} version {version.version}: {model}")
     else:
@@ -100,6 +95,14 @@ def register(dataset: str, *, min_gain: Amount = 0.0, alpha: Part = 0.05, max_sl
             alpha=alpha,
             max_slice_loss=max_slice_loss,
             alone="the first champion" if holder is None else f"version {holder.version} cannot read such examples",
+        )
+        decision = gate.limited(
+            decision,
+            {
+                "max_latency": (float(version.tags["latency.p95_ms"]) if max_latency else None, max_latency),
+                "max_size": ((trained / "model.keras").stat().st_size / 1e6, max_size),
+                "max_ece": (metrics.get("ece_scaled"), max_ece),
+            },
         )
         numbers = {f"decision.{key}": f"{getattr(decision, key):.4g}" for key in ("p", "power")
                    if getattr(decision, key) is not None}  # fmt: skip
@@ -139,49 +142,6 @@ def best(dataset: str) -> tuple[str, dict]:
     return max(found.items(), key=lambda item: (item[1][f"val_{item[1]['metric']}"], -item[1]["val_loss"]))
 
 
-def named(network: "keras.Model", example: list[np.ndarray]) -> np.ndarray | dict[str, np.ndarray]:
-    """Returns the inputs of a network as it takes them: by their names, if there are several."""
-    if len(example) == 1:
-        return example[0]
-    return {one.name: array for one, array in zip(network.inputs, example, strict=True)}
-
-
-def reload(address: str, example: np.ndarray | dict[str, np.ndarray], expected: np.ndarray) -> None:
-    """Loads a stored model in a fresh process by MLflow's own command, and compares what it predicts.
-
-    Args:
-        address: of the model in MLflow.
-        example: inputs, shape (n, ...), or several by name.
-        expected: what evaluate saw for them.
-
-    Raises:
-        IntegrityError: the process failed, or an answer differs by more than TOLERANCE.
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        asked, answered = Path(scratch, "inputs.json"), Path(scratch, "predictions.json")
-        several = isinstance(example, dict)
-        inputs = {name: array.tolist() for name, array in example.items()} if several else example.tolist()
-        asked.write_text(json.dumps({"inputs": inputs}))
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "mlflow", "models", "predict", "--env-manager", "local"),
-                *("-m", address, "-i", str(asked), "-o", str(answered), "-t", "json"),
-            ],
-            cwd=scratch,  # not the checkout: the model has to load without its code
-            env=os.environ | {"MLFLOW_TRACKING_URI": tracking.uri()},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise IntegrityError(f"{address} does not load in a fresh process: {done.stderr.strip()[-2000:]}")
-        found = np.asarray(json.loads(answered.read_text())["predictions"], np.float64)
-    if found.shape != expected.shape or not np.allclose(
-        found, expected, rtol=0, atol=TOLERANCE * max(1, abs(expected).max())
-    ):
-        raise IntegrityError(f"{address}, loaded in a fresh process, answers otherwise than evaluate saw.")
-
-
 def answered(kind: str, expected: np.ndarray, answers: np.ndarray) -> gate.Answers:
     """Returns how the ``answers`` score; both are names of classes or texts, objects of shape (n,)."""
     found = scores.of_examples(kind, expected, answers)
@@ -205,8 +165,10 @@ def champions(holder: tracking.ModelVersion, test: Shards, kind: str, expected: 
 
     It may have been trained on other classes: its answers are compared by name.
     """
-    from stages.predictor import Predictor  # imports Keras; see register
+    from stages import compute  # imports Keras, which is seldom needed and takes seconds
+    from stages.predictor import Predictor
 
+    compute.prepare()
     network, takes = tracking.load_model(holder.source)
     if takes is None or takes["kind"] != kind:
         return None

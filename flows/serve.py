@@ -1,0 +1,52 @@
+"""The champion behind HTTP, on loopback: ``make serve DATASET=digits``."""
+
+import tempfile
+from contextlib import suppress
+
+from flows import server
+from stages import tracking
+from stages.errors import ConfigurationError, ServiceError
+from stages.register.model import COLUMNS
+
+FILES = ("image", "volume")  # columns of bytes
+
+
+def serve(dataset: str, port: int) -> None:
+    """Serves the champion of ``dataset`` by MLflow's own scoring server, until Ctrl-C.
+
+    Args:
+        dataset: whose champion.
+        port: of loopback; POST /invocations, GET /ping.
+
+    Raises:
+        ConfigurationError: there is no champion, it was stored before models took raw examples, or another program
+            listens on the port.
+        ServiceError: the server ended by itself.
+    """
+    champion = tracking.champion(dataset)
+    if champion is None:
+        raise ConfigurationError(f"{tracking.uri()} has no champion of {dataset!r}: register one first (make repro).")
+    if "parity" not in champion.tags:
+        raise ConfigurationError(
+            f"version {champion.version} of {dataset} takes no raw examples: it was stored by an older convoy. Train "
+            "it again (dvc repro --force), and register it."
+        )
+    server.check_free(port, f"make serve DATASET={dataset} SERVE_PORT=...")
+    column = COLUMNS[champion.tags["kind"]]
+    print(f"version {champion.version} of {dataset} ({champion.tags['model']}); Ctrl-C ends it. To ask it:")
+    value = "$(base64 -w0 FILE)" if column in FILES else "A sentence."
+    print(
+        f"""  curl http://127.0.0.1:{port}/invocations -H 'Content-Type: application/json' \\
+    -d "{{\\"dataframe_records\\": [{{\\"{column}\\": \\"{value}\\"}}]}}\"""",
+        flush=True,
+    )
+    with tempfile.TemporaryDirectory() as elsewhere, suppress(KeyboardInterrupt):
+        place = ["--host", "127.0.0.1", "--port", str(port)]
+        process = server.keep(
+            ["mlflow", "models", "serve", "--env-manager", "local", "-m", champion.source, *place],
+            f"http://127.0.0.1:{port}/ping",
+            {"MLFLOW_TRACKING_URI": tracking.uri()},
+            cwd=elsewhere,  # not the checkout: the code that runs is the stored one
+        )
+        print("ready", flush=True)
+        raise ServiceError(f"the server ended with status {process.wait()}.")

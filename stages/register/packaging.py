@@ -1,0 +1,167 @@
+"""Stores a trained model as one that can be served, and accepts the copy only if it answers as evaluate saw."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from stages import scores, tracking
+from stages.errors import IntegrityError
+from stages.register.model import COLUMNS
+from stages.shards import Shards, read_json
+
+TOLERANCE = 1e-4  # of a probability; the same network differs in the last bits of float32
+EXAMPLES = 100  # of the test split that the copy is asked
+SERVED = ("*.py", "ingest/**/*.py", "register/__init__.py", "register/model.py")  # of stages: the code that it runs
+LIBRARIES = (  # that this code imports, beside Keras' backend
+    "charset-normalizer", "filelock", "keras", "mlflow", "numpy", "pandas", "pillow", "pyarrow", "scipy",
+    "sentencepiece",
+)  # fmt: skip
+
+
+def store(
+    dataset: str, model: str, facts: dict[str, Any], metrics: dict[str, Any], predictions: pd.DataFrame
+) -> tuple[str, dict[str, str]]:
+    """Stores data/train/<dataset>/<model> with the open MLflow run; see ``model.Servable`` for how it is asked.
+
+    The copy is loaded in a fresh process and asked EXAMPLES raw examples of the test split. What it answers is as
+    certain as it is right: classes have the temperature that evaluate fitted.
+
+    Args:
+        dataset: the data set.
+        model: an entry of train.
+        facts: its run.json.
+        metrics: its metrics.json.
+        predictions: its predictions.parquet.
+
+    Returns:
+        Its address, and tags: ``parity`` (what was compared), ``latency.p50_ms`` and ``latency.p95_ms``, the
+        milliseconds for one raw example on this machine, without HTTP.
+
+    Raises:
+        IntegrityError: it does not load, or answers otherwise.
+    """
+    trained, test = Path("data/train", dataset, model), Shards(Path("data/ingest", dataset, "test"))
+    takes = read_json(trained / "input.json")
+    if "temperature" in metrics:
+        takes["temperature"] = metrics["temperature"]
+    rows = np.unique(np.linspace(0, len(test) - 1, EXAMPLES).round().astype(int))
+    asked, files = raw_examples(dataset, test, rows, predictions["path"], takes)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, "model")
+        folder.mkdir()
+        shutil.copyfile(trained / "model.keras", folder / "model.keras")
+        (folder / "input.json").write_text(json.dumps(takes, ensure_ascii=False), encoding="utf-8")
+        address = tracking.log_model(
+            model,
+            folder,
+            "stages.register.model",
+            code(Path(scratch)),
+            *signature(takes["kind"]),
+            example=asked[:1],
+            libraries=[*LIBRARIES, facts["backend"]],
+        )
+    answers, seconds = reload(address, asked)
+    compare(address, answers, expected_answers(predictions.iloc[rows], takes))
+    latencies = {f"latency.p{part}_ms": f"{np.percentile(seconds, part) * 1000:.2f}" for part in (50, 95)}
+    return address, {"parity": f"{len(rows)} test examples, {files} of them raw files"} | latencies
+
+
+def raw_examples(
+    dataset: str, test: Shards, rows: np.ndarray, paths: pd.Series, takes: dict[str, Any]
+) -> tuple[pd.DataFrame, int]:
+    """Returns test examples as a user would send them, and how many of them are files of the raw data.
+
+    What is a part of a larger file there - of a table, an archive, an array - is sent as it is stored: a picture as
+    PNG, a volume as .npy, a text as it is.
+    """
+    column, sent, files = COLUMNS[takes["kind"]], [], 0
+    for row, stored in zip(rows, test.take(takes.get("array", column), rows), strict=True):
+        file = Path("data/raw", dataset, paths[row])
+        if isinstance(stored, str):
+            sent.append(stored)
+        elif file.is_file():
+            sent.append(file.read_bytes())
+            files += 1
+        else:
+            packed = io.BytesIO()
+            if takes["kind"] == "images":
+                Image.fromarray(stored[..., 0] if stored.shape[-1] == 1 else stored).save(packed, "PNG")
+            else:
+                np.save(packed, stored[..., 0] if stored.shape[-1] == 1 else stored)
+            sent.append(packed.getvalue())
+    return pd.DataFrame({column: sent}), files
+
+
+def code(scratch: Path) -> Path:
+    """Returns a copy of this package with what the servable model runs, and no more."""
+    package = Path(__file__).parents[1]
+    for file in sorted({file for pattern in SERVED for file in package.glob(pattern)}):
+        place = scratch / package.name / file.relative_to(package)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, place)
+    return scratch / package.name
+
+
+def signature(kind: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Returns column -> type of what the servable model takes and answers; see ``model.Servable.predict``."""
+    takes = {COLUMNS[kind]: "string" if kind in ("text", "translation") else "binary"}
+    if kind == "translation":
+        return takes, {"translation": "string", "probability": "double"}
+    return takes, {"label": "string", "probability": "double", "probabilities": "map"}
+
+
+def reload(address: str, asked: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
+    """Loads a stored model in a fresh process, outside of the checkout, and asks it.
+
+    Returns:
+        Its answers, and the seconds that it took for each of some examples that were asked one by one.
+
+    Raises:
+        IntegrityError: the process failed.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        asked.to_parquet(Path(scratch, "asked.parquet"))
+        done = subprocess.run(
+            [sys.executable, "-P", Path(__file__).with_name("parity.py").resolve(), address],
+            cwd=scratch,
+            env=os.environ | {"MLFLOW_TRACKING_URI": tracking.uri()},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise IntegrityError(f"{address} does not load in a fresh process: {done.stderr.strip()[-2000:]}")
+        return pd.read_parquet(Path(scratch, "answered.parquet")), np.load(Path(scratch, "seconds.npy"))
+
+
+def expected_answers(predictions: pd.DataFrame, takes: dict[str, Any]) -> pd.DataFrame:
+    """Returns what the servable model has to answer, given rows of predictions.parquet."""
+    if "probabilities" not in predictions:
+        answers = predictions["predicted"], np.exp(predictions["log_probability"])
+        return pd.DataFrame({"translation": answers[0], "probability": answers[1]})
+    found = scores.scaled(np.stack(predictions["probabilities"]), takes["temperature"])
+    return pd.DataFrame({"label": predictions["predicted"], "probability": found.max(axis=1)})
+
+
+def compare(address: str, found: pd.DataFrame, expected: pd.DataFrame) -> None:
+    """Compares answers, row by row.
+
+    Raises:
+        IntegrityError: one differs, or a probability by more than TOLERANCE.
+    """
+    name = expected.columns[0]
+    near = len(found) == len(expected) and np.allclose(
+        found["probability"], expected["probability"], rtol=0, atol=TOLERANCE
+    )
+    if not near or (found[name].to_numpy() != expected[name].to_numpy()).any():
+        raise IntegrityError(f"{address}, loaded in a fresh process, answers otherwise than evaluate saw.")
