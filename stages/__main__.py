@@ -1,6 +1,7 @@
 """Run one stage: ``python -m stages train lenet5``.
 
-Beside them: ``check`` looks at all of params.yaml first; ``verify``, ``push`` and ``pull`` are in ``verify.py``.
+Beside them: ``check`` looks at all of params.yaml first; ``verify``, ``push`` and ``pull`` are in ``verify.py``,
+``trace``, ``rebuild``, ``rollback`` and ``clean`` in ``lineage.py``.
 """
 
 import errno
@@ -39,12 +40,20 @@ def main(*words: str) -> int:
                 import_module("stages.verify").push(*words[1:])
             case ["pull"] | ["pull", _]:
                 import_module("stages.verify").pull(*words[1:])
+            case ["trace" | "rebuild" as command, name]:
+                getattr(import_module("stages.lineage"), command)(name)
+            case ["rollback", dataset, "--to", number, "--reason", *reason]:
+                import_module("stages.lineage").rollback(dataset, number, " ".join(reason))
+            case ["clean", "--keep", kept, *dry] if dry in ([], ["--dry-run"]):
+                import_module("stages.lineage").clean(_last(kept), dry_run=bool(dry))
             case [stage, name]:
                 run(stage, name)
             case _:
                 raise ConfigurationError(
                     f"got {' '.join(words) or 'nothing'}. Usage: python -m stages STAGE NAME, or python -m stages "
-                    f"check, verify, push or pull. Stages: {', '.join(params.STAGES)}."
+                    "check, verify, push, pull, trace DATASET@champion, rebuild DATASET@VERSION, rollback DATASET "
+                    "--to VERSION --reason TEXT, clean --keep champion,last:3 [--dry-run]. Stages: "
+                    f"{', '.join(params.STAGES)}."
                 )
     except StageError as error:
         print(f"error: {_one_line(str(error))}", file=sys.stderr)
@@ -79,6 +88,19 @@ def run(stage: str, name: str) -> None:
             "status": status,
         }
         note(entry)
+
+
+def _last(kept: str) -> int:
+    """Returns how many versions stay, of ``champion,last:3``; those with an alias always do."""
+    parts = kept.split(",")
+    numbers = [part.removeprefix("last:") for part in parts if part.startswith("last:")]
+    if (
+        len(numbers) > 1
+        or set(parts) - {"champion", *(f"last:{number}" for number in numbers)}
+        or not all(number.isdecimal() for number in numbers)
+    ):
+        raise ConfigurationError(f"--keep {kept}: allowed are champion, last:3, or champion,last:3.")
+    return int(numbers[0]) if numbers else 0
 
 
 def note(entry: dict[str, Any]) -> None:

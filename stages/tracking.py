@@ -8,12 +8,14 @@ import logging
 import os
 import socket
 import subprocess
-from collections.abc import Iterable, Iterator
+import sys
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlflow
 import psutil
@@ -22,7 +24,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from stages.errors import ConfigurationError
+from stages.errors import ConfigurationError, ServiceError
 
 if TYPE_CHECKING:
     import keras
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 TAKES = "input.json"
+PATCH = "git.patch"  # of a run: what differed from its commit
 SAMPLE_SECONDS = 2  # between two readings of CPU, memory and GPU
 
 
@@ -40,6 +43,13 @@ def uri() -> str:
     if scheme == "sqlite" and separator and not path.startswith("/"):
         return f"sqlite:///{Path.cwd() / path}"
     return address
+
+
+class Unneeded(NamedTuple):
+    """What ``remove`` may remove: registered versions, and ids of runs."""
+
+    versions: list[ModelVersion]
+    runs: list[str]
 
 
 @contextmanager
@@ -69,7 +79,7 @@ def run(name: str, dataset: str, parameters: dict[str, Any], inputs: dict[str, s
     ) as active:
         mlflow.log_params(_flat(parameters))
         if patch:
-            mlflow.log_text(patch, "git.patch")
+            mlflow.log_text(patch, PATCH)
         yield active.info.run_id
 
 
@@ -235,6 +245,104 @@ def champion(dataset: str) -> ModelVersion | None:
         if missing or error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None
         raise
+
+
+def find_version(dataset: str, which: str) -> ModelVersion:
+    """Returns a version of ``dataset`` by its number or an alias.
+
+    Raises:
+        ConfigurationError: there is none; the message names those that exist.
+    """
+    client = _connect()
+    versions = client.search_model_versions(f"name = '{dataset}'")
+    aliases = client.get_registered_model(dataset).aliases if versions else {}
+    number = str(aliases.get(which, which))
+    for one in versions:
+        if str(one.version) == number:
+            return client.get_model_version(dataset, number)  # which, unlike the list, has its aliases
+    known = sorted((int(one.version) for one in versions), reverse=True)
+    raise ConfigurationError(
+        f"{uri()} has no {dataset}@{which}. Versions of {dataset}: {', '.join(map(str, known)) or 'none'}"
+        f"{'; aliases: ' + ', '.join(f'{name} ({number})' for name, number in aliases.items()) if aliases else ''}."
+    )
+
+
+def text_of(registered: ModelVersion, name: str) -> str | None:
+    """Returns a text file that lies beside the model of a version, or None."""
+    _connect()
+    folder = Path(mlflow.artifacts.download_artifacts(registered.source))
+    return next((file.read_text(encoding="utf-8") for file in folder.rglob(name)), None)
+
+
+def run_of(registered: ModelVersion) -> dict[str, Any]:
+    """Returns ``run_id``, ``tags`` and ``patch`` (what was not committed) of the run that trained a version."""
+    client = _connect()
+    run = client.get_run(registered.run_id)
+    patch = ""
+    if any(one.path == PATCH for one in client.list_artifacts(registered.run_id)):
+        patch = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{PATCH}")
+    return {"run_id": registered.run_id, "tags": run.data.tags, "patch": patch}
+
+
+def forget_tag(registered: ModelVersion, key: str) -> None:
+    """Takes a tag off a registered version, if it has it."""
+    if key in registered.tags:
+        _connect().delete_model_version_tag(registered.name, registered.version, key)
+
+
+def unneeded(last: int, kept_runs: Container[str]) -> tuple[list[ModelVersion], Unneeded]:
+    """Returns the versions that stay, and what may go.
+
+    Args:
+        last: versions of a data set, and runs of a model, that stay beside versions with an alias.
+        kept_runs: further ones.
+    """
+    client, stay, go = _connect(), [], Unneeded([], [])
+    for model in client.search_registered_models():
+        found = client.search_model_versions(f"name = '{model.name}'")
+        found.sort(key=lambda one: int(one.version), reverse=True)
+        named = {str(number) for number in model.aliases.values()}
+        for place, one in enumerate(found):
+            (stay if place < last or str(one.version) in named else go.versions).append(one)
+    needed = {one.run_id for one in stay}
+    for experiment in client.search_experiments():
+        seen: Counter[str] = Counter()
+        runs = client.search_runs(
+            [experiment.experiment_id], order_by=["attributes.start_time DESC"], max_results=50_000
+        )
+        for run in runs:
+            model, number = run.data.tags.get("model"), run.info.run_id
+            if model is None:  # not one of ours
+                continue
+            seen[model] += 1
+            if not (seen[model] <= last or number in needed or number in kept_runs or run.info.status == "RUNNING"):
+                go.runs.append(number)
+    return stay, go
+
+
+def remove(go: Unneeded) -> None:
+    """Removes versions, and runs with their models; for good only from a store of this checkout.
+
+    A server keeps deleted runs until ``mlflow gc`` is called there.
+    """
+    client = _connect()
+    models = [one.model_id for one in go.versions if one.model_id]
+    for one in go.versions:
+        client.delete_model_version(one.name, one.version)
+    for number in models:
+        client.delete_logged_model(number)
+    for number in go.runs:
+        client.delete_run(number)
+    if uri() == _local() and (go.runs or models):
+        done = subprocess.run(
+            [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", uri()],
+            env=os.environ | {"MLFLOW_TRACKING_URI": uri()},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise ServiceError(f"mlflow gc ended with status {done.returncode}: {done.stderr.strip()[-2000:]}")
 
 
 def promote(registered: ModelVersion) -> None:

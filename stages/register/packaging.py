@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from PIL import Image
+from ruamel.yaml import YAML
 
 from stages import scores, tracking
 from stages.errors import IntegrityError
@@ -21,6 +22,7 @@ from stages.shards import Shards, read_json
 
 TOLERANCE = 1e-4  # of a probability; the same network differs in the last bits of float32
 EXAMPLES = 100  # of the test split that the copy is asked
+CHAIN = ("fetch", "ingest", "augment", "train", "evaluate")  # of stages, from raw files to a version
 SERVED = ("*.py", "ingest/**/*.py", "register/__init__.py", "register/model.py")  # of stages: the code that it runs
 LIBRARIES = (  # that this code imports, beside Keras' backend
     "charset-normalizer", "filelock", "keras", "mlflow", "numpy", "pandas", "pillow", "pyarrow", "scipy",
@@ -29,7 +31,11 @@ LIBRARIES = (  # that this code imports, beside Keras' backend
 
 
 def store(
-    dataset: str, model: str, facts: dict[str, Any], metrics: dict[str, Any], predictions: pd.DataFrame
+    dataset: str,
+    model: str,
+    facts: dict[str, Any],
+    metrics: dict[str, Any],
+    predictions: pd.DataFrame,
 ) -> tuple[str, dict[str, str]]:
     """Stores data/train/<dataset>/<model> with the open MLflow run; see ``model.Servable`` for how it is asked.
 
@@ -61,6 +67,7 @@ def store(
         folder.mkdir()
         shutil.copyfile(trained / "model.keras", folder / "model.keras")
         (folder / "input.json").write_text(json.dumps(takes, ensure_ascii=False), encoding="utf-8")
+        (folder / "lineage.json").write_text(json.dumps(recorded(dataset, model), indent=1))
         address = tracking.log_model(
             model,
             folder,
@@ -74,6 +81,21 @@ def store(
     compare(address, answers, expected_answers(predictions.iloc[rows], takes))
     latencies = {f"latency.p{part}_ms": f"{np.percentile(seconds, part) * 1000:.2f}" for part in (50, 95)}
     return address, {"parity": f"{len(rows)} test examples, {files} of them raw files"} | latencies
+
+
+def recorded(dataset: str, model: str) -> dict[str, Any]:
+    """Returns what DVC recorded of a model's stages, for ``lineage.json``.
+
+    ``lock``: their entries of dvc.lock; ``names``: kind of stage -> stage; ``files``: .dvc files of raw data.
+    """
+    names = {kind: f"{kind}@{model if kind in ('train', 'evaluate') else dataset}" for kind in CHAIN}
+    lock, raw = Path("dvc.lock"), Path(f"data/raw/{dataset}.dvc")
+    stages = YAML(typ="safe", pure=True).load(lock.read_text())["stages"] if lock.exists() else {}
+    return {
+        "names": names,
+        "lock": {"schema": "2.0", "stages": {name: stages[name] for name in names.values() if name in stages}},
+        "files": {raw.as_posix(): raw.read_text()} if raw.exists() else {},
+    }
 
 
 def raw_examples(

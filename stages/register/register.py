@@ -82,6 +82,8 @@ def register(
     holder = tracking.champion(dataset)
     if holder is not None and holder.version == version.version:
         decision = gate.Decision(True, json.loads(holder.tags.get("decision", '"already champion"')))
+    elif "rolled_back" in version.tags:
+        decision = gate.Decision(False, f"version {version.version} was taken back: {version.tags['rolled_back']}")
     else:
         expected = predictions[scores.TRUTHS[kind]].to_numpy(object)
         decision = gate.decide(

@@ -1,0 +1,319 @@
+"""Where a registered model comes from, and the way back.
+
+``python -m stages trace digits@champion`` prints the chain from raw files to the decision, ``rebuild`` trains the model
+once more from what was recorded and compares, ``rollback digits --to VERSION --reason ...`` makes an earlier version
+champion, and ``clean`` removes what no version that stays needs. ``register`` stores what DVC recorded of the chain
+beside the model (``lineage.json``), so none of it depends on which commits of dvc.lock were kept.
+"""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from rich.console import Console
+from rich.tree import Tree
+
+from stages import tracking
+from stages.checksums import sha256
+from stages.errors import ConfigurationError, IntegrityError, ServiceError
+from stages.scores import shown
+
+LINEAGE = "lineage.json"
+CHAIN = {"fetch": "raw files", "ingest": "shards", "augment": "augmentation", "train": "training",
+         "evaluate": "evaluation"}  # fmt: skip
+
+
+def trace(name: str) -> None:
+    """Prints where a version comes from: raw files, shards, augmentation, training, evaluation, decision.
+
+    Args:
+        name: data set and version or alias: ``digits@champion``, ``digits@3``.
+    """
+    found = tracking.find_version(*_parted(name))
+    recorded, run, tags = _recorded(found), tracking.run_of(found), found.tags
+    stages = {stage.split("@")[0]: entry for stage, entry in recorded["lock"]["stages"].items()}
+    aliases = f" ({', '.join(found.aliases)})" if found.aliases else ""
+    tree = Tree(f"{found.name} version {found.version}{aliases}: {tags['model']}")
+    with _repository() as repo:
+        for stage, title in CHAIN.items():
+            entry = stages.get(stage, {"outs": []})
+            branch = tree.add(f"{title}  {recorded['names'][stage]}")
+            for out in entry["outs"]:
+                branch.add(_out(repo, out))
+            for path, text in recorded["files"].items() if stage == "fetch" else ():
+                branch.add(f"{path}: {' '.join(text.split())}")
+            for key, value in entry.get("params", {}).get("params.yaml", {}).items():
+                branch.add(f"{key} = {json.dumps(value)}")
+            if stage == "train":
+                for line in _training(run, tags):
+                    branch.add(line)
+            if stage == "evaluate":
+                metric = tags["evaluation.metric"]
+                value, low, high = (
+                    shown(metric, float(tags[f"evaluation.{key}"]))
+                    for key in (metric, f"{metric}_low", f"{metric}_high")
+                )
+                branch.add(f"{metric} {value}, 95 % interval {low} to {high}; test split {tags['test_sha256'][:12]}")
+    decision = tree.add("decision")
+    decision.add(json.loads(tags.get("decision", '"none"')))
+    if "rolled_back" in tags:
+        decision.add(f"taken back: {tags['rolled_back']}")
+    width = None if Console().is_terminal else 1000  # elsewhere a line is a line
+    Console(width=width, highlight=False, markup=False).print(tree)
+
+
+def rebuild(name: str) -> None:
+    """Trains a version once more, in a scratch folder, from the commit and the data it came from; compares the model.
+
+    Args:
+        name: as of ``trace``.
+
+    Raises:
+        ConfigurationError: its commit or its data are nowhere to be found.
+        IntegrityError: the model has other bytes; the message names what differs: libraries, device, code.
+    """
+    found = tracking.find_version(*_parted(name))
+    recorded, run, model = _recorded(found), tracking.run_of(found), found.tags["model"]
+    stage, commit = recorded["lock"]["stages"][f"train@{model}"], run["tags"].get("git.commit", "none")
+    if commit == "none":
+        raise ConfigurationError(f"{name} was trained outside of a git repository: its code is not known.")
+    with tempfile.TemporaryDirectory() as scratch:
+        clone = Path(scratch, "checkout")
+        _git("clone", "--quiet", "--no-checkout", ".", str(clone))
+        _git("checkout", "--quiet", commit, cwd=clone, problem=f"commit {commit} is not in this repository; fetch it")
+        if run["patch"]:
+            _git("apply", "--whitespace=nowarn", "-", cwd=clone, given=run["patch"])
+        _restore(clone, recorded)
+        inputs = sorted(
+            {str(Path(*Path(one["path"]).parts[:3])) for one in stage["deps"] if one["path"][:5] == "data/"}
+        )
+        _bring(clone, inputs)
+        print(f"{name}: train@{model} at {commit[:12]}{' with its patch' if run['patch'] else ''}", flush=True)
+        env = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{clone}/mlflow.db"}
+        done = subprocess.run([sys.executable, "-m", "stages", "train", model], cwd=clone, env=env, check=False)
+        if done.returncode:
+            raise ServiceError(f"the training ended with status {done.returncode}; its message is above.")
+        digest = sha256(clone / "data/train" / found.name / model / "model.keras")
+    if digest == found.tags["model_sha256"]:
+        print(f"equal, byte by byte: SHA-256 {digest}")
+        return
+    raise IntegrityError(
+        f"{name} could not be rebuilt: model.keras has SHA-256 {digest}, registered is {found.tags['model_sha256']}. "
+        f"{'; '.join(_differences(run['tags'])) or 'Libraries and devices are the same; is the processor another?'}"
+    )
+
+
+def rollback(dataset: str, to: str, reason: str) -> None:
+    """Makes an earlier version champion again; the present one is not promoted again by register.
+
+    Args:
+        dataset: the registered model.
+        to: a version.
+        reason: for those who come after; it is kept with both versions.
+    """
+    target, holder = tracking.find_version(dataset, to), tracking.champion(dataset)
+    if not reason.strip():
+        raise ConfigurationError("a rollback needs a --reason; it is kept with both versions.")
+    if holder is not None and holder.version == target.version:
+        raise ConfigurationError(f"version {to} of {dataset} is the champion already.")
+    before = "no champion" if holder is None else f"version {holder.version}"
+    if holder is not None:
+        tracking.describe_version(holder, {"rolled_back": reason})
+    tracking.describe_version(target, {"decision": json.dumps(f"went back to it from {before}: {reason}")})
+    tracking.forget_tag(target, "rolled_back")
+    tracking.promote(target)
+    print(f"{dataset}: champion is version {target.version} ({target.tags['model']}), before {before}")
+
+
+def clean(last: int, dry_run: bool) -> None:
+    """Removes versions, runs and cached data that nothing which stays needs.
+
+    What stays: versions with an alias and the ``last`` of each data set, with their runs, models and recorded data; the
+    ``last`` runs of each model, and running ones; the data of the workspace and of all branches and tags of git.
+
+    Args:
+        last: versions of a data set, and runs of a model, that stay beside those with an alias.
+        dry_run: only say what would go.
+    """
+    stay, go = tracking.unneeded(last, kept_runs=_runs_of_workspace())
+    would = "would go" if dry_run else "gone"
+    lineages = [_recorded(one) for one in stay]
+    for one in go.versions:
+        print(f"{would}: {one.name} version {one.version} ({one.tags.get('model')})")
+    print(f"{would}: {len(go.versions)} versions, {len(go.runs)} runs")
+    if not dry_run:
+        tracking.remove(go)
+    objects, size = _clean_cache(lineages, dry_run)
+    print(f"{would}: {objects:,} objects of DVC's cache, {_megabytes(size)}")
+
+
+def _parted(name: str) -> tuple[str, str]:
+    dataset, separator, which = name.partition("@")
+    if not (dataset and separator and which):
+        raise ConfigurationError(f"{name!r} names no version. Allowed: digits@champion, digits@3.")
+    return dataset, which
+
+
+def _recorded(found: tracking.ModelVersion) -> dict[str, Any]:
+    text = tracking.text_of(found, LINEAGE)
+    if text is None:
+        raise ConfigurationError(
+            f"version {found.version} of {found.name} was registered without its lineage, by an older convoy."
+        )
+    content = json.loads(text)
+    missing = [name for name in (f"train@{found.tags['model']}",) if name not in content["lock"]["stages"]]
+    if missing:
+        raise ConfigurationError(
+            f"version {found.version} of {found.name} was trained outside of DVC: nothing is recorded of {missing[0]}."
+        )
+    return content
+
+
+@contextmanager
+def _repository() -> Iterator[Repo]:
+    try:
+        with Repo() as repo:
+            yield repo
+    except DvcException as error:
+        raise ConfigurationError(f"DVC cannot read this checkout: {error}") from error
+
+
+def _out(repo: Repo, out: dict[str, Any]) -> str:
+    """Returns a line about an output: its hash, how much it is, and whether DVC's cache has it."""
+    files = f"{out['nfiles']:,} files, " if "nfiles" in out else ""
+    here = "" if repo.cache.local.exists(out["md5"]) else ", not in the cache"
+    return f"{out['path']}: {out['md5'][:12]}, {files}{_megabytes(out['size'])}{here}"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.2f} MB"
+
+
+def _training(run: dict[str, Any], tags: dict[str, str]) -> list[str]:
+    """Returns lines about a training: when, from which code, with which libraries, on which device."""
+    known, patch = run["tags"], run["patch"]
+    lines = [f"commit {known.get('git.commit', 'unknown')}"]
+    if patch:
+        changed = [line.split(" b/")[-1] for line in patch.splitlines() if line.startswith("diff --git")]
+        lines.append(f"and an uncommitted patch of {', '.join(changed)} (git.patch of the run)")
+    libraries = {key.removeprefix("library."): value for key, value in tags.items() if key.startswith("library.")}
+    lines.append(f"{', '.join(f'{key} {value}' for key, value in libraries.items())}, Python {known.get('python')}")
+    lines.append(f"on {known.get('devices')}; finished {known.get('finished')}; MLflow run {run['run_id']}")
+    return lines
+
+
+def _differences(known: dict[str, str]) -> list[str]:
+    """Returns what of a training's surroundings is otherwise here."""
+    found = []
+    for key, value in known.items():
+        if key.startswith("libraries."):
+            library = key.removeprefix("libraries.")
+            try:
+                here = version(library)
+            except PackageNotFoundError:
+                here = "none"
+            if here != value:
+                found.append(f"{library} is {here}, was {value}")
+    return found
+
+
+def _git(*words: str, cwd: Path | None = None, given: str | None = None, problem: str = "") -> None:
+    done = subprocess.run(["git", *words], cwd=cwd, input=given, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ConfigurationError(f"{problem or 'git ' + words[0] + ' failed'}: {done.stderr.strip()}")
+
+
+def _restore(folder: Path, recorded: dict[str, Any]) -> None:
+    """Writes what DVC recorded into a checkout, which gets the cache and the remotes of this one."""
+    (folder / "dvc.lock").write_text(json.dumps(recorded["lock"]))  # YAML, too
+    for path, text in recorded["files"].items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+    settings = Path(".dvc/config.local")
+    if settings.exists():
+        shutil.copyfile(settings, folder / settings)
+    with _repository() as repo:
+        place = Path(repo.cache.local_cache_dir).resolve()
+    _dvc(folder, "cache", "dir", "--local", str(place))
+
+
+def _bring(folder: Path, paths: Sequence[str]) -> None:
+    """Has DVC write outputs into a checkout, from the cache or else the remote."""
+    if _dvc(folder, "checkout", "--quiet", *paths, needed=False):
+        _dvc(folder, "pull", "--quiet", *paths)
+
+
+def _dvc(folder: Path, *words: str, needed: bool = True) -> int:
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *words], cwd=folder, capture_output=True, text=True, check=False
+    )
+    if done.returncode and needed:
+        raise ServiceError(f"dvc {words[0]} ended with status {done.returncode}: {done.stderr.strip()[-2000:]}")
+    return done.returncode
+
+
+def _runs_of_workspace() -> set[str]:
+    """Returns the runs that evaluate and register of this checkout would continue."""
+    return {json.loads(file.read_text())["run_id"] for file in Path("data/train").glob("*/*/run.json")}
+
+
+def _clean_cache(lineages: Sequence[dict[str, Any]], dry_run: bool) -> tuple[int, int]:
+    """Removes from DVC's cache what is unused; returns how many objects and bytes.
+
+    DVC's own collector keeps what other repositories use: each lineage becomes one, of its stages alone.
+    """
+    removed: list[int] = []
+
+    class Listener(logging.Handler):
+        """Takes down what DVC says it would remove."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.msg == "Removing %s":
+                removed.append(Path(record.args[0]).stat().st_size)
+
+    with tempfile.TemporaryDirectory() as scratch, _repository() as repo:
+        others = []
+        for number, lineage in enumerate(lineages):
+            folder = Path(scratch, str(number))
+            folder.mkdir()
+            _dvc(folder, "init", "--no-scm", "--quiet")
+            _restore(folder, lineage)
+            (folder / "dvc.yaml").write_text(json.dumps({"stages": _stages(lineage["lock"])}))
+            others.append(str(folder))
+        speaks = logging.getLogger("dvc_data.hashfile.gc")
+        listener, level = Listener(), speaks.level
+        speaks.addHandler(listener)
+        speaks.setLevel(logging.INFO)
+        everywhere = repo.scm.__class__.__name__ == "Git"
+        options = {"workspace": True, "all_branches": everywhere, "all_tags": everywhere, "repos": others}
+        try:
+            repo.gc(**options, dry=True)
+            if not dry_run:
+                repo.gc(**options)
+        except DvcException as error:
+            raise ServiceError(f"DVC's cache was not cleaned: {error}") from error
+        finally:
+            speaks.removeHandler(listener)
+            speaks.setLevel(level)
+    return len(removed), sum(removed)
+
+
+def _stages(lock: dict[str, Any]) -> dict[str, Any]:
+    """Returns the stages of a dvc.yaml whose entries a lock has."""
+    stages: dict[str, Any] = {}
+    for name, entry in lock["stages"].items():
+        kind, _, key = name.partition("@")
+        do = {"cmd": entry["cmd"], "outs": [{out["path"]: {"persist": True}} for out in entry["outs"]]}
+        stages[kind] = {"foreach": [key], "do": do}
+    return stages

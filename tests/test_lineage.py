@@ -1,0 +1,156 @@
+"""A registered version knows where it comes from, and the way back is open after everything else was cleaned."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from stages import __main__ as command
+from stages import lineage, tracking
+from stages.errors import ConfigurationError, IntegrityError
+
+ENTRY = "{dataset: bars, architecture: plain_cnn, sizes: {width: 0.1}, learning_rate: 0.01, epochs: %d, seed: %d}"
+PARAMS = """
+fetch: {bars: {path: %s}}
+ingest: {bars: {kind: images, size: [12, 12], mode: grey, val: 0.3, test: 0.3}}
+augment: {bars: {copies: 1, seed: 0, shift: 1}}
+train: {model: %s}
+register: {bars: {alpha: 0.99}}
+"""
+
+
+def sh(*words, **settings):
+    done = subprocess.run(words, capture_output=True, text=True, check=False, **settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def repro(folder, epochs, seed):
+    (folder / "params.yaml").write_text(PARAMS % (folder.parent / "pictures", ENTRY % (epochs, seed)))
+    env = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    sh(sys.executable, "-m", "dvc", "repro", "-q", cwd=folder, env=env)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A git checkout of this code in which version 1 (committed) and 2 (epochs and seed not committed) were made."""
+    top = tmp_path_factory.mktemp("lineage")
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        picture = rng.integers(0, 60, (12, 12), np.uint8)
+        picture[(2 + number % 8, slice(None)) if number % 2 else (slice(None), 2 + number % 8)] = 255
+        folder = top / "pictures" / ("down", "across")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(folder / f"{number:02d}.png")
+    folder = top / "checkout"
+    shutil.copytree(ROOT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+        shutil.copyfile(ROOT / name, folder / name)
+    (folder / "data").mkdir()
+    (folder / "data/.gitkeep").touch()
+    (folder / "params.yaml").write_text(PARAMS % (top / "pictures", ENTRY % (12, 0)))
+    sh("git", "init", "-q", cwd=folder)
+    for key, value in {"user.name": "a", "user.email": "a@b.c", "core.hooksPath": "none"}.items():
+        sh("git", "config", key, value, cwd=folder)
+    sh(sys.executable, "-m", "dvc", "init", "-q", cwd=folder)
+    sh("git", "add", "-A", cwd=folder)
+    sh("git", "commit", "-qm", "all", cwd=folder)
+    repro(folder, 12, 0)
+    repro(folder, 30, 1)
+    return folder
+
+
+@pytest.fixture
+def inside(checkout, monkeypatch):
+    monkeypatch.chdir(checkout)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return checkout
+
+
+def test_trace_prints_the_chain(inside, capsys):
+    assert command.main("trace", "bars@1") == 0
+    said = capsys.readouterr().out
+    commit = sh("git", "rev-parse", "HEAD").strip()
+    recorded = json.loads(tracking.text_of(tracking.find_version("bars", "1"), lineage.LINEAGE))
+    [raw] = recorded["lock"]["stages"]["fetch@bars"]["outs"]
+    for part in (f"commit {commit}", raw["md5"][:12], "61 files", "ingest.bars = ",
+                 "data/augment/bars", '"epochs": 12', "keras ", "accuracy ", "the first champion"):  # fmt: skip
+        assert part in said
+    assert "uncommitted patch" not in said
+    command.main("trace", "bars@2")
+    assert "uncommitted patch of params.yaml" in capsys.readouterr().out
+    assert command.main("trace", "bars@7") == ConfigurationError.status
+    assert "Versions of bars: 2, 1; aliases: champion" in capsys.readouterr().err
+    assert command.main("trace", "bars") == ConfigurationError.status
+
+
+def test_rebuild_takes_the_patch_too_and_gives_the_same_bytes(inside, capsys):
+    assert command.main("rebuild", "bars@2") == 0, capsys.readouterr()
+    said = capsys.readouterr().out
+    assert "with its patch" in said
+    assert "equal, byte by byte" in said
+    assert sh("git", "status", "--porcelain", "stages") == ""
+
+
+def test_rebuild_says_what_is_otherwise(inside, monkeypatch):
+    found = tracking.find_version("bars", "1")
+    other = dict(found.tags) | {"model_sha256": "0" * 64}
+    monkeypatch.setattr(type(found), "tags", property(lambda self: other))
+    monkeypatch.setattr(lineage, "version", lambda library: "9.9")
+    with pytest.raises(IntegrityError, match="registered is 0000.*keras is 9.9, was"):
+        lineage.rebuild("bars@1")
+
+
+def test_rollback_is_kept_and_not_undone_by_register(inside, capsys):
+    holder = tracking.champion("bars").version
+    other = {"1": "2", "2": "1"}[str(holder)]
+    assert command.main("rollback", "bars", "--to", str(holder), "--reason", "x") == ConfigurationError.status
+    assert command.main("rollback", "bars", "--to", other, "--reason", "") == ConfigurationError.status
+    assert command.main("rollback", "bars", "--to", other, "--reason", "wrong", "in", "the", "dark") == 0
+    now = tracking.champion("bars")
+    assert str(now.version) == other
+    assert now.tags["decision"] == json.dumps(f"went back to it from version {holder}: wrong in the dark")
+    assert tracking.find_version("bars", str(holder)).tags["rolled_back"] == "wrong in the dark"
+    if other == "1":  # 2 is the model of the workspace
+        assert command.main("register", "bars") == 0
+        assert str(tracking.champion("bars").version) == "1"
+        decision = json.loads(Path("data/register/bars/decision.json").read_text())
+        assert decision["reason"] == "version 2 was taken back: wrong in the dark"
+    command.main("rollback", "bars", "--to", str(holder), "--reason", "it was the lamp")
+    assert "rolled_back" not in tracking.find_version("bars", str(holder)).tags
+
+
+def test_clean_leaves_what_an_alias_needs(inside, capsys):
+    command.main("rollback", "bars", "--to", "1", "--reason", "to have an old champion")
+    Path("data/old").write_text("of a data set that nobody has any more")
+    sh(sys.executable, "-m", "dvc", "add", "-q", "data/old")
+    Path("data/old.dvc").unlink()
+    capsys.readouterr()
+    cache = Path(".dvc/cache/files")
+    before = {path for path in cache.rglob("*") if path.is_file()}
+    assert command.main("clean", "--keep", "champion,last:0", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "would go: bars version 2 (model)" in said
+    assert {path for path in cache.rglob("*") if path.is_file()} == before
+    assert tracking.find_version("bars", "2")
+
+    assert command.main("clean", "--keep", "champion,last:0") == 0
+    assert len(before - {path for path in cache.rglob("*") if path.is_file()}) == 1
+    assert "1 objects of DVC's cache" in capsys.readouterr().out
+    with pytest.raises(ConfigurationError, match=r"no bars@2"):
+        tracking.find_version("bars", "2")
+    sh(sys.executable, "-m", "dvc", "status", "-q")  # the workspace's data is all there
+    shutil.rmtree("data/ingest/bars")
+    sh(sys.executable, "-m", "dvc", "checkout", "-q", "data/ingest/bars")
+    _, takes = tracking.load_model("models:/bars@champion")
+    assert takes["classes"] == ["across", "down"]
+    assert command.main("rebuild", "bars@champion") == 0
+    assert "equal, byte by byte" in capsys.readouterr().out  # version 1 had no patch
+    assert command.main("clean", "--keep", "all") == ConfigurationError.status
