@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 CHAMPION = "champion"
 TAKES = "input.json"
 PATCH = "git.patch"  # of a run: what differed from its commit
+DIGEST = 36  # characters of a data set's digest that MLflow takes
 SAMPLE_SECONDS = 2  # between two readings of CPU, memory and GPU
 
 
@@ -127,6 +129,23 @@ def end_abandoned() -> None:
                 client.set_terminated(one.info.run_id, "KILLED")
 
 
+def log_data(context: str, name: str, folder: Path, digest: str) -> None:
+    """Notes a split that the open run reads, which MLflow shows as its data set.
+
+    Args:
+        context: training, validation or test.
+        name: of the data set.
+        folder: of its shards.
+        digest: SHA-256 of their index.
+    """
+    from mlflow.data.dataset_source_registry import resolve_dataset_source
+    from mlflow.data.meta_dataset import MetaDataset
+
+    with warnings.catch_warnings(action="ignore"):  # it knows two kinds of local folders, which are the same
+        source = resolve_dataset_source(folder.as_posix())
+    mlflow.log_input(MetaDataset(source, name, digest[:DIGEST]), context=context)
+
+
 def log_metrics(numbers: dict[str, float], step: int | None = None) -> None:
     """Adds numbers to the open run, e.g. one epoch's."""
     mlflow.log_metrics({key: value for key, value in numbers.items() if key != "epoch"}, step=step)
@@ -213,26 +232,29 @@ def version_with(dataset: str, tag: str, value: str) -> ModelVersion | None:
     return max(found, key=lambda one: int(one.version), default=None)
 
 
-def add_version(dataset: str, address: str, run_id: str, tags: dict[str, str], description: str) -> ModelVersion:
+def add_version(dataset: str, address: str, run_id: str, tags: dict[str, str]) -> ModelVersion:
     """Registers the model stored at ``address`` as a new version of ``dataset``."""
     client = _connect()
     try:
-        client.create_registered_model(dataset, description=f"Models of the data set {dataset}.")
+        client.create_registered_model(dataset)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    return client.create_model_version(
-        dataset, address, run_id, tags=tags, description=description, model_id=address.rsplit("/", 1)[-1]
-    )
+    return client.create_model_version(dataset, address, run_id, tags=tags, model_id=address.rsplit("/", 1)[-1])
 
 
-def describe_version(registered: ModelVersion, tags: dict[str, str], description: str | None = None) -> None:
-    """Renews tags, and if given the description, of a registered version."""
+def describe_version(registered: ModelVersion, tags: dict[str, str]) -> None:
+    """Renews tags of a registered version."""
     client = _connect()
     for key, value in tags.items():
         client.set_model_version_tag(registered.name, registered.version, key, value)
-    if description is not None:
-        client.update_model_version(registered.name, registered.version, description)
+
+
+def describe(dataset: str, about: str, registered: ModelVersion, text: str) -> None:
+    """Renews what the registry says about a data set, and in Markdown about one version."""
+    client = _connect()
+    client.update_registered_model(dataset, about)
+    client.update_model_version(registered.name, registered.version, text)
 
 
 def champion(dataset: str) -> ModelVersion | None:

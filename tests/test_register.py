@@ -19,7 +19,7 @@ from stages.augment.augment import augment
 from stages.errors import InputRefusedError, IntegrityError
 from stages.evaluate.evaluate import evaluate
 from stages.ingest.ingest import ingest
-from stages.register import packaging
+from stages.register import card, packaging
 from stages.register import register as module
 from stages.register.register import register
 from stages.scores import scaled
@@ -207,6 +207,30 @@ def test_only_models_of_params_yaml_take_part(road):
     (workspace / "params.yaml").write_text(f"{OTHERS}train:\n  other: {{dataset: bars}}\n")
     with pytest.raises(InputRefusedError, match=r"no model of bars was evaluated; params.yaml lists \['other'\]"):
         register("bars")
+
+
+def test_the_registry_has_a_model_card_and_the_run_its_data(road):
+    workspace = road("good", epochs=25, learning_rate=0.01)
+    register("bars")
+    holder, metrics = tracking.champion("bars"), module.best("bars")[1]
+    text = holder.description
+    for part in (
+        f"test accuracy {metrics['accuracy']:.2%}", "**Decision.** the first champion", "images of 2 classes; 23 train",
+        "Classes: across, down.", "12 x 12 pixels, grey", "Found least often:", "trace bars@1",
+        f"| expected calibration error, as served | {metrics['ece_scaled']:.2%} |", holder.tags["latency.p95_ms"],
+    ):  # fmt: skip
+        assert part in text
+    run = mlflow.get_run(holder.run_id)
+    found = {one.tags[0].value: one.dataset for one in run.inputs.dataset_inputs}
+    assert set(found) == {"training", "validation", "test"}
+    index = module.sha256(workspace / "data/ingest/bars/test/index.json")
+    assert (found["test"].name, found["test"].digest) == ("bars", index[:36])
+    assert json.loads(found["training"].source) == {"uri": "data/augment/bars/train"}
+
+
+def test_a_class_is_shown_as_it_is_written():
+    assert card._plain("stop_sign") == "stop&#95;sign"
+    assert "<" not in card._plain("<script>")
 
 
 def test_limits_hold_a_better_model_back(road):

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 
 from stages import compute, scores, tracking
+from stages.checksums import sha256
 from stages.evaluate import pictures
 from stages.predictor import Predictor
-from stages.shards import Shards, read_json
+from stages.shards import INDEX, Shards, read_json
 
 EXAMPLES = {"translation": 2}  # stored with what the network gives for them; others: 32. Logits of pairs are large
 
@@ -56,6 +57,7 @@ def evaluate(model: str, *, dataset: str) -> None:
     with tracking.reopened(facts):
         numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
         tracking.log_metrics({f"{_prefix(key)}{key}": value for key, value in numbers.items()})
+        tracking.log_data("test", dataset, test.folder, sha256(test.folder / INDEX))
         tracking.log_files(target)
     name = metrics["metric"]
     value, low, high = (scores.shown(name, metrics[key]) for key in (name, f"{name}_low", f"{name}_high"))

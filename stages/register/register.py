@@ -11,7 +11,7 @@ from stages import params, scores, tracking
 from stages.checksums import sha256
 from stages.errors import InputRefusedError
 from stages.params import Above, Amount, Part
-from stages.register import gate, packaging
+from stages.register import card, gate, packaging
 from stages.shards import INDEX, Shards, read_json, read_sealed
 
 
@@ -52,12 +52,12 @@ def register(
     model, metrics = best(dataset)
     trained, evaluated = Path("data/train", dataset, model), Path("data/evaluate", dataset, model)
     facts = read_json(trained / "run.json")
-    kind, classes = (read_sealed(Path("data/ingest", dataset, "about.json"))[key] for key in ("kind", "classes"))
+    about = read_sealed(Path("data/ingest", dataset, "about.json"))
+    kind, classes = about["kind"], about["classes"]
     test = Shards(Path("data/ingest", dataset, "test"))
     predictions = pd.read_parquet(evaluated / "predictions.parquet")
     digest = sha256(trained / "model.keras")
 
-    text = description(model, facts, metrics)
     tags = {
         "model": model,
         "model_sha256": digest,
@@ -73,10 +73,10 @@ def register(
         with tracking.reopened(facts) as run_id:
             address, found = packaging.store(dataset, model, facts, metrics, predictions)
         tags |= found
-        version = tracking.add_version(dataset, address, run_id, tags, text)
+        version = tracking.add_version(dataset, address, run_id, tags)
         print(f"registered {dataset} version {version.version}: {model}")
     else:
-        tracking.describe_version(version, tags, text)  # the test split may be another than at its registration
+        tracking.describe_version(version, tags)  # the test split may be another than at its registration
         print(f"{model} is version {version.version} of {dataset} already; not registered again")
 
     holder = tracking.champion(dataset)
@@ -111,6 +111,11 @@ def register(
         tracking.describe_version(version, {"decision": json.dumps(decision.reason)} | numbers)
         if decision.promote:
             tracking.promote(version)
+    takes = read_json(trained / "input.json")
+    text = card.card(
+        model, version.version, about, takes, facts, metrics, version.tags | tags, decision.reason, evaluated
+    )
+    tracking.describe(dataset, card.data(about), version, text)
     holder = tracking.champion(dataset)
     outcome = {
         "dataset": dataset,
@@ -186,13 +191,3 @@ def dependencies(stage: str, lock: Path = Path("dvc.lock")) -> dict[str, str]:
     hashes = {f"dvc.{dep['path']}": dep["md5"] for dep in recorded.get("deps", [])}
     settings = {key: json.dumps(value) for key, value in recorded.get("params", {}).get("params.yaml", {}).items()}
     return hashes | {f"params.{key}": value for key, value in settings.items()}
-
-
-def description(model: str, facts: dict, metrics: dict) -> str:
-    """Returns the registry's line about a version."""
-    name = metrics["metric"]
-    value, low, high = (scores.shown(name, metrics[key]) for key in (name, f"{name}_low", f"{name}_high"))
-    return (
-        f"{model} ({facts['architecture']}, {facts['parameters']:,} parameters): test {name} {value} (95 % interval "
-        f"{low} to {high}, {metrics['examples']} examples); trained in {facts['seconds']:.0f} s."
-    )

@@ -125,6 +125,8 @@ def train(
     if word_vectors is not None and word_vectors.is_file():
         read["word_vectors"] = sha256(word_vectors)
     with tracking.run(f"train@{model}", dataset, arguments, read) as run_id:
+        for context, split in (("training", data), ("validation", val)):
+            tracking.log_data(context, dataset, split.folder, read[str(split.folder / INDEX)])
         from stages.train import loop  # here, for the reason in the first lines
 
         started = time.time()
