@@ -5,21 +5,17 @@ output alone - no date, nothing random - so that equal data gives equal bytes. E
 escaped, and everything that grows with it has a cap; what the page leaves out stands in the tables beside it.
 """
 
-import base64
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from PIL import Image
 
+from stages.page import NAME, many, picture, share, shown, template, words
 from stages.shards import Shards, objects, read_sealed
 
 SPLITS = ("train", "val", "test")
@@ -36,7 +32,7 @@ AREAS = 16  # times the smallest picture
 GAIN = 0.1  # of the accuracy, above always answering the most common class
 
 # Caps that keep the page below 3 MB: 500 pictures of noise, the least compressible, are 2.9 MB.
-TILE, SLICE = 80, 56  # pixels, height of a picture on the page, and of each of the three slices of a volume
+TILE = 80  # pixels, height of a picture on the page
 TILES, CLASSES = 300, 50  # examples on the page, and classes that show any
 PER_CLASS = {"images": 9, "volumes": 7, "text": 5, "translation": 10}  # examples: what fills one line or two
 AVERAGED = 100  # examples in the average of a class
@@ -44,12 +40,9 @@ READ = 64 * 2**20  # bytes, for all averages together
 ROWS, ALL_ROWS = 60, 1000  # classes in the chart and in the folded table
 GROUPS, MEMBERS = 16, 5  # of near copies
 CONFLICTS, COPIES, REASONS, NAMES = 16, 24, 20, 5
-NAME, TEXT = 120, 240  # characters of a path or label, and of an example's text
 VALUES = 8  # different ones of a fact, up to which each has its own bar
 BINS = 36
 WIDE, HIGH = 420, 150  # of a chart
-
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u2028-\u202e\u2066-\u2069]")  # also what turns the direction of text
 
 
 def report(folder: Path) -> None:
@@ -60,7 +53,7 @@ def report(folder: Path) -> None:
     facts = [name for name in manifest.columns if name not in COLUMNS]
     gallery = Gallery(folder, manifest)
     hints = _hints(manifest, facts)
-    page = _template().render(
+    page = template(Path(__file__).with_name("report.html.jinja")).render(
         about=about,
         many=many,
         noun=NOUNS[about["kind"]],
@@ -133,7 +126,7 @@ class Gallery:
         """Returns the example at ``position``."""
         name = self._names[position]
         example = [self._shards[name[-1]].take(array, self._rows[[position]])[0] for array in self._shown]
-        return View(*name, (), *_picture(*example)) if self.pictures else View(*name, tuple(example))
+        return View(*name, (), *picture(*example, TILE)) if self.pictures else View(*name, tuple(example))
 
     def positions(self, paths: Iterable[str]) -> np.ndarray:
         """Returns where the examples of these ``paths`` are in the manifest; -1: left out."""
@@ -156,50 +149,7 @@ class Gallery:
         step = max(1, 2**22 // train.row_bytes)  # 4 MiB at a time
         parts = (train.take(self._shown[0], rows[first : first + step]) for first in range(0, len(rows), step))
         total = sum(part.sum(axis=0, dtype=np.float64) for part in parts)
-        return View("", "", "", (), *_picture((total / len(rows)).round().astype(np.uint8)))
-
-
-def shown(name: object, limit: int = NAME) -> str:
-    """Returns a path or label fit for the page: control characters visible, cut in the middle above ``limit``."""
-    text = str(name)
-    if len(text) > limit:
-        text = f"{text[: limit // 2]}…{text[1 - limit // 2 :]}"
-    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
-def start(text: str, limit: int = TEXT) -> str:
-    """Returns the start of an example's text, control characters visible."""
-    return shown(text if len(text) <= limit else f"{text[: limit - 1]}…", limit)
-
-
-def share(part: float) -> str:
-    """Returns 0.1234 as "12%", and small shares with a decimal."""
-    return "0%" if part == 0 else "<0.1%" if part < 0.001 else f"{part:.1%}" if part < 0.1 else f"{part:.0%}"
-
-
-def many(count: int, noun: str) -> str:
-    """Returns "1 class", "1,234 classes", "2 copies"."""
-    if count != 1:
-        noun = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}es" if noun.endswith("s") else f"{noun}s"
-    return f"{count:,} {noun}"
-
-
-def words(name: str) -> str:
-    """Returns the name of a column as one would say it."""
-    return shown(name).replace("_", " ")
-
-
-@cache  # compiling it takes as long as all the rest of a small page
-def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"shown": shown, "start": start, "share": share, "words": words, "comma": "{:,}".format}
-    return environment.get_template("report.html.jinja")
+        return View("", "", "", (), *picture((total / len(rows)).round().astype(np.uint8), TILE))
 
 
 def _table(path: Path) -> pd.DataFrame:
@@ -215,35 +165,6 @@ def _listed(names: Iterable[str]) -> str:
     names = list(names)
     rest = f" and {len(names) - NAMES:,} more" if len(names) > NAMES else ""
     return ", ".join(shown(name, 40) for name in names[:NAMES]) + rest
-
-
-def _picture(pixels: np.ndarray) -> tuple[str, int, int, bool]:
-    """Returns data: URI, width and height to show it at, and whether that enlarges it."""
-    edge = TILE
-    if pixels.ndim == 4:
-        edge, pixels = SLICE, _slices(pixels)
-    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    picture.thumbnail((3 * edge, edge), Image.Resampling.BOX)
-    content = BytesIO()
-    picture.save(content, "WEBP", lossless=picture.height <= 32, quality=75, method=2)
-    scale = (
-        round(edge / picture.height) if picture.height <= edge / 2 else edge / picture.height
-    )  # whole pixels, if few
-    source = f"data:image/webp;base64,{base64.b64encode(content.getvalue()).decode()}"
-    return source, round(picture.width * scale), round(picture.height * scale), scale >= 2
-
-
-def _slices(volume: np.ndarray) -> np.ndarray:
-    """Returns the middle slices across depth, height and width of (d, h, w, c), side by side."""
-    depth, height, width, channels = volume.shape
-    parts = volume[depth // 2], volume[:, height // 2], volume[:, :, width // 2]
-    gap = 2
-    result = np.zeros((max(depth, height), sum(part.shape[1] + gap for part in parts) - gap, channels), np.uint8)
-    left = 0
-    for part in parts:
-        result[: part.shape[0], left : left + part.shape[1]] = part
-        left += part.shape[1] + gap
-    return result
 
 
 def _findings(
