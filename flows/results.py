@@ -35,8 +35,10 @@ def show(since: int | None) -> None:
         if decision:
             verdict = "promoted" if decision["promoted"] else "not promoted"
             console.print(
-                f"version {decision['version']} ({decision['model']}) {verdict}: {decision['reason']}\n", soft_wrap=True
+                f"version {decision['version']} ({decision['model']}) {verdict}: {decision['reason']}", soft_wrap=True
             )
+            page = Path("data/register", dataset, "comparison.html")  # a former version wrote none
+            console.print(f"side by side: {page}\n" if page.exists() else "", highlight=False, soft_wrap=True)
             if tracking.champion(dataset) is None and decision["champion"]:
                 console.print(
                     f"warning: the registry in use has no champion of {dataset}; was mlflow.db deleted? To register "

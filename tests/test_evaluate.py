@@ -78,8 +78,8 @@ def test_writes_scores_of_the_test_split_with_one_row_per_example(evaluated):
     assert (np.stack(table["probabilities"]).max(axis=1) == table["probability"]).all()
     assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*")) == [
         "example.npz", "metrics.json", "plots/calibration.png", "plots/confusion.png", "plots/curves.png",
-        "plots/receptive_fields.png", "predictions.parquet", "tables/calibration.csv", "tables/classes.csv",
-        "tables/confusion.csv", "tables/errors.csv", "tables/receptive_fields.csv",
+        "plots/receptive_fields.png", "predictions.parquet", "report.html", "tables/calibration.csv",
+        "tables/classes.csv", "tables/confusion.csv", "tables/errors.csv", "tables/receptive_fields.csv",
     ]  # fmt: skip
 
 
@@ -90,9 +90,8 @@ def test_scores_and_pictures_reach_the_run_of_the_training(evaluated):
     run = client.get_run(facts["run_id"])
     assert run.data.metrics["test_accuracy"] == metrics["accuracy"]
     assert run.data.metrics["final_val_accuracy"] == metrics["val_accuracy"]
-    assert "evaluate/plots/confusion.png" in [
-        file.path for file in client.list_artifacts(facts["run_id"], "evaluate/plots")
-    ]
+    for folder, file in (("evaluate/plots", "confusion.png"), ("evaluate", "report.html")):
+        assert f"{folder}/{file}" in [one.path for one in client.list_artifacts(facts["run_id"], folder)]
 
 
 def test_a_model_trained_elsewhere_gets_one_run_here(evaluated):

@@ -14,12 +14,12 @@ from threading import Thread
 import httpx
 import psutil
 import pytest
+from browser import browser, text_once
 from conftest import NO_ENTRIES, ROOT, wait_for
 from prefect import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.states import Cancelling
 from ruamel.yaml import YAML
-from websockets.sync.client import connect
 
 from flows import devices, server
 from flows import pipeline as module
@@ -300,34 +300,6 @@ def test_the_slot_of_a_killed_training_is_taken_at_once(started, toy):
     wait_for(lambda: not running(), 5)
 
 
-def page(address, folder, has, seconds=60):
-    """Returns the text of a web page as a browser shows it, once it ``has`` what is waited for."""
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no chromium here: no page can be looked at")
-    process = subprocess.Popen(
-        [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0",
-         f"--user-data-dir={folder}", "--window-size=1400,3000", address],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        active = folder / "DevToolsActivePort"
-        wait_for(lambda: active.exists() and active.read_text().count("\n"), 30)
-        tabs = httpx.get(f"http://127.0.0.1:{active.read_text().splitlines()[0]}/json").json()
-        [tab] = [tab for tab in tabs if tab["type"] == "page"]
-        stop, text = time.monotonic() + seconds, ""
-        with connect(tab["webSocketDebuggerUrl"], max_size=None) as browser:
-            while not has(text) and time.monotonic() < stop:
-                time.sleep(0.5)
-                asked = {"id": 1, "method": "Runtime.evaluate", "params": {"expression": "document.body.innerText"}}
-                browser.send(json.dumps(asked))
-                text = json.loads(browser.recv())["result"]["result"].get("value", "")
-        return text
-    finally:
-        process.kill()
-        process.wait()
-
-
 def test_the_page_of_a_run_lists_every_stage_by_its_name(started, toy, monkeypatch):
     toy(a=(0, 0), b=(0, 0))
     address = server.start(ui=True)
@@ -336,7 +308,9 @@ def test_the_page_of_a_run_lists_every_stage_by_its_name(started, toy, monkeypat
     [run] = httpx.post(f"{address}/flow_runs/filter", json={}).json()
     names = {"first", "train@a", "train@b", "evaluate@a", "evaluate@b"}
     place = f"{address.removesuffix('/api')}/runs/flow-run/{run['id']}?tab=Task+Runs"
-    text = page(place, Path.cwd() / "browser", lambda text: names <= set(text.split()))
+    with browser(Path.cwd() / "browser") as tab:
+        tab.go(place)
+        text = text_once(tab, lambda text: names <= set(text.split()))
     assert names <= set(text.split()), text
 
 

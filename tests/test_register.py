@@ -1,6 +1,7 @@
 import ast
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from markup import Page
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
@@ -101,6 +103,17 @@ def test_a_challenger_that_is_not_better_is_registered_but_not_champion(road):
     assert set(found["slices"]) == {"class across", "class down"}
     [version] = [one for one in tracking._connect().search_model_versions("name = 'bars'") if int(one.version) == 2]
     assert (version.tags["decision.p"], "decision.power" in version.tags) == ("1", True)
+
+
+def test_the_comparison_shows_the_champion_and_lies_with_the_run_of_the_best(road):
+    workspace = road("good", epochs=25, learning_rate=0.01)
+    road("poor")
+    register("bars")
+    page = Page(workspace / "data/register/bars/comparison.html")
+    assert re.search(r"good champion \d+\.\d\d% .* poor \d", page.text)
+    facts = json.loads((workspace / "data/train/bars/good/run.json").read_text())
+    logged = [one.path for one in tracking._connect().list_artifacts(facts["run_id"], "register")]
+    assert logged == ["register/comparison.html", "register/decision.json", "register/plots"]
 
 
 def test_a_champion_of_other_classes_is_compared_by_their_names(road):

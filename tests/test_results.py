@@ -72,6 +72,16 @@ def test_a_registry_without_the_champion_of_the_files_is_a_warning(finished, cap
     assert "dvc repro --force --single-item register@digits" in capsys.readouterr().out.replace("\n", " ")
 
 
+def test_where_the_comparison_lies_is_said(finished, capsys):
+    decision = {"version": 1, "model": "lenet5", "promoted": True, "reason": "better", "champion": None}
+    page = finished / "data/register/digits/comparison.html"
+    page.parent.mkdir(parents=True)
+    (page.parent / "decision.json").write_text(json.dumps(decision))
+    page.write_text("")
+    results.show(since=None)
+    assert "side by side: data/register/digits/comparison.html\n" in capsys.readouterr().out
+
+
 def test_a_run_that_did_nothing_says_so(finished, capsys):
     journal(finished, "train@lenet5", 500)
     results.show(since=1000)

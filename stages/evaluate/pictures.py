@@ -26,15 +26,16 @@ def draw_confusion(table: pd.DataFrame, title: str) -> Figure:
 
 def draw_curves(history: pd.DataFrame, title: str) -> Figure:
     """Draws loss and accuracy over the epochs, for training and validation; columns as in history.csv."""
-    figure = Figure((8, 3.5), dpi=110, layout="constrained")
+    figure = Figure((5.5, 5.5), dpi=110, layout="constrained")  # one above the other: narrow screens
     figure.suptitle(title)
-    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+    for axes, name in zip(figure.subplots(2, 1, sharex=True), ("loss", "accuracy"), strict=True):
         axes.plot(history["epoch"], history[name], marker=".", label="training")
         axes.plot(history["epoch"], history[f"val_{name}"], marker=".", label="validation")
-        axes.set(xlabel="epoch", ylabel=name)
+        axes.set(ylabel=name)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
+    axes.set(xlabel="epoch")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     return figure
 

@@ -11,7 +11,7 @@ from stages import params, scores, tracking
 from stages.checksums import sha256
 from stages.errors import InputRefusedError
 from stages.params import Above, Amount, Part
-from stages.register import card, gate, packaging
+from stages.register import card, comparison, gate, packaging
 from stages.shards import INDEX, Shards, read_json, read_sealed
 
 
@@ -25,7 +25,7 @@ def register(
     max_size: Above | None = None,
     max_ece: Above | None = None,
 ) -> None:
-    """Reads every evaluation of ``dataset``; writes data/register/<dataset>/decision.json.
+    """Reads every evaluation of ``dataset``; writes data/register/<dataset>: decision.json, comparison.html.
 
     The best is the model of the highest main metric on the validation split (then the lowest validation loss), so
     that its test score stays an honest figure. It becomes a new version of the registered model ``dataset`` unless it
@@ -131,6 +131,9 @@ def register(
     target = Path("data/register", dataset)
     target.mkdir(parents=True, exist_ok=True)
     (target / "decision.json").write_text(json.dumps(outcome, indent=1))
+    comparison.write(target, outcome, None if holder is None else holder.tags.get("model_sha256"))
+    with tracking.reopened(facts):
+        tracking.log_files(target)
     print(f"{'champion' if decision.promote else 'not champion'}: {decision.reason}")
 
 
