@@ -154,7 +154,7 @@ def _bars(models: list[Model]) -> list[tuple[float, float, float]]:
 
 
 def draw_cost(models: list[Model], name: str, values: list[float]) -> Figure:
-    """Draws the main metric, with its interval, over what each model costs."""
+    """Draws the main metric, with its interval, over what each model costs; the champion is orange."""
     metric = models[0].metrics["metric"]
     figure = Figure((4.4, 3.4), dpi=220, layout="constrained")
     axes = figure.add_subplot(xlabel=name, ylabel=f"test {metric}", xscale="log")
@@ -162,10 +162,12 @@ def draw_cost(models: list[Model], name: str, values: list[float]) -> Figure:
     for model, cost in zip(models, values, strict=True):
         value, low, high = (model.metrics[key] for key in (metric, f"{metric}_low", f"{metric}_high"))
         colour = "C1" if model.champion else "C0"
-        axes.errorbar(cost, value, [[value - low], [high - value]], fmt="o", color=colour, capsize=3, linewidth=1)
+        axes.plot([cost, cost], [low, high], marker="_", color=colour, linewidth=1)
+        axes.plot(cost, value, "o", color=colour)
         left = cost**2 > first * last  # towards the middle there is room for a name
         place = {"xytext": (-6 if left else 6, 4), "ha": "right" if left else "left"}
-        axes.annotate(model.name, (cost, value), textcoords="offset points", fontsize=9, **place)
+        paper = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.5}  # over the lines of others
+        axes.annotate(model.name, (cost, value), textcoords="offset points", fontsize=9, bbox=paper, **place)
     margin = max(1.5, (last / first) ** 0.1)
     axes.set_xlim(first / margin, last * margin)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if last < 30 * first else (1,)))
