@@ -157,10 +157,13 @@ def test_what_is_not_known_is_shown_at_the_end_and_long_tables_are_folded_and_cu
     pd.DataFrame({"name": ["001", "NA"], "score": [0.123456, 7]}).to_csv(target / "tables/short.csv", index=False)
     pd.DataFrame({"n": range(1000), "m": 1}).to_csv(target / "tables/long.csv", index=False)
     pd.DataFrame(np.eye(40)).to_csv(target / "tables/wide.csv")
+    table = pd.DataFrame({"slice": ["class"], "value": ["007"], "examples": [1200], "accuracy": [0.5]})
+    table.to_csv(target / "tables/slices.csv", index=False)
     report.write(target, trained, test)
     page = Page(target / "report.html")
     assert values(page, "id")[-5:] == ["something_new", "long", "short", "wide", "numbers"]
     assert "Something new" in page.text
+    assert "slice value examples accuracy class 007 1,200 0.500" in page.text
     assert "name score 001 0.123 NA 7.000" in page.text
     assert "The first 200 of 1,000 rows; all in tables/long.csv ." in page.text
     assert "A table of 40 rows; all in tables/wide.csv ." in page.text

@@ -32,18 +32,22 @@ SECTIONS = {
                   "usual and the best one."),
     "calibration": ("Calibration", "Whether 80 % certain is right in 80 of 100 cases; below the dashed line the model "
                     "is too certain. The temperature was fitted on the validation split."),
-    "slices": ("Parts of the test split", "The score on parts of the test examples: what is low, is to be gained."),
-    "corruptions": ("Damaged inputs", "The score when the inputs are made worse in known ways."),
-    "shifts": ("Moved inputs", "What becomes of the answer when what is shown moves."),
-    "gradcam": ("Where it looked", "The parts of a picture that speak for the answer (Grad-CAM)."),
-    "ngrams": ("Words that count", "The words to which the filters answer most."),
-    "filters": ("Filters", "What the first layer looks for."),
-    "activations": ("Activations", "What the layers make of an example."),
+    "slices": ("Parts of the test split", "The accuracy on each class, on thirds of the examples by their size, and on "
+               "each source, with its 95 % interval: what is low, is to be gained."),
+    "gradcam": ("Where it looked", "Where the evidence for the answer lies (Grad-CAM), of right answers and errors."),
+    "ngrams": ("Phrases that decide", "The n-grams that did most for each class, and what they add to its score beyond "
+               "what they add to the others."),
+    "shifts": ("Elsewhere", "How many answers are right, and how many stay, when what is shown moves."),
+    "corruptions": ("Damaged examples", "How many answers are right when the examples get worse in known ways."),
+    "filters": ("Filters", "Of the first layer, each on its own scale; grey is 0."),
+    "activations": ("Activation maps", "An example, and what layers on the way up make of it."),
     "receptive_fields": ("Receptive fields", "How much of the input a unit of each layer sees."),
 }  # fmt: skip
 NOUNS = {"images": "picture", "volumes": "volume", "text": "text", "translation": "sentence pair"}
 WITHOUT = {"accuracy": "always the most common class", "bleu": "the source as it is"}  # what the baseline does
-TEXTS = ("path", "label", "predicted", "text", "source", "target")  # columns that are no numbers, whatever they hold
+# Columns of tables that are no numbers, whatever they hold: a class may be called 001, and any of them NA. The first
+# column says what a row is about.
+TEXTS = dict.fromkeys((0, "path", "label", "predicted", "text", "source", "target", "value", "ngram"), str)
 
 # Caps that keep the page small; what it leaves out stands in the tables beside it.
 ERRORS = {"images": 48, "volumes": 24, "text": 20}
@@ -165,8 +169,7 @@ def _sections(target: Path, trained: Path) -> list[Section]:
                 plot = Plot(uri(plots[name].read_bytes(), "png"), *image.size)
         rows = 0
         if name in tables and name not in ("confusion", "errors", "samples"):  # the page says these otherwise
-            # The first column names the row: a class may be called 001, and any of them NA.
-            whole = pd.read_csv(tables[name], keep_default_na=False, converters={0: str})
+            whole = _read(tables[name])
             rows = len(whole)
             table = whole.head(ROWS) if len(whole.columns) <= COLUMNS else None
         file = "history.csv" if name == "curves" else f"tables/{name}.csv"
@@ -174,18 +177,16 @@ def _sections(target: Path, trained: Path) -> list[Section]:
     return found
 
 
-def _rows(file: Path) -> pd.DataFrame | None:
-    if not file.exists():
-        return None
-    return pd.read_csv(file, keep_default_na=False, dtype=dict.fromkeys(TEXTS, str))
+def _read(file: Path) -> pd.DataFrame:
+    return pd.read_csv(file, keep_default_na=False, converters=TEXTS)
 
 
 def _errors(target: Path, takes: dict[str, Any], test: Shards) -> dict[str, Any]:
     """Returns the most certain errors, each with its picture if it is one, and how many answers are wrong."""
-    table = _rows(target / "tables/errors.csv")
-    if table is None:
+    file = target / "tables/errors.csv"
+    if not file.exists():
         return {}
-    found = table.head(ERRORS[takes["kind"]]).to_dict("records")
+    found = _read(file).head(ERRORS[takes["kind"]]).to_dict("records")
     whole = pd.read_parquet(target / "predictions.parquet", columns=["path", "correct"])
     if "array" in takes:
         places = pd.Index(whole["path"]).get_indexer([error["path"] for error in found])
@@ -195,9 +196,10 @@ def _errors(target: Path, takes: dict[str, Any], test: Shards) -> dict[str, Any]
 
 
 def _samples(target: Path) -> list[dict[str, Any]]:
-    table = _rows(target / "tables/samples.csv")
-    if table is None:
+    file = target / "tables/samples.csv"
+    if not file.exists():
         return []
+    table = _read(file)
     return table.iloc[_spread(len(table), SAMPLES)].to_dict("records")
 
 
@@ -210,7 +212,7 @@ def _confused(target: Path) -> list[tuple[str, str, int]]:
     file = target / "tables/confusion.csv"
     if not file.exists():
         return []
-    table = pd.read_csv(file, keep_default_na=False, converters={0: str}, index_col=0)
+    table = pd.read_csv(file, keep_default_na=False, converters={0: str}, index_col=0)  # columns are classes here
     counts = table.to_numpy(copy=True)
     np.fill_diagonal(counts, 0)
     order = np.argsort(-counts, axis=None, kind="stable")[:CONFUSED]
