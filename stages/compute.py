@@ -1,9 +1,12 @@
 """What depends on the backend and the device: memory, compilation, several devices."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from stages.errors import ConfigurationError
 
@@ -100,3 +103,31 @@ def devices() -> list[str]:
         return [f"gpu:{number}" for number in range(torch.cuda.device_count())] or ["cpu:0"]
     found = [device.lower() for device in keras.distribution.list_devices()]
     return [device for device in found if not device.startswith("cpu")] or found
+
+
+def gradient(function: Callable[[Any], Any], at: Any) -> np.ndarray:
+    """Returns the derivative of ``function`` with respect to its argument, of the shape of ``at``.
+
+    Args:
+        function: maps a float tensor to a tensor without axes, by operations of Keras.
+        at: the argument, an array or a tensor.
+    """
+    backend, at = keras.backend.backend(), keras.ops.convert_to_tensor(at)
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(at)
+            value = function(at)
+        found = tape.gradient(value, at)
+    elif backend == "jax":
+        import jax
+
+        found = jax.grad(function)(at)
+    else:
+        import torch
+
+        with torch.enable_grad():
+            at = at.detach().requires_grad_()
+            [found] = torch.autograd.grad(function(at), at)
+    return keras.ops.convert_to_numpy(found)

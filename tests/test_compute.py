@@ -1,4 +1,5 @@
 import keras
+import numpy as np
 import pytest
 
 from stages import compute
@@ -49,3 +50,9 @@ def test_a_backend_that_cannot_is_named(monkeypatch):
         pass
     with compute.distributed(1):
         pass
+
+
+def test_the_gradient_is_that_of_the_textbook():
+    at = np.array([[1.0, -2.0], [0.5, 3.0]], np.float32)
+    found = compute.gradient(lambda x: keras.ops.sum(x**3) + keras.ops.sum(x[:, 0] * x[:, 1]), at)
+    np.testing.assert_allclose(found, 3 * at**2 + at[:, ::-1], rtol=1e-6)

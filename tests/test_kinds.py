@@ -92,6 +92,10 @@ def test_sentences(raw):
     errors = pd.read_csv(folder / "tables/errors.csv")
     assert len(errors) == (~table["correct"]).sum()
     assert errors["probability"].is_monotonic_decreasing
+    ngrams = pd.read_csv(folder / "tables/ngrams.csv")
+    for label, telling in (("good", GOOD), ("bad", BAD)):
+        assert set(ngrams.loc[ngrams["class"] == label, "ngram"].iloc[0].split()) & set(telling)
+    assert (folder / "plots/ngrams.png").stat().st_size > 5000
 
     predictor = Predictor.load(raw / "data/train/opinions/words")
     assert not any(len(word) > 3 and word[1:] in GOOD for word in predictor.vocabularies["text"].pieces)
@@ -145,8 +149,9 @@ def test_volumes(raw):
     augment("blocks", copies=2, seed=0, shift=1, noise=3, mirror=["depth"])
     sizes = {"stem": "small", "depth": 10, "width": 0.1}
     road("shapes", "blocks", "conv3d", sizes=sizes, epochs=8, batch=16, learning_rate=0.01, ema=0.0)
-    metrics, *_ = files(raw, "blocks", "shapes")
+    metrics, _, folder = files(raw, "blocks", "shapes")
     assert metrics["accuracy"] >= 0.8
+    assert (folder / "plots/gradcam.png").stat().st_size > 5000
     predict("blocks", raw / "data/raw/blocks", raw / "out.csv")
     out = pd.read_csv(raw / "out.csv")
     assert len(out) == 60

@@ -9,7 +9,7 @@ from sklearn.metrics import confusion_matrix, f1_score, log_loss, precision_reca
 from statsmodels.stats.proportion import proportion_confint
 
 from stages.errors import ConfigurationError
-from stages.evaluate import calibration, pictures, receptive
+from stages.evaluate import calibration, explain, pictures, receptive
 from stages.predictor import Predictor
 from stages.scores import scaled
 from stages.shards import Shards
@@ -24,7 +24,7 @@ def assess(
 
     ``tables/``: classes.csv (precision, recall, F1), confusion.csv, errors.csv (wrong answers, the most certain first),
     receptive_fields.csv (what a unit of each layer sees), calibration.csv; ``plots/`` confusion.png, calibration.png,
-    and of pictures receptive_fields.png.
+    of pictures receptive_fields.png; and what ``explain.write`` finds.
 
     Args:
         predictor: the model.
@@ -57,6 +57,7 @@ def assess(
         table["text"] = test.column("text")
     wrong = table[~table["correct"]].sort_values("probability", ascending=False, kind="stable")
     wrong.drop(columns=["sha256", "correct"]).head(ERRORS).to_csv(target / "tables/errors.csv", index=False)
+    explain.write(predictor, test, table, target, title)
     table["probabilities"] = list(probabilities)
     per_class(expected, probabilities, classes).to_csv(target / "tables/classes.csv", index=False)
     counts = confusion(expected, probabilities, classes)
