@@ -1,8 +1,8 @@
 """How do we know that's a stop sign? ``python benchmarks/stop_sign.py``, raw data in $CONVOY_DATASETS/caltech101-10.
 
 A clone of the checkout at HEAD in a temporary folder gets a params.yaml with the ten classes of photos alone and runs
-``dvc repro``. Leaves the pictures that evaluate drew in a folder, and stop_signs.png, all stop signs of the test; prints
-how many were found, and what becomes of their probability when parts of the photos are changed.
+``dvc repro``. Leaves the pictures that evaluate drew in a folder, and stop_signs.png, all stop signs of the test;
+prints how many were found, and what becomes of their probability when parts of the photos are changed.
 """
 
 import os

@@ -123,7 +123,7 @@ def gradient(function: Callable[[Any], Any], at: Any) -> np.ndarray:
     elif backend == "jax":
         import jax
 
-        found = jax.grad(function)(at)
+        found = jax.jit(jax.grad(function))(at)  # operation by operation it would compile for minutes
     else:
         import torch
 

@@ -80,8 +80,8 @@ def test_of_a_linear_end_grad_cam_is_the_sum_of_the_maps_with_the_weights_of_the
     model = network(keras.Input((5, 5, 2)), maps, layers.GlobalAveragePooling2D(), *ends[end])
     pictures = RNG.normal(size=(6, 5, 5, 2)).astype(np.float32)
     classes = np.arange(6) % 3
-    kernel = next(layer for layer in model.layers if isinstance(layer, layers.Dense)).kernel.numpy()
-    given = keras.Model(model.input, maps.output)(pictures).numpy()
+    kernel = next(layer for layer in model.layers if isinstance(layer, layers.Dense)).get_weights()[0]
+    given = keras.Model(model.input, maps.output).predict(pictures, verbose=0)
     expected = np.maximum(np.einsum("nhwk,kn->nhw", given, kernel[:, classes]) / 25, 0)
     np.testing.assert_allclose(explain.grad_cam(model, pictures, classes), expected, atol=1e-6)
 
@@ -129,8 +129,9 @@ def test_contributions_and_bias_sum_to_the_scores_of_every_sentence(widths):
     pooled = layers.Concatenate()([model.get_layer(f"max{n}").output for n in widths]) if len(widths) > 1 else None
     part = keras.Model(model.input, model.get_layer("max2").output if pooled is None else pooled)
     output = model.get_layer("output")
-    expected = part(tokens) @ output.kernel + output.bias
-    total = np.stack([np.bincount(sentences, one, 40) for one in added.T], axis=1) + output.bias.numpy()
+    kernel, bias = output.get_weights()
+    expected = part.predict(tokens, verbose=0) @ kernel + bias
+    total = np.stack([np.bincount(sentences, one, 40) for one in added.T], axis=1) + bias
     np.testing.assert_allclose(total, expected, atol=1e-5)
     for sentence, window in zip(sentences, windows, strict=True):
         ngram = " ".join(map(str, window[window > 0]))

@@ -168,7 +168,7 @@ def grad_cam(network: keras.Model, inputs: np.ndarray, classes: np.ndarray) -> n
     node = (fine or made)[-1]
     [found] = _values(network, node.outputs, inputs)
     score = _score(network, node.outputs[0])
-    asked = np.eye(network.output_shape[-1], dtype=np.float32)[classes]
+    asked = ops.one_hot(classes, network.output_shape[-1])
     slopes = compute.gradient(lambda maps: ops.sum(score(maps) * asked), found)
     weights = slopes.mean(axis=tuple(range(1, slopes.ndim - 1)), keepdims=True)
     heat = np.maximum((weights * found).sum(axis=-1), 0)
