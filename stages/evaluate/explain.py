@@ -27,10 +27,11 @@ CONVOLUTIONS = (
     layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.DepthwiseConv1D, layers.DepthwiseConv2D,
     layers.SeparableConv1D, layers.SeparableConv2D,
 )  # fmt: skip
+WHOSE = "Grad-CAM for the predicted class"
 EXAMPLES = {"images": (10, 5), "volumes": (3, 2), "text": (6, 4)}  # right ones, and errors, that are drawn
 FEWEST = 4  # places along each axis of a map for Grad-CAM, if there is one: 2 x 2 says little about where
 LEVELS = 6  # layers whose activation maps are drawn
-SENTENCES = 2_000  # of the test split, whose n-grams are counted; bounds time and memory
+SENTENCES = 1_000  # of the test split, whose n-grams are counted; bounds time and memory
 SIGNS = 2**14  # of the texts that are looked at together, filled up to the longest, likewise
 LONGEST = 10  # tokens of an n-gram; longer ones hardly come twice
 NGRAMS = 20  # per class that are listed
@@ -70,7 +71,7 @@ def write(predictor: Predictor, test: Shards, table: pd.DataFrame, target: Path,
                 [tokens] = predictor.inputs({"text": test.take("text", rows)})
                 heat = grad_cam(network, tokens, predicted)
                 read = [_shown(predictor.vocabularies["text"], row) for row in tokens]
-                pictures.draw_gradcam_text(read, heat, captions, title).savefig(plots / "gradcam.png")
+                pictures.draw_gradcam_text(read, heat, captions, f"{title}: {WHOSE}").savefig(plots / "gradcam.png")
         else:
             found.to_csv(target / "tables/ngrams.csv", index=False)
             pictures.draw_ngrams(found, title).savefig(plots / "ngrams.png")
@@ -86,7 +87,8 @@ def write(predictor: Predictor, test: Shards, table: pd.DataFrame, target: Path,
             found = {name: maps[0] for name, maps in found.items()}
             pictures.draw_activations(examples[0], captions[0], found, title).savefig(plots / "activations.png")
     with _or_said(f"{target}: no Grad-CAM"):
-        draw(examples, grad_cam(network, examples, predicted), captions, title).savefig(plots / "gradcam.png")
+        heat = grad_cam(network, examples, predicted)
+        draw(examples, heat, captions, f"{title}: {WHOSE}").savefig(plots / "gradcam.png")
 
 
 @contextmanager

@@ -154,7 +154,7 @@ def draw_activations(picture: np.ndarray, caption: str, found: dict[str, np.ndar
 
 
 def draw_gradcam(examples: np.ndarray, heat: np.ndarray, captions: list[str], title: str) -> Figure:
-    """Draws pictures, and beside each where the evidence for the predicted class lies.
+    """Draws pictures, and beside each where the evidence for a class lies.
 
     Args:
         examples: uint8, (n, height, width, channels).
@@ -165,11 +165,11 @@ def draw_gradcam(examples: np.ndarray, heat: np.ndarray, captions: list[str], ti
     Source: Selvaraju et al. 2017, arXiv:1610.02391, figure 1.
     """
     cells = np.concatenate([_colours(examples), _overlaid(examples, heat)], axis=2)
-    return _sheet(cells, captions, 5, 11.0, f"{title}: Grad-CAM for the predicted class")
+    return _sheet(cells, captions, 5, 11.0, title)
 
 
 def draw_gradcam_slices(examples: np.ndarray, heat: np.ndarray, captions: list[str], title: str) -> Figure:
-    """Draws up to 8 slices of volumes or frames of clips, and below each where the evidence for the class lies.
+    """Draws up to 8 slices of volumes or frames of clips, and below each where the evidence for a class lies.
 
     Args:
         examples: uint8, (n, depth, height, width, channels).
@@ -182,7 +182,7 @@ def draw_gradcam_slices(examples: np.ndarray, heat: np.ndarray, captions: list[s
     cells = np.pad(cells, ((0, 0), (0, 0), (0, 0), (0, 1), (0, 0)), constant_values=1)  # white between slices
     cells = np.concatenate(np.moveaxis(cells, 1, 0), axis=2)  # (n, 2 height, slices * (width + 1), 3)
     captions = [f"{caption}; slices {', '.join(map(str, some))}" for caption in captions]
-    return _sheet(cells, captions, 1, 8.0, f"{title}: Grad-CAM for the predicted class")
+    return _sheet(cells, captions, 1, 8.0, title)
 
 
 def _colours(examples: np.ndarray) -> np.ndarray:
@@ -227,7 +227,7 @@ def _sheet(cells: np.ndarray, captions: list[str], columns: int, inches: float, 
 
 
 def draw_gradcam_text(texts: list[list[str]], heat: np.ndarray, captions: list[str], title: str) -> Figure:
-    """Draws the beginnings of texts, coloured where the evidence for the predicted class lies.
+    """Draws the beginnings of texts, coloured where the evidence for a class lies.
 
     Args:
         texts: tokens of each, with the spaces that stand between them.
@@ -255,7 +255,7 @@ def draw_gradcam_text(texts: list[list[str]], heat: np.ndarray, captions: list[s
         axes.text(-0.5, row, _drawable(line), fontsize=size, va="center", parse_math=False, **font)
     axes.imshow(colours, cmap="Reds", vmin=0, vmax=1.6, aspect="auto")  # not to its darkest, for letters to be read
     axes.set_axis_off()
-    figure.suptitle(f"{title}: Grad-CAM for the predicted class", fontsize=10)
+    figure.suptitle(title, fontsize=10)
     return figure
 
 
