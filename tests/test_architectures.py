@@ -50,6 +50,7 @@ PUBLISHED = [  # name, sizes, trainable parameters
     ("conv3d", {}, 33_371_472),  # torchvision's r3d_18
     ("conv3d", {"style": "stack", "classes": 101}, 78_409_573),  # by hand, from figure 3
 ]
+ANTIALIASED = ["alexnet", "conv3d", "googlenet", "lenet5", "plain_cnn", "resnet"]  # those that take every second place
 CIFAR = [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)]  # depth, millions: table 6 of 1512.03385
 
 OUTPUTS = [  # name, sizes, layer, output size
@@ -172,6 +173,58 @@ def test_layers_have_the_papers_output_sizes(name, sizes, outputs):
     assert [(layer, model.get_layer(layer).output.shape[1:]) for layer, _ in outputs] == outputs
 
 
+@pytest.mark.parametrize(
+    ("name", "sizes", "outputs"),
+    [row for row in OUTPUTS if row[0] in ANTIALIASED],
+    ids=[name for name, *_ in OUTPUTS if name in ANTIALIASED],
+)
+def test_anti_aliasing_keeps_sizes_and_weights(name, sizes, outputs):
+    narrow = sizes | {"width": 0.1}
+    plain, blurred = build(name, **narrow), build(name, antialias=True, **narrow)
+    blurred.set_weights(plain.get_weights())  # of the same shapes, in the same order
+    assert [(weight.name, weight.shape) for weight in blurred.weights] == [(w.name, w.shape) for w in plain.weights]
+    assert len(blurred.layers) > len(plain.layers)
+    for layer, shape in outputs:
+        assert plain.get_layer(layer).output.shape == blurred.get_layer(layer).output.shape
+        assert blurred.get_layer(layer).output.shape[1:-1] == shape[:-1]
+
+
+@pytest.mark.parametrize("name", ["lenet5", "plain_cnn"])
+def test_anti_aliased_pooling_of_the_papers_signal_gives_the_papers_numbers(name):
+    pool = import_module(f"stages.train.architectures.{name}").pool
+    signal = np.tile([0, 0, 1, 1], 4)  # figure 3 of arXiv:1904.11486
+    image = keras.Input((16, 16, 1))
+    found = {}
+    for antialias in (False, True):
+        model = keras.Model(image, pool(image, antialias, "pool"))
+        for shift in (0, 1):
+            picture = np.broadcast_to(np.roll(signal, -shift)[:, None], (16, 16))
+            found[antialias, shift] = model.predict(picture[None, ..., None].astype("float32"), verbose=0)[0, 2:6, 4, 0]
+    assert found[False, 0].tolist() == [0, 1, 0, 1]
+    assert found[False, 1].tolist() == [1, 1, 1, 1]
+    assert found[True, 0].tolist() == [0.5, 1, 0.5, 1]
+    assert found[True, 1].tolist() == [0.75, 0.75, 0.75, 0.75]
+
+
+@pytest.mark.parametrize("size", [4, 5])
+def test_the_blur_lies_symmetrically_about_every_second_place_with_the_edge_repeated(size):
+    weights = np.zeros((-(-size // 2), size))
+    for row in range(len(weights)):
+        for step, weight in ((-1, 0.25), (0, 0.5), (1, 0.25)):
+            weights[row, min(max(2 * row + step, 0), size - 1)] += weight
+    x = np.random.default_rng(0).normal(size=(size, size)).astype(np.float32)
+    image = keras.Input((size, size, 1))
+    model = keras.Model(image, import_module("stages.train.architectures.resnet").blur(image, 2, "blur"))
+    found = model.predict(x[None, ..., None], verbose=0)[0, ..., 0]
+    np.testing.assert_allclose(found, weights @ x @ weights.T, atol=1e-6)
+    volume = keras.Input((3, size, size, 1))
+    blur = import_module("stages.train.architectures.conv3d").blur
+    model = keras.Model(volume, blur(volume, (1, 2, 2), "blur"))
+    frames = np.stack([x, 2 * x, -x])[None, ..., None]
+    expected = [weights @ frame @ weights.T for frame in frames[0, ..., 0]]
+    np.testing.assert_allclose(model.predict(frames, verbose=0)[0, ..., 0], expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_maps_examples_to_probabilities_and_learns_in_every_weight(name):
     keras.utils.set_random_seed(1)
@@ -191,13 +244,15 @@ def test_maps_examples_to_probabilities_and_learns_in_every_weight(name):
 
 
 def test_saved_models_load_and_agree_in_a_process_that_never_saw_our_code(tmp_path):
-    for name in NAMES:
+    variants = [(name, name, {}) for name in NAMES]
+    variants += [(f"{name}_antialias", name, {"antialias": True}) for name in ANTIALIASED]
+    for file, name, more in variants:
         sizes, inputs, _ = example(name, 4, 1)
-        model = build(name, **sizes)
-        model.save(tmp_path / f"{name}.keras")
+        model = build(name, **sizes, **more)
+        model.save(tmp_path / f"{file}.keras")
         inputs = inputs if isinstance(inputs, list) else [inputs]
         found = model.predict(inputs if len(inputs) > 1 else inputs[0], verbose=0)
-        np.savez(tmp_path / f"{name}.npz", *inputs, found=found)
+        np.savez(tmp_path / f"{file}.npz", *inputs, found=found)
     script = (
         "import keras, numpy as np, pathlib\n"
         "for path in pathlib.Path().glob('*.keras'):\n"
@@ -212,7 +267,7 @@ def test_saved_models_load_and_agree_in_a_process_that_never_saw_our_code(tmp_pa
         [sys.executable, "-I", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.split()) == NAMES
+    assert sorted(done.stdout.split()) == sorted(file for file, *_ in variants)
 
 
 @pytest.mark.parametrize(("name", "k", "alpha"), [("alexnet", 2.0, 1e-4), ("googlenet", 1.0, 1e-4 / 5)])
@@ -247,7 +302,7 @@ def test_skips_are_identities_or_projections_as_in_section_3_3(shortcut, extra):
 def test_an_identity_block_passes_its_input_on_when_its_weights_are_zero():
     block = import_module("stages.train.architectures.resnet").basic
     image = keras.Input((6, 6, 4))
-    model = keras.Model(image, block(image, 4, 1, "A", "b"))
+    model = keras.Model(image, block(image, 4, 1, "A", False, "b"))
     for layer in model.layers:
         if "conv" in layer.name:
             layer.set_weights([np.zeros_like(weight) for weight in layer.get_weights()])

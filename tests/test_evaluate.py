@@ -78,9 +78,10 @@ def test_writes_scores_of_the_test_split_with_one_row_per_example(evaluated):
     assert (np.stack(table["probabilities"]).max(axis=1) == table["probability"]).all()
     assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*")) == [
         "example.npz", "metrics.json", "plots/activations.png", "plots/calibration.png", "plots/confusion.png",
-        "plots/curves.png", "plots/filters.png", "plots/gradcam.png", "plots/receptive_fields.png",
-        "predictions.parquet", "report.html", "tables/calibration.csv", "tables/classes.csv", "tables/confusion.csv",
-        "tables/errors.csv", "tables/receptive_fields.csv",
+        "plots/corruptions.png", "plots/curves.png", "plots/filters.png", "plots/gradcam.png",
+        "plots/receptive_fields.png", "plots/shifts.png", "predictions.parquet", "report.html",
+        "tables/calibration.csv", "tables/classes.csv", "tables/confusion.csv", "tables/corruptions.csv",
+        "tables/errors.csv", "tables/receptive_fields.csv", "tables/shifts.csv", "tables/slices.csv",
     ]  # fmt: skip
 
 

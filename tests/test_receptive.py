@@ -66,6 +66,8 @@ def test_is_what_a_change_of_the_input_shows(size, padding):
         (resnet, {"depth": 18, "width": 0.1}),
         (text_cnn, {"words": 30}),
         (char_cnn, {"words": 30, "length": 123, "width": 0.1}),
+        (googlenet, {"input_shape": (32, 32, 1), "stem": "small", "width": 0.1, "antialias": True}),
+        (resnet, {"input_shape": (32, 32, 1), "stem": "cifar", "depth": 8, "width": 0.25, "antialias": True}),
         (conv3d, {"input_shape": (8, 16, 16, 1), "stem": "small", "depth": 10, "width": 0.1}),
         (conv3d, {"input_shape": (8, 16, 16, 1), "style": "stack", "width": 0.1, "units": 100}),
     ],

@@ -9,7 +9,9 @@ from sklearn.metrics import confusion_matrix, f1_score, log_loss, precision_reca
 from statsmodels.stats.proportion import proportion_confint
 
 from stages.errors import ConfigurationError
-from stages.evaluate import calibration, explain, pictures, receptive
+from stages.evaluate import calibration, explain, invariance, pictures, receptive, robustness
+from stages.evaluate.changed import Sample
+from stages.evaluate.slices import slices
 from stages.predictor import Predictor
 from stages.scores import scaled
 from stages.shards import Shards
@@ -23,8 +25,10 @@ def assess(
     """Returns the metrics and one row per test example; writes tables and pictures to ``target``.
 
     ``tables/``: classes.csv (precision, recall, F1), confusion.csv, errors.csv (wrong answers, the most certain first),
-    receptive_fields.csv (what a unit of each layer sees), calibration.csv; ``plots/`` confusion.png, calibration.png,
-    of pictures receptive_fields.png; and what ``explain.write`` finds.
+    receptive_fields.csv (what a unit of each layer sees), calibration.csv, slices.csv (accuracy per class, size and
+    source), shifts.csv and corruptions.csv (accuracy on changed examples); ``plots/`` confusion.png, calibration.png,
+    shifts.png, corruptions.png, of pictures receptive_fields.png; and what
+    ``explain.write`` finds.
 
     Args:
         predictor: the model.
@@ -72,7 +76,21 @@ def assess(
     )
     pictures.draw_calibration(curves, title).savefig(target / "plots/calibration.png")
     _draw_fields(predictor, test, target, title)
+    slices(test.table(), table["correct"].to_numpy()).to_csv(target / "tables/slices.csv", index=False)
+    metrics |= _assess_changed(predictor, test, table, target, title)
     return metrics, table
+
+
+def _assess_changed(
+    predictor: Predictor, test: Shards, answers: pd.DataFrame, target: Path, title: str
+) -> dict[str, float]:
+    stay, shifts = invariance.shifts(Sample.of(predictor, test, answers, invariance.MOST))
+    shifts.to_csv(target / "tables/shifts.csv", index=False)
+    pictures.draw_shifts(shifts, title).savefig(target / "plots/shifts.png")
+    robust, corruptions = robustness.corruptions(Sample.of(predictor, test, answers, robustness.MOST))
+    corruptions.to_csv(target / "tables/corruptions.csv", index=False)
+    pictures.draw_corruptions(corruptions, title).savefig(target / "plots/corruptions.png")
+    return stay | robust
 
 
 def _draw_fields(predictor: Predictor, test: Shards, target: Path, title: str) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.patches import Rectangle
@@ -295,3 +296,43 @@ def _drawable(text: str) -> str:
     """Returns a text with a square for every sign that the font does not have; Matplotlib would warn of each."""
     known = get_font(findfont("DejaVu Sans Mono")).get_charmap()
     return "".join(" " if sign.isspace() else sign if ord(sign) in known else "□" for sign in text)
+
+
+def draw_shifts(table: pd.DataFrame, title: str) -> Figure:
+    """Draws accuracy, with its interval, and consistency over the distance of a shift; see ``invariance.shifts``."""
+    shifts, others = table[table["change"] == "shift"], table[table["change"] != "shift"]
+    figure = Figure((5, 3.8), dpi=110, layout="constrained")
+    axes = figure.add_subplot(title=title, xlabel=f"moved by {'tokens' if len(others) else 'pixels'}")
+    axes.plot(shifts["distance"], shifts["accuracy"], marker="o", markersize=4, label="accuracy")
+    axes.fill_between(shifts["distance"], shifts["low"], shifts["high"], alpha=0.2)
+    axes.plot(shifts["distance"], shifts["consistency"], marker="o", markersize=4, label="answers that stay")
+    for one in others.itertuples():
+        label = f"{one.change} exchanged: accuracy {one.accuracy:.1%}, {one.consistency:.1%} stay"
+        axes.axhline(one.accuracy, color="grey", linestyle="--", label=label)
+    _shares(axes)
+    return figure
+
+
+def draw_corruptions(table: pd.DataFrame, title: str) -> Figure:
+    """Draws accuracy over the level of each corruption; see ``robustness.corruptions``.
+
+    Source: Hendrycks and Dietterich 2019, arXiv:1903.12261.
+    """
+    whole = table[table["level"] == 0]
+    figure = Figure((5, 3.8), dpi=110, layout="constrained")
+    axes = figure.add_subplot(title=title, xlabel="level of corruption")
+    for name, rows in table[table["level"] > 0].groupby("corruption", sort=False):
+        rows = pd.concat([whole, rows])
+        axes.plot(rows["level"], rows["accuracy"], marker="o", markersize=4, label=name)
+        axes.fill_between(rows["level"], rows["low"], rows["high"], alpha=0.1)
+    axes.set_ylabel("accuracy")
+    _shares(axes)
+    return figure
+
+
+def _shares(axes: Axes) -> None:
+    axes.set_ylim(0, 1.02)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower left", fontsize=8)

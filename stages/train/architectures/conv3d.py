@@ -9,7 +9,7 @@ with batch normalisation, without which narrow ones hardly learn.
 """
 
 import keras
-from keras import layers
+from keras import layers, ops
 
 KIND = "volumes"
 PRESET = {
@@ -46,6 +46,7 @@ def build(
     units: int = 4096,
     normalise: bool = False,
     dropout: float = 0.5,
+    antialias: bool = False,
     width: float = 1.0,
 ) -> keras.Model:
     """Maps volumes, uint8 of ``input_shape`` (depth, height, width, channels), to ``classes`` probabilities.
@@ -59,6 +60,8 @@ def build(
         units: of each hidden dense layer of the stack.
         normalise: batch normalisation in the stack.
         dropout: before the last layer, and in the stack after each hidden dense layer.
+        antialias: blur before every second place is taken, in the blocks of the resnet and the pooling of the stack
+            (Zhang 2019); same sizes and parameters. The first convolution keeps its stride.
         width: multiplies all maps.
 
     Raises:
@@ -68,11 +71,14 @@ def build(
         raise ValueError(f"style has to be one of {', '.join(STYLES)}; got {style!r}")
     volume = keras.Input(input_shape, dtype="uint8", name="volume")
     x = layers.Rescaling(1 / 127.5, -1.0, name="scale")(volume)
-    x = stack(x, units, normalise, dropout, width) if style == "stack" else resnet(x, depth, stem, dropout, width)
+    if style == "stack":
+        x = stack(x, units, normalise, dropout, antialias, width)
+    else:
+        x = resnet(x, depth, stem, dropout, antialias, width)
     return keras.Model(volume, layers.Dense(classes, "softmax", name="output")(x), name=f"conv3d_{style}")
 
 
-def stack(x, units: int, normalise: bool, dropout: float, width: float):
+def stack(x, units: int, normalise: bool, dropout: float, antialias: bool, width: float):
     """Figure 3 of C3D: all kernels are 3x3x3; at (16, 112, 112, 3) pool5 gives (1, 4, 4, 512)."""
     for stage, (maps, pool) in STACK.items():
         for letter, number in zip("ab", maps, strict=False):
@@ -80,7 +86,11 @@ def stack(x, units: int, normalise: bool, dropout: float, width: float):
             if normalise:
                 x = layers.BatchNormalization(momentum=0.9, name=f"bn{stage}{letter}")(x)
             x = layers.ReLU(name=f"relu{stage}{letter}")(x)
-        x = layers.MaxPooling3D(pool, padding="same", name=f"pool{stage}")(x)
+        if antialias:
+            x = layers.MaxPooling3D(pool, 1, "same", name=f"pool{stage}_max")(x)
+            x = blur(x, pool, f"pool{stage}")
+        else:
+            x = layers.MaxPooling3D(pool, padding="same", name=f"pool{stage}")(x)
     x = layers.Flatten(name="flatten")(x)
     for number in (6, 7):
         x = layers.Dense(round(units * width), activation="relu", name=f"fc{number}")(x)
@@ -88,7 +98,7 @@ def stack(x, units: int, normalise: bool, dropout: float, width: float):
     return x
 
 
-def resnet(x, depth: int, stem: str, dropout: float, width: float):
+def resnet(x, depth: int, stem: str, dropout: float, antialias: bool, width: float):
     """Table 1 of R3D: at (16, 112, 112, 3) conv5_x gives (2, 7, 7, 512), then the mean of each map."""
     if depth not in BLOCKS:
         raise ValueError(f"depth has to be one of {', '.join(map(str, BLOCKS))}; got {depth}")
@@ -99,13 +109,17 @@ def resnet(x, depth: int, stem: str, dropout: float, width: float):
     for stage, blocks in enumerate(BLOCKS[depth], start=2):
         for number in range(1, blocks + 1):
             stride = 2 if stage > 2 and number == 1 else 1
-            x = basic(x, round(64 * 2 ** (stage - 2) * width), stride, f"conv{stage}_{number}")
+            x = basic(x, round(64 * 2 ** (stage - 2) * width), stride, antialias, f"conv{stage}_{number}")
     return layers.Dropout(dropout)(layers.GlobalAveragePooling3D(name="average")(x))
 
 
-def basic(x, maps: int, stride: int, name: str):
+def basic(x, maps: int, stride: int, antialias: bool, name: str):
     """Two convolutions and a skip connection, which projects where sizes differ."""
-    y = convolution(x, maps, 3, stride, f"{name}a")
+    if antialias and stride > 1:
+        y = blur(convolution(x, maps, 3, 1, f"{name}a"), (stride,) * 3, f"{name}a_blur")
+        x, stride = blur(x, (stride,) * 3, f"{name}_skip_blur"), 1
+    else:
+        y = convolution(x, maps, 3, stride, f"{name}a")
     y = convolution(y, maps, 3, 1, f"{name}b", activation=False)
     if stride > 1 or x.shape[-1] != maps:
         x = convolution(x, maps, 1, stride, f"{name}_skip", activation=False)
@@ -117,3 +131,16 @@ def convolution(x, maps: int, kernel, stride, name: str, activation: bool = True
     x = layers.Conv3D(maps, kernel, stride, "same", use_bias=False, kernel_initializer="he_normal", name=name)(x)
     x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
     return layers.ReLU(name=f"{name}_relu")(x) if activation else x
+
+
+def blur(x, strides: tuple[int, int, int], name: str):
+    """Along axes of stride 2 the filter [1, 2, 1] / 4, then every second place; sizes are halved, rounded up.
+
+    The filter is twice the average of two neighbours; the edge is repeated once on both sides, so that it lies
+    symmetrically about the places that are kept: 0, 2, ...
+
+    Source: Zhang 2019, "Making Convolutional Networks Shift-Invariant Again", arXiv:1904.11486, section 3.2.
+    """
+    x = ops.pad(x, [[0, 0], *([stride - 1] * 2 for stride in strides), [0, 0]], mode="symmetric")
+    x = layers.AveragePooling3D(strides, 1, name=f"{name}_average")(x)  # of one place where the stride is 1
+    return layers.AveragePooling3D(strides, strides, name=name)(x)

@@ -66,11 +66,27 @@ def auxiliary(x, classes: int, width: float, name: str):
     return layers.Dense(classes, "softmax", dtype="float32", name=name)(layers.Dropout(0.7)(x))
 
 
+def pool(x, antialias: bool, name: str):
+    """Max pooling 3x3 with stride 2, padded; ``antialias`` as of Zhang 2019, arXiv:1904.11486, section 3.2.
+
+    That is the maximum at every place, then every second place after the filter [1, 2, 1] / 4 - twice the average of
+    two neighbours - in both directions. The edge is repeated once on all sides, so that the filter lies symmetrically
+    about the places that are kept - 0, 2, ... - and the size is that of plain pooling.
+    """
+    if not antialias:
+        return layers.MaxPooling2D(3, 2, "same", name=name)(x)
+    x = layers.MaxPooling2D(3, 1, "same", name=f"{name}_max")(x)
+    x = ops.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]], mode="symmetric")
+    x = layers.AveragePooling2D(2, 1, name=f"{name}_average")(x)
+    return layers.AveragePooling2D(2, 2, name=name)(x)
+
+
 def build(
     input_shape: tuple[int, int, int] = (224, 224, 3),
     classes: int = 1000,
     stem: str = "imagenet",
     heads: bool = False,
+    antialias: bool = False,
     width: float = 1.0,
 ) -> keras.Model:
     """Maps pictures of ``input_shape``, pixels 0..255, to ``classes`` probabilities.
@@ -81,6 +97,8 @@ def build(
         stem: ``imagenet`` divides the size by 8 before the first inception module (7x7 with stride 2 and two
             poolings), ``small`` by 2 (3x3 with stride 1 and one pooling).
         heads: add the outputs ``auxiliary_4a`` and ``auxiliary_4d``, for training.
+        antialias: blur before each pooling takes every second place (Zhang 2019); same sizes and parameters. The first
+            convolution keeps its stride, as in the author's code: without, it costs four times.
         width: factor of all maps and units.
     """
     if stem not in STEMS:
@@ -95,7 +113,7 @@ def build(
         x = layers.Conv2D(maps(64), 7, 2, "same", activation="relu", kernel_initializer=INITIAL, name="conv1")(
             x
         )  # (112, 112, 64)
-        x = layers.MaxPooling2D(3, 2, "same", name="pool1")(x)  # (56, 56, 64)
+        x = pool(x, antialias, "pool1")  # (56, 56, 64)
     else:
         x = layers.Conv2D(maps(64), 3, padding="same", activation="relu", kernel_initializer=INITIAL, name="conv1")(x)
     x = layers.Conv2D(maps(64), 1, activation="relu", kernel_initializer=INITIAL, name="conv2_reduce")(
@@ -104,11 +122,11 @@ def build(
     x = layers.Conv2D(maps(192), 3, padding="same", activation="relu", kernel_initializer=INITIAL, name="conv2")(
         x
     )  # (56, 56, 192)
-    x = layers.MaxPooling2D(3, 2, "same", name="pool2")(local_response(x))  # (28, 28, 192)
+    x = pool(local_response(x), antialias, "pool2")  # (28, 28, 192)
     outputs = {}
     for name, widths in INCEPTION.items():
         if name in ("4a", "5a"):
-            x = layers.MaxPooling2D(3, 2, "same", name=f"pool{int(name[0]) - 1}")(x)  # (14, 14, 480), (7, 7, 832)
+            x = pool(x, antialias, f"pool{int(name[0]) - 1}")  # (14, 14, 480), (7, 7, 832)
         x = inception(x, tuple(map(maps, widths)), name)
         if heads and name in ("4a", "4d"):
             outputs[f"auxiliary_{name}"] = auxiliary(x, classes, width, f"auxiliary_{name}")
