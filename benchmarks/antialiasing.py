@@ -33,10 +33,10 @@ SMALL = {"stem": "small", "width": 0.25}
 RECIPES = {  # as in params.yaml, for as many steps as two CPU cores do within minutes
     "lenet5": {"epochs": 15, "learning_rate": 2e-3},
     "plain_cnn": {"epochs": 5, "learning_rate": 1e-3},
-    "alexnet": {"epochs": 6, "learning_rate": 1e-3, "sizes": SMALL},
-    "googlenet": {"epochs": 5, "learning_rate": 2e-3, "sizes": SMALL},
+    "alexnet": {"epochs": 5, "learning_rate": 1e-3, "sizes": SMALL},
+    "googlenet": {"epochs": 4, "learning_rate": 2e-3, "sizes": SMALL},
     "resnet": {
-        "epochs": 6,
+        "epochs": 5,
         "learning_rate": 0.1,
         "optimizer": "sgd",
         "weight_decay": 5e-4,

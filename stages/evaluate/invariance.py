@@ -17,7 +17,7 @@ import pandas as pd
 from stages.evaluate.changed import Sample, share
 from stages.tokens import MASK
 
-MOST = 512  # examples; bounds time
+MOST = 256  # examples; bounds time
 PART = 8  # of the shorter side of a picture, that a shift may be: 32 of 256 pixels in the paper
 STEPS = 8  # distances on the curve, at most
 TOKENS = 8  # of filling around a text, at most
