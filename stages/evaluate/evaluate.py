@@ -26,7 +26,8 @@ def evaluate(model: str, *, dataset: str) -> None:
     ``metrics.json`` has for every kind of data: ``metric``, the name of the main one, say m; m, m_low, m_high (of the
     test, with its 95 % interval), val_m and val_loss (for the choice between models), baseline (m without a model),
     examples and parameters; and the other metrics of the kind. Of classes ece is the expected calibration error, and
-    ece_scaled that at the ``temperature`` that was fitted on the validation split.
+    ece_scaled that at the ``temperature`` that was fitted on the validation split; shift_consistency is how often an
+    answer stays when the example moves, and robust_accuracy the accuracy on corrupted examples, each on some of them.
 
     Args:
         model: an entry of train.

@@ -302,7 +302,7 @@ def draw_shifts(table: pd.DataFrame, title: str) -> Figure:
     """Draws accuracy, with its interval, and consistency over the distance of a shift; see ``invariance.shifts``."""
     shifts, others = table[table["change"] == "shift"], table[table["change"] != "shift"]
     figure = Figure((5, 3.8), dpi=110, layout="constrained")
-    axes = figure.add_subplot(title=title, xlabel=f"moved by {'tokens' if len(others) else 'pixels'}")
+    axes = figure.add_subplot(title=title, xlabel=f"shift, {'tokens' if len(others) else 'pixels'}")
     axes.plot(shifts["distance"], shifts["accuracy"], marker="o", markersize=4, label="accuracy")
     axes.fill_between(shifts["distance"], shifts["low"], shifts["high"], alpha=0.2)
     axes.plot(shifts["distance"], shifts["consistency"], marker="o", markersize=4, label="answers that stay")
@@ -335,4 +335,4 @@ def _shares(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower left", fontsize=8)
+    axes.legend(fontsize=8)
