@@ -5,14 +5,15 @@ import pandas as pd
 
 from stages.evaluate.changed import share
 
-# Columns of the manifest that say how large an example was before it was brought to one size; the product of those
-# that there are. Depth is the number of frames or slices of a volume.
-SIZES = {"pixels": ("height", "width"), "voxels": ("depth", "height", "width"), "characters": ("characters",)}
+# Columns of the manifest whose product says how large an example was before it was brought to one size; what a kind
+# has. Depth is the number of frames or slices.
+SIZES = {"voxels": ["depth", "height", "width"], "pixels": ["height", "width"], "characters": ["characters"]}
 THIRDS = 3
+COLUMNS = ["slice", "value", "examples", "accuracy", "low", "high"]
 
 
 def slices(manifest: pd.DataFrame, right: np.ndarray) -> pd.DataFrame:
-    """Returns the accuracy on each slice: slice, value, examples, accuracy, low, high.
+    """Returns a table of the accuracy on each slice; see COLUMNS.
 
     Each kind of slice divides all test examples. ``class``; ``pixels``, ``voxels`` or ``characters``, in thirds;
     ``source``, the uppermost folder or the table that an example came from. What is the same for all examples is left
@@ -22,11 +23,8 @@ def slices(manifest: pd.DataFrame, right: np.ndarray) -> pd.DataFrame:
         manifest: the rows of the test examples.
         right: whether each was answered rightly, bool of shape (n,).
     """
-    parts = {"class": manifest["label"]}
-    for name, columns in reversed(SIZES.items()):
-        if set(columns) <= set(manifest):
-            parts[name] = thirds(manifest[list(columns)].prod(axis=1))
-            break
+    size, columns = next((name, columns) for name, columns in SIZES.items() if set(columns) <= set(manifest))
+    parts = {"class": manifest["label"], size: thirds(manifest[columns].prod(axis=1))}
     source = manifest["path"].str.extract(r"^([^/#]+)[/#]", expand=False).fillna("")  # "" is a file beside others
     if len(pd.concat([source, manifest["label"]], axis=1).drop_duplicates()) > manifest["label"].nunique():
         parts["source"] = source
@@ -36,7 +34,7 @@ def slices(manifest: pd.DataFrame, right: np.ndarray) -> pd.DataFrame:
         if values.nunique() > 1
         for value, chosen in values.groupby(values, observed=True).indices.items()
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def thirds(sizes: pd.Series) -> pd.Series:
