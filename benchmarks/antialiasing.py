@@ -33,7 +33,7 @@ SMALL = {"stem": "small", "width": 0.25}
 RECIPES = {  # as in params.yaml, for as many steps as two CPU cores do within minutes
     "lenet5": {"epochs": 15, "learning_rate": 2e-3},
     "plain_cnn": {"epochs": 5, "learning_rate": 1e-3},
-    "alexnet": {"epochs": 5, "learning_rate": 1e-3, "sizes": SMALL},
+    "alexnet": {"epochs": 5, "learning_rate": 5e-4, "batch": 32, "sizes": SMALL},
     "googlenet": {"epochs": 4, "learning_rate": 1e-3, "batch": 32, "sizes": SMALL},
     "resnet": {
         "epochs": 5,
