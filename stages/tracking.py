@@ -194,6 +194,8 @@ def log_model(
             [ColSpec(Map(DataType.double) if kind == "map" else kind, name) for name, kind in columns.items()]
         )
 
+    logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
+
     def save_model(validate_serving_input: bool, **settings: Any) -> None:
         mlflow.pyfunc.save_model(**settings)
 

@@ -56,3 +56,13 @@ def test_the_gradient_is_that_of_the_textbook():
     at = np.array([[1.0, -2.0], [0.5, 3.0]], np.float32)
     found = compute.gradient(lambda x: keras.ops.sum(x**3) + keras.ops.sum(x[:, 0] * x[:, 1]), at)
     np.testing.assert_allclose(found, 3 * at**2 + at[:, ::-1], rtol=1e-6)
+
+
+def test_precision_is_what_the_processor_multiplies(monkeypatch):
+    assert [compute.precision(one) for one in ("float32", "bfloat16")] == ["float32", "bfloat16"]
+    flags = {"fpu avx512_bf16": "bfloat16", "fpu amx_bf16": "bfloat16", "fpu avx2": "float32"}
+    for text, expected in flags.items():
+        monkeypatch.setattr(compute.Path, "read_text", lambda self, text=text: text)
+        assert compute.precision("auto") == expected
+    monkeypatch.setattr(compute.Path, "exists", lambda self: False)  # no Linux
+    assert compute.precision("auto") == "float32"

@@ -40,6 +40,7 @@ def test_docs_have_eight_classes_and_do_not_name_them(written):
     assert table["text"].is_unique
     assert not table["text"].str.contains("|".join(samples.LIBRARIES), case=False).any()
     assert table["text"].str.split().str.len().between(6, 30).all()
+    assert not table["text"].str.contains("---").any()  # the rulers below headings, by which libraries could be told
 
 
 def test_docs_are_found_also_where_the_libraries_lie_below_a_folder_called_tests(tmp_path, monkeypatch):

@@ -94,7 +94,7 @@ def test_a_model_on_two_devices_is_the_one_on_one(workspace):
         write_shards(workspace / name, [{"image": pictures, "label": labels}])
     entry = {"architecture": "lenet5", "sizes": {}, "epochs": 2, "batch": 64, "optimizer": "sgd", "momentum": 0.9}
     entry |= {"learning_rate": 0.02, "weight_decay": 0.0, "schedule": "cosine", "warmup": 0, "milestones": []}
-    entry |= {"clip_norm": None, "ema": 0.0, "word_vectors": None}
+    entry |= {"clip_norm": None, "ema": 0.0, "word_vectors": None, "precision": "float32"}
     entry |= {"label_smoothing": 0.0, "class_weights": True, "patience": None, "seed": 0}  # LeNet-5 draws no numbers
     histories = []
     for devices in (1, 2):
@@ -199,6 +199,24 @@ def test_auxiliary_heads_train_and_are_gone_afterwards(ready):
     val = Shards(ready / "ingest/bars/val")
     found = model.predict(val[:]["image"], verbose=0)[np.arange(len(val)), val.column("label")]
     assert history["val_loss"].iloc[0] == pytest.approx(-np.log(found).mean(), rel=1e-3)  # the main output's alone
+
+
+@pytest.mark.parametrize(
+    ("architecture", "sizes"),
+    [("googlenet", {"stem": "small", "width": 0.06}), ("resnet", {"stem": "cifar", "depth": 8, "width": 0.25})],
+)
+def test_what_was_trained_in_bfloat16_is_stored_in_float32_with_the_same_answers(ready, architecture, sizes):
+    train("half", **ENTRY | {"architecture": architecture, "sizes": sizes, "epochs": 3, "precision": "bfloat16"})
+    folder = ready / "train/bars/half"
+    model = keras.saving.load_model(folder / "model.keras")
+    assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
+    assert keras.config.dtype_policy().name == "float32"
+    assert json.loads((folder / "run.json").read_text())["precision"] == "bfloat16"
+    val = Shards(ready / "ingest/bars/val")
+    found = model.predict(val[:]["image"], verbose=0)[np.arange(len(val)), val.column("label")]
+    seen = pd.read_csv(folder / "history.csv")["val_loss"].iloc[-1]
+    assert seen != pytest.approx(-np.log(found).mean(), rel=1e-6)  # it was computed otherwise
+    assert seen == pytest.approx(-np.log(found).mean(), rel=0.05)
 
 
 def test_patience_stops_early_and_keeps_the_best_weights(ready):

@@ -16,7 +16,7 @@ from PIL import Image
 
 LIBRARIES = ("keras", "matplotlib", "mlflow", "numpy", "pandas", "prefect", "scipy", "sklearn")
 SENTENCES = 1500  # per library
-PROSE = re.compile(r"[A-Z][a-z]*[ ,][A-Za-z0-9 ,;:'()-]+\.")  # one sentence without code, names and mark-up
+PROSE = re.compile(r"(?!.*---)[A-Z][a-z]*[ ,][A-Za-z0-9 ,;:'()-]+\.")  # one sentence without code, names and rulers
 REVIEWS = Path(__file__).parent / "reviews.csv"
 SUBJECTS = {"test": 12, "val": 9}  # of the sixty that reviews are about
 MONTHS = (

@@ -36,12 +36,14 @@ class Result:
         history: one row per epoch: epoch, loss, accuracy, val_loss, val_accuracy, learning_rate.
         parameters: trainable ones of ``model``.
         examples_per_second: in training, without validation.
+        precision: of what layers computed: float32 or bfloat16.
     """
 
     model: keras.Model
     history: pd.DataFrame
     parameters: int
     examples_per_second: float
+    precision: str
 
 
 class TokenCrossentropy(keras.losses.Loss):
@@ -132,6 +134,7 @@ def fit(
     class_weights: bool,
     patience: int | None,
     devices: int,
+    precision: str,
     word_vectors: Path | None,
     seed: int,
     title: str,
@@ -155,7 +158,8 @@ def fit(
     translates = takes["kind"] == "translation"
     given = _given(data, takes)
     given = {name: given[name] for name in inspect.signature(module.build).parameters if name in given}
-    with compute.distributed(devices):
+    precision = compute.precision(precision)
+    with compute.distributed(devices), compute.computing_in(precision):
         try:
             model = module.build(**given, **heads, **sizes)
         except (ValueError, TypeError) as error:
@@ -204,8 +208,13 @@ def fit(
             model.fit(batches, validation_data=checks, epochs=epochs, callbacks=callbacks, shuffle=False, verbose=0)
         finally:
             progress.close()
+    if precision != "float32":  # what is stored computes in float32 everywhere
+        weights = served.get_weights()
+        keras.utils.clear_session()  # the names of layers begin at 0 again
+        served = module.build(**given, **sizes)
+        served.set_weights(weights)
     parameters = sum(math.prod(weight.shape) for weight in served.trainable_weights)
-    return Result(served, pd.DataFrame(progress.rows), parameters, progress.examples_per_second)
+    return Result(served, pd.DataFrame(progress.rows), parameters, progress.examples_per_second, precision)
 
 
 def _given(data: Shards, takes: dict[str, Any]) -> dict[str, Any]:

@@ -50,6 +50,7 @@ def train(
     class_weights: bool = False,
     patience: Positive | None = None,
     devices: Positive = 1,
+    precision: Literal["float32", "bfloat16", "auto"] = "float32",
     tokens: Unit = "words",
     vocabulary: Positive | None = None,
     min_count: Positive = 1,
@@ -89,6 +90,8 @@ def train(
         patience: stop after so many epochs without a lower validation loss, and keep the best weights; by default
             train to the end and keep the last.
         devices: that the model is trained on, each with its share of every batch.
+        precision: of what layers compute in training; weights, and the model that is stored, are float32. auto:
+            bfloat16 where the device has instructions for it.
         tokens: what texts are divided into: words, characters or subwords; see ``tokens.py``.
         vocabulary: the most frequent words or characters that are known; by default all of the training split.
         min_count: how often a word or character has to occur there.
@@ -144,6 +147,7 @@ def train(
             "parameters": result.parameters,
             "epochs": len(result.history),
             "examples_per_second": round(result.examples_per_second),
+            "precision": result.precision,
             "seconds": round(seconds, 1),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             **loop.environment(),
