@@ -47,7 +47,7 @@ FIFTH = 0.2  # of a photo that is covered
 
 
 def main() -> None:
-    """Needs about 6 minutes on 2 cores."""
+    """Needs about 4 minutes on 2 cores."""
     raw = Path(os.environ.get("CONVOY_DATASETS", ""), "caltech101-10").resolve()
     if not raw.is_dir():
         sys.exit(f"no {raw}: set CONVOY_DATASETS to the folder that holds it")
