@@ -6,6 +6,7 @@ PYTHON ?= python3
 LOCK := $(if $(GPU),requirements-gpu.lock,$(if $(BENCHMARKS),requirements-benchmarks.lock,requirements.lock))
 READY := .venv/.ready-$(LOCK)
 PORT ?= 5000
+JOBS ?= 2
 PREFECT_PORT ?= 4200
 SERVE_PORT ?= 5001
 DATASET ?= digits
@@ -58,8 +59,8 @@ serve: setup  ## the champion of DATASET=digits over HTTP (SERVE_PORT=5001): raw
 	@python -m flows serve --dataset $(DATASET) --port $(SERVE_PORT)
 
 .PHONY: test
-test: setup  ## run the tests
-	@python -m pytest
+test: setup  ## run the tests, some at the same time (JOBS=2)
+	@python -m pytest -n $(JOBS) --dist loadfile
 
 .PHONY: lint
 lint: setup  ## check style and the directions of imports
