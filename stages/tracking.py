@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 TAKES = "input.json"
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # its pages are those of trainings, not of chats
 PATCH = "git.patch"  # of a run: what differed from its commit
 DIGEST = 36  # characters of a data set's digest that MLflow takes
 SAMPLE_SECONDS = 2  # between two readings of CPU, memory and GPU
@@ -413,7 +414,7 @@ def _experiment(client: MlflowClient, dataset: str) -> str:
     known = client.get_experiment_by_name(dataset)
     if known is None:
         try:
-            return client.create_experiment(dataset, artifact_location=place)
+            return client.create_experiment(dataset, artifact_location=place, tags=KIND)
         except MlflowException as error:  # another process was quicker
             known = client.get_experiment_by_name(dataset)
             if known is None:
