@@ -180,6 +180,7 @@ def exploded(before, tmp_path_factory):
     return {name: (root, earlier[name]) for name, root in roots.items()}
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("case", [case for case in CASES if case.bomb], ids=lambda case: case.name)
 def test_a_bomb_stops_within_10_seconds_and_512_mb(case, exploded):

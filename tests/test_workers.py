@@ -12,6 +12,8 @@ from stages.errors import ServiceError
 from stages.ingest import reading
 from stages.ingest.ingest import ingest
 
+pytestmark = pytest.mark.alone
+
 
 def square(number, add):
     time.sleep(0.01 * (number % 3))  # later ones overtake earlier ones
