@@ -28,16 +28,16 @@ def serve(dataset: str, port: int) -> None:
         raise ConfigurationError(f"{tracking.uri()} has no champion of {dataset!r}: register one first (make repro).")
     if "parity" not in champion.tags:
         raise ConfigurationError(
-            f"version {champion.version} of {dataset} takes no raw examples: it was stored by an older convoy. Train "
-            "it again (dvc repro --force), and register it."
+            f"version {champion.version} of {dataset} takes no raw examples: it was stored by an older convoy. "
+            f"Register it again: dvc repro --force --single-item register@{dataset}"
         )
     server.check_free(port, f"make serve DATASET={dataset} SERVE_PORT=...")
     column = COLUMNS[champion.tags["kind"]]
     print(f"version {champion.version} of {dataset} ({champion.tags['model']}); Ctrl-C ends it. To ask it:")
-    value = "$(base64 -w0 FILE)" if column in FILES else "A sentence."
+    value = "$(base64 < FILE | tr -d '\\n')" if column in FILES else "A sentence."
     print(
-        f"""  curl http://127.0.0.1:{port}/invocations -H 'Content-Type: application/json' \\
-    -d "{{\\"dataframe_records\\": [{{\\"{column}\\": \\"{value}\\"}}]}}\"""",
+        f"""  printf '{{"dataframe_records": [{{"{column}": "%s"}}]}}' "{value}" |
+    curl http://127.0.0.1:{port}/invocations -H 'Content-Type: application/json' -d @-""",
         flush=True,
     )
     with tempfile.TemporaryDirectory() as elsewhere, suppress(KeyboardInterrupt):

@@ -24,7 +24,7 @@ from dvc.repo import Repo
 from rich.console import Console
 from rich.tree import Tree
 
-from stages import tracking
+from stages import params, tracking
 from stages.checksums import sha256
 from stages.errors import ConfigurationError, IntegrityError, ServiceError
 from stages.scores import shown
@@ -81,13 +81,15 @@ def rebuild(name: str) -> None:
 
     Raises:
         ConfigurationError: its commit or its data are nowhere to be found.
-        IntegrityError: the model has other bytes; the message names what differs: libraries, device, code.
+        IntegrityError: the model has other bytes; the message names libraries that differ.
     """
     found = tracking.find_version(*_parted(name))
     recorded, run, model = _recorded(found), tracking.run_of(found), found.tags["model"]
     stage, commit = recorded["lock"]["stages"][f"train@{model}"], run["tags"].get("git.commit", "none")
     if commit == "none":
-        raise ConfigurationError(f"{name} was trained outside of a git repository: its code is not known.")
+        raise ConfigurationError(
+            f"{name} was trained outside of a git repository, or elsewhere: its code is not known."
+        )
     with tempfile.TemporaryDirectory() as scratch:
         clone = Path(scratch, "checkout")
         _git("clone", "--quiet", "--no-checkout", ".", str(clone))
@@ -108,9 +110,10 @@ def rebuild(name: str) -> None:
     if digest == found.tags["model_sha256"]:
         print(f"equal, byte by byte: SHA-256 {digest}")
         return
+    why = "; ".join(_differences(run["tags"])) or "The libraries are the same; perhaps the device is another"
     raise IntegrityError(
         f"{name} could not be rebuilt: model.keras has SHA-256 {digest}, registered is {found.tags['model_sha256']}. "
-        f"{'; '.join(_differences(run['tags'])) or 'Libraries and devices are the same; is the processor another?'}"
+        f"{why}."
     )
 
 
@@ -137,16 +140,17 @@ def rollback(dataset: str, to: str, reason: str) -> None:
 
 
 def clean(last: int, dry_run: bool) -> None:
-    """Removes versions, runs and cached data that nothing which stays needs.
+    """Removes versions, runs and cached data of this checkout's data sets that nothing which stays needs.
 
     What stays: versions with an alias and the ``last`` of each data set, with their runs, models and recorded data; the
-    ``last`` runs of each model, and running ones; the data of the workspace and of all branches and tags of git.
+    ``last`` runs of each model, and running ones; the data of the workspace and of all branches and tags of git. Where
+    other checkouts share the cache or the store, their workspaces are not known here.
 
     Args:
         last: versions of a data set, and runs of a model, that stay beside those with an alias.
         dry_run: only say what would go.
     """
-    stay, go = tracking.unneeded(last, kept_runs=_runs_of_workspace())
+    stay, go = tracking.unneeded(params.load()["ingest"], last, kept_runs=_runs_of_workspace())
     would = "would go" if dry_run else "gone"
     lineages = [_recorded(one) for one in stay]
     for one in go.versions:

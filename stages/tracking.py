@@ -315,30 +315,31 @@ def forget_tag(registered: ModelVersion, key: str) -> None:
         _connect().delete_model_version_tag(registered.name, registered.version, key)
 
 
-def unneeded(last: int, kept_runs: Container[str]) -> tuple[list[ModelVersion], Unneeded]:
-    """Returns the versions that stay, and what may go.
+def unneeded(datasets: Iterable[str], last: int, kept_runs: Container[str]) -> tuple[list[ModelVersion], Unneeded]:
+    """Returns the versions of ``datasets`` that stay, and what may go; of others in the store nothing is looked at.
 
     Args:
+        datasets: registered models, which are also experiments.
         last: versions of a data set, and runs of a model, that stay beside versions with an alias.
         kept_runs: further ones.
     """
     client, stay, go = _connect(), [], Unneeded([], [])
-    for model in client.search_registered_models():
-        found = client.search_model_versions(f"name = '{model.name}'")
+    for dataset in datasets:
+        found = [one for one in client.search_model_versions(f"name = '{dataset}'") if "model_sha256" in one.tags]
         found.sort(key=lambda one: int(one.version), reverse=True)
-        named = {str(number) for number in model.aliases.values()}
-        for place, one in enumerate(found):
-            (stay if place < last or str(one.version) in named else go.versions).append(one)
-    needed = {one.run_id for one in stay}
-    for experiment in client.search_experiments():
+        aliases = client.get_registered_model(dataset).aliases if found else {}
+        named = {str(number) for number in aliases.values()}
+        here = [place < last or str(one.version) in named for place, one in enumerate(found)]
+        stay += [one for one, stays in zip(found, here, strict=True) if stays]
+        go.versions.extend(one for one, stays in zip(found, here, strict=True) if not stays)
+        needed = {one.run_id for one in stay}
+        experiment = client.get_experiment_by_name(dataset)
+        if experiment is None:
+            continue
+        newest = {"order_by": ["attributes.start_time DESC"], "max_results": 50_000}
         seen: Counter[str] = Counter()
-        runs = client.search_runs(
-            [experiment.experiment_id], order_by=["attributes.start_time DESC"], max_results=50_000
-        )
-        for run in runs:
+        for run in client.search_runs([experiment.experiment_id], "tags.stage = 'train'", **newest):
             model, number = run.data.tags.get("model"), run.info.run_id
-            if model is None:  # not one of ours
-                continue
             seen[model] += 1
             if not (seen[model] <= last or number in needed or number in kept_runs or run.info.status == "RUNNING"):
                 go.runs.append(number)
@@ -348,7 +349,8 @@ def unneeded(last: int, kept_runs: Container[str]) -> tuple[list[ModelVersion], 
 def remove(go: Unneeded) -> None:
     """Removes versions, and runs with their models; for good only from a store of this checkout.
 
-    A server keeps deleted runs until ``mlflow gc`` is called there.
+    A server keeps deleted runs until ``mlflow gc`` is called there. Of what somebody deleted in the browser
+    nothing else is removed for good but models without a run, and experiments of other names.
     """
     client = _connect()
     models = [one.model_id for one in go.versions if one.model_id]
@@ -358,9 +360,11 @@ def remove(go: Unneeded) -> None:
         client.delete_logged_model(number)
     for number in go.runs:
         client.delete_run(number)
-    if uri() == _local() and (go.runs or models):
+    if uri() == _local() and go.runs:
+        for name in {one.name for one in go.versions}:
+            _experiment(client, name)  # which brings a deleted one back
         done = subprocess.run(
-            [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", uri()],
+            [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", uri(), "--run-ids", ",".join(go.runs)],
             env=os.environ | {"MLFLOW_TRACKING_URI": uri()},
             capture_output=True,
             text=True,

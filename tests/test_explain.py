@@ -9,6 +9,7 @@ import pytest
 from keras import layers
 from test_architectures import NAMES, example
 
+from stages.errors import ConfigurationError
 from stages.evaluate import explain
 from stages.predictor import Predictor
 from stages.shards import Shards, write_shards
@@ -249,3 +250,11 @@ def test_what_a_network_does_not_have_is_said_in_a_line_each(explained):
     assert first.endswith("no filters: no layer is a convolution over pictures")
     assert "no activation maps: no convolution makes a feature map" in second
     assert "no Grad-CAM: no convolution makes a feature map" in third
+
+
+def test_convolutions_over_fewer_axes_than_the_input_has_are_said():
+    clip = keras.Input((4, 6, 6, 1))
+    x = layers.Conv2D(3, 3)(layers.Reshape((24, 6, 1))(clip))
+    network = keras.Model(clip, layers.Dense(2, "softmax")(layers.Flatten()(x)))
+    with pytest.raises(ConfigurationError, match="see 2 axes of places, and its input has 3"):
+        explain.grad_cam(network, np.zeros((1, 4, 6, 6, 1), np.uint8), np.array([0]))

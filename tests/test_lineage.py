@@ -132,6 +132,13 @@ def test_clean_leaves_what_an_alias_needs(inside, capsys):
     Path("data/old").write_text("of a data set that nobody has any more")
     sh(sys.executable, "-m", "dvc", "add", "-q", "data/old")
     Path("data/old.dvc").unlink()
+    client = tracking._connect()
+    client.create_registered_model("of somebody else")
+    client.create_model_version("of somebody else", "models:/elsewhere", tags={"model": "theirs"})
+    other = client.create_run(
+        client.create_experiment("theirs"), tags={"model": "theirs", "stage": "train"}
+    ).info.run_id
+    client.set_terminated(other)
     capsys.readouterr()
     cache = Path(".dvc/cache/files")
     before = {path for path in cache.rglob("*") if path.is_file()}
@@ -146,6 +153,8 @@ def test_clean_leaves_what_an_alias_needs(inside, capsys):
     assert "1 objects of DVC's cache" in capsys.readouterr().out
     with pytest.raises(ConfigurationError, match=r"no bars@2"):
         tracking.find_version("bars", "2")
+    assert client.get_model_version("of somebody else", "1").tags["model"] == "theirs"
+    assert client.get_run(other).info.lifecycle_stage == "active"
     sh(sys.executable, "-m", "dvc", "status", "-q")  # the workspace's data is all there
     shutil.rmtree("data/ingest/bars")
     sh(sys.executable, "-m", "dvc", "checkout", "-q", "data/ingest/bars")

@@ -11,7 +11,8 @@ from scipy.special import log_softmax
 from stages.scores import SMALLEST
 
 BINS = 15  # of the paper
-RANGE = (0.05, 20.0)  # of temperatures; where all is right the best would be 0
+RANGE = (0.05, 20.0)  # of temperatures
+FEW = 5  # errors; with fewer nothing says that a model may be more certain: without any the best would be 0
 
 
 def reliability(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
@@ -29,11 +30,15 @@ def expected_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Returns the temperature at which ``labels`` are likeliest (section 4.2); above 1 the model was too certain."""
+    """Returns the temperature at which ``labels`` are likeliest (section 4.2); above 1 the model was too certain.
+
+    With fewer than FEW errors it is 1 or more.
+    """
     logits = np.log(np.maximum(probabilities.astype(np.float64), SMALLEST))  # up to a constant per example
     rows = np.arange(len(labels))
 
     def loss(logarithm: float) -> float:
         return -float(log_softmax(logits / np.exp(logarithm), axis=1)[rows, labels].mean())
 
-    return float(np.exp(minimize_scalar(loss, bounds=np.log(RANGE), method="bounded").x))
+    found = float(np.exp(minimize_scalar(loss, bounds=np.log(RANGE), method="bounded").x))
+    return found if (probabilities.argmax(axis=1) != labels).sum() >= FEW else max(1.0, found)

@@ -331,8 +331,11 @@ def _feature_maps(network: keras.Model) -> list[tuple[Any, bool]]:
             continue
         if convolved or any(type(one).__name__.startswith(("MaxPool", "AveragePool")) for one in between):
             found.append((node, convolved))
-        elif "Dropout" not in type(node.operation).__name__:  # which has no effect by now
+        elif found and "Dropout" not in type(node.operation).__name__:  # which has no effect by now
             found[-1] = (node, found[-1][1])
+    places = max(1, len(network.inputs[0].shape) - 2)  # tokens have no channels
+    if rank and rank - 2 != places:
+        raise ConfigurationError(f"its convolutions see {rank - 2} axes of places, and its input has {places}")
     if not any(convolved for _, convolved in found):
         raise ConfigurationError("no convolution makes a feature map through which all goes to the answer")
     return found

@@ -73,7 +73,7 @@ def card(
     """
     size = " x ".join(map(str, takes.get("size", ())))
     classes = about["classes"]
-    lines = [summary(model, facts, metrics), "", f"**Decision.** {reason}", "", f"**Data.** {data(about)}"]
+    lines = [summary(model, facts, metrics), "", f"**Decision.** {_plain(reason)}", "", f"**Data.** {data(about)}"]
     if classes:
         lines[-1] += f" Classes: {', '.join(map(_plain, classes[:20]))}{', ...' if len(classes) > 20 else ''}."
     lines += [
@@ -103,7 +103,7 @@ def limits(about: dict[str, Any], metrics: dict[str, Any], evaluated: Path) -> l
     if about["classes"]:
         found.append("It answers with one of its classes, whatever it is shown.")
         table = pd.read_csv(evaluated / "tables/classes.csv", dtype={"class": str}, keep_default_na=False)
-        weakest = table.sort_values("recall", kind="stable").head(WEAKEST)
+        weakest = table[table["examples"] > 0].sort_values("recall", kind="stable").head(WEAKEST)
         named = (f"{_plain(row['class'])} ({row['recall']:.0%} of {row['examples']})" for _, row in weakest.iterrows())
         found.append(f"Found least often: {', '.join(named)}.")
     low, high = (shown(metrics["metric"], metrics[f"{metrics['metric']}_{end}"], 1) for end in ("low", "high"))

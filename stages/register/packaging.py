@@ -20,7 +20,7 @@ from stages.errors import IntegrityError
 from stages.register.model import COLUMNS
 from stages.shards import Shards, read_json
 
-TOLERANCE = 1e-4  # of a probability; the same network differs in the last bits of float32
+TOLERANCE = 1e-3  # of a probability; the same network differs in the last bits of float32, on some devices of TF32
 EXAMPLES = 100  # of the test split that the copy is asked
 CHAIN = ("fetch", "ingest", "augment", "train", "evaluate")  # of stages, from raw files to a version
 SERVED = ("*.py", "ingest/**/*.py", "register/__init__.py", "register/model.py")  # of stages: the code that it runs

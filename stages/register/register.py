@@ -69,7 +69,7 @@ def register(
         **dependencies(f"train@{model}"),
     }
     version = tracking.version_with(dataset, "model_sha256", digest)
-    if version is None:
+    if version is None or "parity" not in version.tags:  # of an older convoy, it takes no raw examples
         with tracking.reopened(facts) as run_id:
             address, found = packaging.store(dataset, model, facts, metrics, predictions)
         tags |= found
@@ -101,7 +101,7 @@ def register(
         decision = gate.limited(
             decision,
             {
-                "max_latency": (float(version.tags["latency.p95_ms"]) if max_latency else None, max_latency),
+                "max_latency": (float(version.tags["latency.p95_ms"]), max_latency),
                 "max_size": ((trained / "model.keras").stat().st_size / 1e6, max_size),
                 "max_ece": (metrics.get("ece_scaled"), max_ece),
             },

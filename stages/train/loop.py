@@ -211,7 +211,8 @@ def fit(
     if precision != "float32":  # what is stored computes in float32 everywhere
         weights = served.get_weights()
         keras.utils.clear_session()  # the names of layers begin at 0 again
-        served = module.build(**given, **sizes)
+        plain = module.build(**given, **sizes)
+        served = keras.Model(plain.input, plain.output, name=plain.name)
         served.set_weights(weights)
     parameters = sum(math.prod(weight.shape) for weight in served.trainable_weights)
     return Result(served, pd.DataFrame(progress.rows), parameters, progress.examples_per_second, precision)

@@ -63,4 +63,4 @@ def build(
     for number in (7, 8):  # table 2
         x = layers.Dense(round(units * width), activation="relu", name=f"dense{number}")(x)
         x = layers.Dropout(dropout)(x)
-    return keras.Model(tokens, layers.Dense(classes, "softmax", name="output")(x), name="char_cnn")
+    return keras.Model(tokens, layers.Dense(classes, "softmax", dtype="float32", name="output")(x), name="char_cnn")

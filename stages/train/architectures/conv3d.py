@@ -75,7 +75,9 @@ def build(
         x = stack(x, units, normalise, dropout, antialias, width)
     else:
         x = resnet(x, depth, stem, dropout, antialias, width)
-    return keras.Model(volume, layers.Dense(classes, "softmax", name="output")(x), name=f"conv3d_{style}")
+    return keras.Model(
+        volume, layers.Dense(classes, "softmax", dtype="float32", name="output")(x), name=f"conv3d_{style}"
+    )
 
 
 def stack(x, units: int, normalise: bool, dropout: float, antialias: bool, width: float):

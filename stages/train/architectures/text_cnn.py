@@ -55,7 +55,7 @@ def build(
     largest = [window(x, there, size, round(maps * width)) for size in widths]  # (maps,) each
     x = layers.Dropout(dropout)(layers.Concatenate(name="features")(largest))
     bound = keras.constraints.MaxNorm(norm, axis=0)
-    output = layers.Dense(classes, "softmax", kernel_constraint=bound, name="output")(x)
+    output = layers.Dense(classes, "softmax", kernel_constraint=bound, dtype="float32", name="output")(x)
     return keras.Model(tokens, output, name="text_cnn")
 
 
