@@ -134,7 +134,7 @@ def test_clean_leaves_what_an_alias_needs(inside, capsys):
     Path("data/old.dvc").unlink()
     client = tracking._connect()
     client.create_registered_model("of somebody else")
-    client.create_model_version("of somebody else", "models:/elsewhere", tags={"model": "theirs"})
+    client.create_model_version("of somebody else", "s3://elsewhere/model", tags={"model": "theirs"})
     other = client.create_run(
         client.create_experiment("theirs"), tags={"model": "theirs", "stage": "train"}
     ).info.run_id
