@@ -280,6 +280,11 @@ class Shards(Sequence):
         return objects(texts)
 
 
+def spread(count: int, most: int) -> np.ndarray:
+    """Returns the numbers of up to ``most`` of ``count`` rows, evenly spaced, the first and the last among them."""
+    return np.linspace(0, count - 1, min(most, count)).round().astype(int)
+
+
 def objects(values: Iterable[Any]) -> np.ndarray:
     """Returns texts and the like as an array of objects, of shape (values,), and not of one string type."""
     return np.array([*values, None], object)[:-1]

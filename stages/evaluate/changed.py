@@ -7,7 +7,7 @@ import pandas as pd
 from statsmodels.stats.proportion import proportion_confint
 
 from stages.predictor import Predictor
-from stages.shards import Shards
+from stages.shards import Shards, spread
 
 TOGETHER = 64  # changed examples predicted at a time; bounds memory
 
@@ -34,7 +34,7 @@ class Sample:
     def of(cls, predictor: Predictor, test: Shards, answers: pd.DataFrame, most: int) -> "Sample":
         """Chooses up to ``most`` examples of ``test``; ``answers`` has label and predicted of all of them."""
         array = "text" if predictor.kind == "text" else predictor.takes["array"]
-        rows = np.unique(np.linspace(0, len(test) - 1, min(most, len(test))).round().astype(int))
+        rows = spread(len(test), most)
         labels, predicted = (answers[name].to_numpy(object)[rows] for name in ("label", "predicted"))
         return cls(predictor, array, test.take(array, rows), labels, predicted)
 

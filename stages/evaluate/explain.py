@@ -20,7 +20,8 @@ from stages.errors import ConfigurationError
 from stages.evaluate import pictures
 from stages.evaluate.receptive import Axis, Seen, receptive_fields
 from stages.predictor import Predictor
-from stages.shards import Shards
+from stages.scores import SMALLEST
+from stages.shards import Shards, spread
 from stages.tokens import PAD, UNKNOWN, Vocabulary
 
 CONVOLUTIONS = (
@@ -35,7 +36,6 @@ SENTENCES = 1_000  # of the test split, whose n-grams are counted; bounds time a
 SIGNS = 2**14  # of the texts that are looked at together, filled up to the longest, likewise
 LONGEST = 10  # tokens of an n-gram; longer ones hardly come twice
 NGRAMS = 20  # per class that are listed
-SMALLEST = 1e-12  # a probability of float32 may be 0
 
 Windows = tuple[np.ndarray, np.ndarray, np.ndarray]  # as of ``window_contributions``
 
@@ -111,7 +111,7 @@ def chosen(table: pd.DataFrame, right: int, wrong: int) -> np.ndarray:
     ordered = table.sort_values("probability", kind="stable")
     classes = ordered[ordered["correct"]].groupby("label").groups.values()
     typical = [rows[len(rows) // 2] for rows in classes]
-    some = np.linspace(0, len(typical) - 1, min(right, len(typical))).round().astype(int)
+    some = spread(len(typical), right)
     errors = ordered[~ordered["correct"]].index[::-1][:wrong]
     return np.array([*(typical[number] for number in some), *errors], int)
 
@@ -141,7 +141,7 @@ def activations(network: keras.Model, inputs: np.ndarray) -> dict[str, np.ndarra
         ConfigurationError: it has no feature map.
     """
     nodes = [node for node, _ in _feature_maps(network)]
-    some = [nodes[number] for number in np.linspace(0, len(nodes) - 1, min(LEVELS, len(nodes))).round().astype(int)]
+    some = [nodes[number] for number in spread(len(nodes), LEVELS)]
     found = _values(network, [node.outputs[0] for node in some], inputs)
     return {node.operation.name: maps for node, maps in zip(some, found, strict=True)}
 
@@ -258,7 +258,7 @@ def ngrams(windows: Iterable[Windows], vocabulary: Vocabulary, classes: list[str
 def _windows(predictor: Predictor, test: Shards) -> Iterator[Windows]:
     """Yields what decided in up to SENTENCES test examples, spread over the split; the longest first."""
     network = predictor.network
-    texts = test.take("text", np.unique(np.linspace(0, len(test) - 1, SENTENCES).round().astype(int)))
+    texts = test.take("text", spread(len(test), SENTENCES))
     lengths = np.minimum([len(text) for text in texts], predictor.takes["length"])  # signs; tokens are no more
     lengths = np.maximum(lengths, network.input_shape[1] or 1)
     order = np.argsort(-lengths, kind="stable")

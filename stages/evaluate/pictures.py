@@ -9,6 +9,8 @@ from matplotlib.font_manager import findfont, get_font
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from stages.shards import spread
+
 
 def draw_confusion(table: pd.DataFrame, title: str) -> Figure:
     """Draws a confusion table, coloured by the share of its row, with the counts written in where they fit."""
@@ -178,7 +180,7 @@ def draw_gradcam_slices(examples: np.ndarray, heat: np.ndarray, captions: list[s
         captions: of each.
         title: above all.
     """
-    some = np.unique(np.linspace(0, heat.shape[1] - 1, 8).round().astype(int))
+    some = spread(heat.shape[1], 8)
     cells = np.concatenate([_colours(examples), _overlaid(examples, heat)], axis=2)[:, some]
     cells = np.pad(cells, ((0, 0), (0, 0), (0, 0), (0, 1), (0, 0)), constant_values=1)  # white between slices
     cells = np.concatenate(np.moveaxis(cells, 1, 0), axis=2)  # (n, 2 height, slices * (width + 1), 3)

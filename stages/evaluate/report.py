@@ -14,7 +14,7 @@ from PIL import Image
 
 from stages import scores
 from stages.page import many, picture, template, uri, words
-from stages.shards import Shards, read_json
+from stages.shards import Shards, read_json, spread
 
 # In the order of the page: the name that plots/<name>.png and tables/<name>.csv have -> title, and what is to be seen.
 SECTIONS = {
@@ -200,11 +200,7 @@ def _samples(target: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     table = _read(file)
-    return table.iloc[_spread(len(table), SAMPLES)].to_dict("records")
-
-
-def _spread(count: int, most: int) -> np.ndarray:
-    return np.linspace(0, count - 1, min(most, count)).round().astype(int)
+    return table.iloc[spread(len(table), SAMPLES)].to_dict("records")
 
 
 def _confused(target: Path) -> list[tuple[str, str, int]]:

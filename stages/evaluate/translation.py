@@ -13,7 +13,7 @@ from stages.beam import Translation
 from stages.evaluate import pictures
 from stages.predictor import Predictor
 from stages.progress import track
-from stages.shards import Shards
+from stages.shards import Shards, spread
 
 RESAMPLES = 1000  # of the test split, for the interval of BLEU
 SAMPLES = 100  # that are listed
@@ -55,7 +55,7 @@ def assess(
     table["chrf"] = scores.of_examples("translation", expected, answers)
     table["log_probability"] = [one.score for one in translations]
     ordered = table.sort_values("chrf", kind="stable")
-    chosen = np.unique(np.linspace(0, len(table) - 1, SAMPLES).round().astype(int))
+    chosen = spread(len(table), SAMPLES)
     columns = ["source", "target", "predicted", "chrf", "path"]
     ordered.iloc[chosen][columns].to_csv(target / "tables/samples.csv", index=False)
     shown = ordered.index[[len(table) // 10, len(table) // 2, len(table) - 1]]  # a bad, a usual, the best one

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from stages.page import NAME, many, picture, share, shown, template, words
-from stages.shards import Shards, objects, read_sealed
+from stages.shards import Shards, objects, read_sealed, spread
 
 SPLITS = ("train", "val", "test")
 NOUNS = {"images": "picture", "volumes": "volume", "text": "text", "translation": "sentence pair"}
@@ -371,7 +371,7 @@ def _extremes(counts: Mapping[str, int], most: int) -> set[str]:
 
 
 def _spread(rows: np.ndarray, most: int) -> np.ndarray:
-    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)]
+    return rows[spread(len(rows), most)]
 
 
 def _samples(about: dict, manifest: pd.DataFrame, gallery: Gallery) -> dict:

@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from stages import scores, tracking
 from stages.errors import IntegrityError
 from stages.register.model import COLUMNS
-from stages.shards import Shards, read_json
+from stages.shards import Shards, read_json, spread
 
 TOLERANCE = 1e-3  # of a probability; the same network differs in the last bits of float32, on some devices of TF32
 EXAMPLES = 100  # of the test split that the copy is asked
@@ -60,7 +60,7 @@ def store(
     takes = read_json(trained / "input.json")
     if "temperature" in metrics:
         takes["temperature"] = metrics["temperature"]
-    rows = np.unique(np.linspace(0, len(test) - 1, EXAMPLES).round().astype(int))
+    rows = spread(len(test), EXAMPLES)
     asked, files = raw_examples(dataset, test, rows, predictions["path"], takes)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "model")
