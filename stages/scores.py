@@ -1,6 +1,7 @@
 """The main metric of each kind of data, and what each example contributes to a comparison of two models."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.special import softmax
@@ -46,6 +47,13 @@ def of_examples(kind: str, expected: np.ndarray, answers: np.ndarray) -> np.ndar
 def shown(metric: str, value: float, digits: int = 2) -> str:
     """Returns a value of a main metric for people: 98.76%, or 34.21."""
     return f"{value:.{digits}%}" if metric == "accuracy" else f"{value:.{digits}f}"
+
+
+def with_interval(metrics: Mapping[str, Any], digits: int = 2) -> tuple[str, str, str]:
+    """Returns the main metric of a metrics.json and both ends of its interval, for people."""
+    name = metrics["metric"]
+    value, low, high = (shown(name, metrics[key], digits) for key in (name, f"{name}_low", f"{name}_high"))
+    return value, low, high
 
 
 def scaled(probabilities: np.ndarray, temperature: float) -> np.ndarray:

@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from sklearn.metrics import confusion_matrix, f1_score, log_loss, precision_recall_fscore_support, roc_auc_score
-from statsmodels.stats.proportion import proportion_confint
 
 from stages.errors import ConfigurationError
 from stages.evaluate import calibration, explain, invariance, pictures, receptive, robustness
-from stages.evaluate.changed import Sample
+from stages.evaluate.changed import Sample, share
 from stages.evaluate.slices import slices
 from stages.predictor import Predictor
 from stages.scores import scaled
@@ -113,22 +112,21 @@ def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | i
     second's, of more the mean of each against the rest (absent where a class has no example); log_loss; baseline, the
     largest class's share; examples, their number.
     """
-    predicted, n = probabilities.argmax(axis=1), len(labels)
-    right = int((predicted == labels).sum())
+    predicted = probabilities.argmax(axis=1)
+    found = share(predicted == labels)
     exact = probabilities.astype(np.float64)
     exact /= exact.sum(axis=1, keepdims=True)  # float32 sums to 1 within 1e-6, scikit-learn wants 1e-8
-    low, high = proportion_confint(right, n, alpha=0.05, method="wilson")
     two = probabilities.shape[1] == 2
     complete = len(np.unique(labels)) == probabilities.shape[1]
     return {
-        "accuracy": right / n,
-        "accuracy_low": float(low),
-        "accuracy_high": float(high),
+        "accuracy": found["accuracy"],
+        "accuracy_low": found["low"],
+        "accuracy_high": found["high"],
         "macro_f1": float(f1_score(labels, predicted, average="macro")),
         **({"auc": float(roc_auc_score(labels, exact[:, 1] if two else exact, multi_class="ovr"))} if complete else {}),
         "log_loss": float(log_loss(labels, exact, labels=range(probabilities.shape[1]))),
-        "baseline": int(np.bincount(labels).max()) / n,
-        "examples": n,
+        "baseline": int(np.bincount(labels).max()) / len(labels),
+        "examples": len(labels),
     }
 
 

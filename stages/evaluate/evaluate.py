@@ -61,9 +61,8 @@ def evaluate(model: str, *, dataset: str) -> None:
         tracking.log_metrics({f"{_prefix(key)}{key}": value for key, value in numbers.items()})
         tracking.log_data("test", dataset, test.folder, sha256(test.folder / INDEX))
         tracking.log_files(target)
-    name = metrics["metric"]
-    value, low, high = (scores.shown(name, metrics[key]) for key in (name, f"{name}_low", f"{name}_high"))
-    print(f"{target}: test {name} {value} (95 % interval {low} to {high})")
+    value, low, high = scores.with_interval(metrics)
+    print(f"{target}: test {metrics['metric']} {value} (95 % interval {low} to {high})")
 
 
 def _prefix(metric: str) -> str:

@@ -134,9 +134,8 @@ def cell(value: Any) -> str:
 def _tiles(metrics: dict[str, Any], facts: dict[str, Any], trained: Path) -> list[tuple[str, str, str]]:
     """Returns name, value and explanation of what is to be seen first."""
     name = metrics["metric"]
-    value, low, high, val, baseline = (
-        scores.shown(name, metrics[key]) for key in (name, f"{name}_low", f"{name}_high", f"val_{name}", "baseline")
-    )
+    value, low, high = scores.with_interval(metrics)
+    val, baseline = (scores.shown(name, metrics[key]) for key in (f"val_{name}", "baseline"))
     tiles = [
         (f"test {name}", value, f"{low} to {high} (95 % interval), {many(metrics['examples'], 'example')}"),
         ("without a model", baseline, WITHOUT[name]),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from stages.scores import shown
+from stages.scores import shown, with_interval
 
 WEAKEST = 3  # classes that are named
 READS = {
@@ -27,16 +27,15 @@ EXPLAINED = {
     "shift_consistency": "same answer for a shifted or moved example",
     "robust_accuracy": "accuracy under noise, blur, contrast and pixelation",
 }
-HIGHLY = ("chrf",)  # of 100, and no share
+OF_100 = ("chrf",)  # the others are shares
 
 
 def summary(model: str, facts: dict[str, Any], metrics: dict[str, Any]) -> str:
     """Returns a version in one line."""
-    name = metrics["metric"]
-    value, low, high = (shown(name, metrics[key]) for key in (name, f"{name}_low", f"{name}_high"))
+    value, low, high = with_interval(metrics)
     return (
-        f"{model} ({facts['architecture']}, {facts['parameters']:,} parameters): test {name} {value} (95 % interval "
-        f"{low} to {high}, {metrics['examples']} examples); trained in {facts['seconds']:.0f} s."
+        f"{model} ({facts['architecture']}, {facts['parameters']:,} parameters): test {metrics['metric']} {value} "
+        f"(95 % interval {low} to {high}, {metrics['examples']} examples); trained in {facts['seconds']:.0f} s."
     )
 
 
@@ -86,12 +85,11 @@ def card(
     lines += ["| | |", "|---|---|", f"| without a model | {shown(metrics['metric'], metrics['baseline'])} |"]
     for key, title in EXPLAINED.items():
         if key in metrics:
-            lines.append(f"| {title} | {metrics[key]:.1f} |" if key in HIGHLY else f"| {title} | {metrics[key]:.2%} |")
-    if "latency.p50_ms" in tags:
-        lines.append(
-            f"| one raw example, where it was registered | {tags['latency.p50_ms']} ms, 95 % within "
-            f"{tags['latency.p95_ms']} ms |"
-        )
+            lines.append(f"| {title} | {metrics[key]:.1f} |" if key in OF_100 else f"| {title} | {metrics[key]:.2%} |")
+    lines.append(
+        f"| one raw example, where it was registered | {tags['latency.p50_ms']} ms, 95 % within "
+        f"{tags['latency.p95_ms']} ms |"
+    )
     lines += ["", "**Limits.**", *(f"- {one}" for one in limits(about, metrics, evaluated)), ""]
     lines += [f"Where it comes from: `python -m stages trace {about['dataset']}@{version}`."]
     return "\n".join(lines)
@@ -106,7 +104,7 @@ def limits(about: dict[str, Any], metrics: dict[str, Any], evaluated: Path) -> l
         weakest = table[table["examples"] > 0].sort_values("recall", kind="stable").head(WEAKEST)
         named = (f"{_plain(row['class'])} ({row['recall']:.0%} of {row['examples']})" for _, row in weakest.iterrows())
         found.append(f"Found least often: {', '.join(named)}.")
-    low, high = (shown(metrics["metric"], metrics[f"{metrics['metric']}_{end}"], 1) for end in ("low", "high"))
+    _, low, high = with_interval(metrics, digits=1)
     found.append(f"{metrics['examples']:,} test examples leave the score open between {low} and {high}.")
     return found
 
