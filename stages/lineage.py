@@ -13,8 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,8 @@ from rich.tree import Tree
 from stages import params, tracking
 from stages.checksums import sha256
 from stages.errors import ConfigurationError, IntegrityError, ServiceError
-from stages.scores import shown
+from stages.scores import with_interval
+from stages.verify import opened
 
 LINEAGE = "lineage.json"
 CHAIN = {"fetch": "raw files", "ingest": "shards", "augment": "augmentation", "train": "training",
@@ -45,7 +45,7 @@ def trace(name: str) -> None:
     stages = {stage.split("@")[0]: entry for stage, entry in recorded["lock"]["stages"].items()}
     aliases = f" ({', '.join(found.aliases)})" if found.aliases else ""
     tree = Tree(f"{found.name} version {found.version}{aliases}: {tags['model']}")
-    with _repository() as repo:
+    with opened() as repo:
         for stage, title in CHAIN.items():
             entry = stages.get(stage, {"outs": []})
             branch = tree.add(f"{title}  {recorded['names'][stage]}")
@@ -60,10 +60,8 @@ def trace(name: str) -> None:
                     branch.add(line)
             if stage == "evaluate":
                 metric = tags["evaluation.metric"]
-                value, low, high = (
-                    shown(metric, float(tags[f"evaluation.{key}"]))
-                    for key in (metric, f"{metric}_low", f"{metric}_high")
-                )
+                numbers = {key: float(tags[f"evaluation.{key}"]) for key in (metric, f"{metric}_low", f"{metric}_high")}
+                value, low, high = with_interval(numbers | {"metric": metric})
                 branch.add(f"{metric} {value}, 95 % interval {low} to {high}; test split {tags['test_sha256'][:12]}")
     decision = tree.add("decision")
     decision.add(json.loads(tags.get("decision", '"none"')))
@@ -184,15 +182,6 @@ def _recorded(found: tracking.ModelVersion) -> dict[str, Any]:
     return content
 
 
-@contextmanager
-def _repository() -> Iterator[Repo]:
-    try:
-        with Repo() as repo:
-            yield repo
-    except DvcException as error:
-        raise ConfigurationError(f"DVC cannot read this checkout: {error}") from error
-
-
 def _out(repo: Repo, out: dict[str, Any]) -> str:
     """Returns a line about an output: its hash, how much it is, and whether DVC's cache has it."""
     files = f"{out['nfiles']:,} files, " if "nfiles" in out else ""
@@ -247,7 +236,7 @@ def _restore(folder: Path, recorded: dict[str, Any]) -> None:
     settings = Path(".dvc/config.local")
     if settings.exists():
         shutil.copyfile(settings, folder / settings)
-    with _repository() as repo:
+    with opened() as repo:
         place = Path(repo.cache.local_cache_dir).resolve()
     _dvc(folder, "cache", "dir", "--local", str(place))
 
@@ -286,7 +275,7 @@ def _clean_cache(lineages: Sequence[dict[str, Any]], dry_run: bool) -> tuple[int
             if record.msg == "Removing %s":
                 removed.append(Path(record.args[0]).stat().st_size)
 
-    with tempfile.TemporaryDirectory() as scratch, _repository() as repo:
+    with tempfile.TemporaryDirectory() as scratch, opened() as repo:
         others = []
         for number, lineage in enumerate(lineages):
             folder = Path(scratch, str(number))

@@ -197,7 +197,10 @@ def test_what_is_served_is_all_that_it_imports(tmp_path):
     external = {name for name in written & {*loaded} if name not in sys.stdlib_module_names} - {"stages", "tensorflow"}
     provided = {one.lower().replace("_", "-") for name in external for one in packages_distributions()[name]}
     assert {"keras", "pillow", "pyarrow"} <= provided <= set(packaging.LIBRARIES)
-    assert not (package / "train").exists()
+    files = {file.relative_to(package).with_suffix("").as_posix() for file in package.rglob("*.py")}
+    modules = {name.removeprefix("stages").removeprefix(".").replace(".", "/") for name in loaded
+               if name.split(".")[0] == "stages"}  # fmt: skip
+    assert {name.removesuffix("__init__").rstrip("/") for name in files} == modules
 
 
 def test_a_stored_model_that_predicts_otherwise_is_not_accepted(road, monkeypatch):
@@ -264,5 +267,9 @@ def test_dependencies_are_what_dvc_recorded(workspace):
         "schema: '2.0'\nstages:\n  train@a:\n    cmd: x\n    deps:\n    - {path: data/augment/d, md5: 1f.dir}\n"
         "    params:\n      params.yaml:\n        train.a: {epochs: 3}\n"
     )
-    assert module.dependencies("train@a") == {"dvc.data/augment/d": "1f.dir", "params.train.a": '{"epochs": 3}'}
-    assert module.dependencies("train@b") == {}
+    lineage = packaging.recorded("d", "a")
+    assert module.dependencies(lineage, "train@a") == {
+        "dvc.data/augment/d": "1f.dir",
+        "params.train.a": '{"epochs": 3}',
+    }
+    assert module.dependencies(packaging.recorded("d", "b"), "train@b") == {}

@@ -18,12 +18,16 @@ from ruamel.yaml import YAML
 from stages import scores, tracking
 from stages.errors import IntegrityError
 from stages.register.model import COLUMNS
-from stages.shards import Shards, read_json, spread
+from stages.shards import Shards, spread
 
 TOLERANCE = 1e-3  # of a probability; the same network differs in the last bits of float32, on some devices of TF32
 EXAMPLES = 100  # of the test split that the copy is asked
 CHAIN = ("fetch", "ingest", "augment", "train", "evaluate")  # of stages, from raw files to a version
-SERVED = ("*.py", "ingest/**/*.py", "register/__init__.py", "register/model.py")  # of stages: the code that it runs
+SERVED = (  # of stages: the code that it runs
+    "__init__.py", "beam.py", "checksums.py", "compute.py", "errors.py", "predictor.py", "scores.py", "shards.py",
+    "tokens.py", "ingest/__init__.py", "ingest/fingerprints.py", "ingest/formats/*.py", "ingest/images.py",
+    "ingest/records.py", "ingest/text.py", "ingest/volumes.py", "register/__init__.py", "register/model.py",
+)  # fmt: skip
 LIBRARIES = (  # that this code imports, beside Keras' backend
     "charset-normalizer", "filelock", "keras", "mlflow", "numpy", "pandas", "pillow", "pyarrow", "scipy",
     "sentencepiece",
@@ -36,6 +40,8 @@ def store(
     facts: dict[str, Any],
     metrics: dict[str, Any],
     predictions: pd.DataFrame,
+    takes: dict[str, Any],
+    lineage: dict[str, Any],
 ) -> tuple[str, dict[str, str]]:
     """Stores data/train/<dataset>/<model> with the open MLflow run; see ``model.Servable`` for how it is asked.
 
@@ -48,6 +54,8 @@ def store(
         facts: its run.json.
         metrics: its metrics.json.
         predictions: its predictions.parquet.
+        takes: its input.json.
+        lineage: of ``recorded``.
 
     Returns:
         Its address, and tags: ``parity`` (what was compared), ``latency.p50_ms`` and ``latency.p95_ms``, the
@@ -57,9 +65,8 @@ def store(
         IntegrityError: it does not load, or answers otherwise.
     """
     trained, test = Path("data/train", dataset, model), Shards(Path("data/ingest", dataset, "test"))
-    takes = read_json(trained / "input.json")
     if "temperature" in metrics:
-        takes["temperature"] = metrics["temperature"]
+        takes = takes | {"temperature": metrics["temperature"]}
     rows = spread(len(test), EXAMPLES)
     asked, files = raw_examples(dataset, test, rows, predictions["path"], takes)
     with tempfile.TemporaryDirectory() as scratch:
@@ -67,7 +74,7 @@ def store(
         folder.mkdir()
         shutil.copyfile(trained / "model.keras", folder / "model.keras")
         (folder / "input.json").write_text(json.dumps(takes, ensure_ascii=False), encoding="utf-8")
-        (folder / "lineage.json").write_text(json.dumps(recorded(dataset, model), indent=1))
+        (folder / "lineage.json").write_text(json.dumps(lineage, indent=1))
         address = tracking.log_model(
             model,
             folder,

@@ -2,10 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from ruamel.yaml import YAML
 
 from stages import params, scores, tracking
 from stages.checksums import sha256
@@ -51,7 +51,8 @@ def register(
     """
     model, metrics = best(dataset)
     trained, evaluated = Path("data/train", dataset, model), Path("data/evaluate", dataset, model)
-    facts = read_json(trained / "run.json")
+    facts, takes = read_json(trained / "run.json"), read_json(trained / "input.json")
+    lineage = packaging.recorded(dataset, model)
     about = read_sealed(Path("data/ingest", dataset, "about.json"))
     kind, classes = about["kind"], about["classes"]
     test = Shards(Path("data/ingest", dataset, "test"))
@@ -66,12 +67,12 @@ def register(
         "kind": kind,
         **{f"evaluation.{key}": str(value) for key, value in metrics.items()},
         **{f"library.{name}": number for name, number in facts["libraries"].items()},
-        **dependencies(f"train@{model}"),
+        **dependencies(lineage, f"train@{model}"),
     }
     version = tracking.version_with(dataset, "model_sha256", digest)
     if version is None or "parity" not in version.tags:  # of an older convoy, it takes no raw examples
         with tracking.reopened(facts) as run_id:
-            address, found = packaging.store(dataset, model, facts, metrics, predictions)
+            address, found = packaging.store(dataset, model, facts, metrics, predictions, takes, lineage)
         tags |= found
         version = tracking.add_version(dataset, address, run_id, tags)
         print(f"registered {dataset} version {version.version}: {model}")
@@ -111,7 +112,6 @@ def register(
         tracking.describe_version(version, {"decision": json.dumps(decision.reason)} | numbers)
         if decision.promote:
             tracking.promote(version)
-    takes = read_json(trained / "input.json")
     text = card.card(
         model, version.version, about, takes, facts, metrics, version.tags | tags, decision.reason, evaluated
     )
@@ -186,11 +186,9 @@ def champions(holder: tracking.ModelVersion, test: Shards, kind: str, expected: 
     return answered(kind, expected, predictor.answers(test)) if predictor.reads(test) else None
 
 
-def dependencies(stage: str, lock: Path = Path("dvc.lock")) -> dict[str, str]:
+def dependencies(lineage: dict[str, Any], stage: str) -> dict[str, str]:
     """Returns what DVC recorded ``stage`` with: ``dvc.<path>`` -> hash, ``params.<key>`` -> value as JSON."""
-    if not lock.exists():
-        return {}
-    recorded = YAML(typ="safe", pure=True).load(lock.read_text())["stages"].get(stage, {})
-    hashes = {f"dvc.{dep['path']}": dep["md5"] for dep in recorded.get("deps", [])}
-    settings = {key: json.dumps(value) for key, value in recorded.get("params", {}).get("params.yaml", {}).items()}
+    entry = lineage["lock"]["stages"].get(stage, {})
+    hashes = {f"dvc.{dep['path']}": dep["md5"] for dep in entry.get("deps", [])}
+    settings = {key: json.dumps(value) for key, value in entry.get("params", {}).get("params.yaml", {}).items()}
     return hashes | {f"params.{key}": value for key, value in settings.items()}
