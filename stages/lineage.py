@@ -20,6 +20,7 @@ from typing import Any
 
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
+from dvc.scm import NoSCM
 from rich.console import Console
 from rich.tree import Tree
 
@@ -284,11 +285,12 @@ def _clean_cache(lineages: Sequence[dict[str, Any]], dry_run: bool) -> tuple[int
             _restore(folder, lineage)
             (folder / "dvc.yaml").write_text(json.dumps({"stages": _stages(lineage["lock"])}))
             others.append(str(folder))
-        speaks = logging.getLogger("dvc_data.hashfile.gc")
-        listener, level = Listener(), speaks.level
+        speaks, complains = logging.getLogger("dvc_data.hashfile.gc"), logging.getLogger("dvc")
+        listener, levels = Listener(), (speaks.level, complains.level)
         speaks.addHandler(listener)
         speaks.setLevel(logging.INFO)
-        everywhere = repo.scm.__class__.__name__ == "Git"
+        complains.setLevel(logging.ERROR)  # of every output that a commit's dvc.lock does not have
+        everywhere = not isinstance(repo.scm, NoSCM)
         options = {"workspace": True, "all_branches": everywhere, "all_tags": everywhere, "repos": others}
         try:
             repo.gc(**options, dry=True)
@@ -298,7 +300,8 @@ def _clean_cache(lineages: Sequence[dict[str, Any]], dry_run: bool) -> tuple[int
             raise ServiceError(f"DVC's cache was not cleaned: {error}") from error
         finally:
             speaks.removeHandler(listener)
-            speaks.setLevel(level)
+            speaks.setLevel(levels[0])
+            complains.setLevel(levels[1])
     return len(removed), sum(removed)
 
 
