@@ -12,7 +12,6 @@ from stages.scores import SMALLEST
 
 BINS = 15  # of the paper
 RANGE = (0.05, 20.0)  # of temperatures
-FEW = 5  # errors; with fewer nothing says that a model may be more certain: without any the best would be 0
 
 
 def reliability(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
@@ -32,13 +31,18 @@ def expected_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
 def temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Returns the temperature at which ``labels`` are likeliest (section 4.2); above 1 the model was too certain.
 
-    With fewer than FEW errors it is 1 or more.
+    As if one more example had been taken for another class, its second likeliest: where all are right, the likeliest
+    would be certainty itself. Source: Platt 1999, "Probabilistic Outputs for Support Vector Machines", section 2.2,
+    with a target of (n + 1) / (n + 2) instead of 1.
     """
     logits = np.log(np.maximum(probabilities.astype(np.float64), SMALLEST))  # up to a constant per example
-    rows = np.arange(len(labels))
+    n, rows = len(labels), np.arange(len(labels))
+    others = logits.copy()
+    others[rows, labels] = -np.inf
+    second, rest = others.argmax(axis=1), 1 / (n + 2)
 
     def loss(logarithm: float) -> float:
-        return -float(log_softmax(logits / np.exp(logarithm), axis=1)[rows, labels].mean())
+        found = log_softmax(logits / np.exp(logarithm), axis=1)
+        return -float(((1 - rest) * found[rows, labels] + rest * found[rows, second]).mean())
 
-    found = float(np.exp(minimize_scalar(loss, bounds=np.log(RANGE), method="bounded").x))
-    return found if (probabilities.argmax(axis=1) != labels).sum() >= FEW else max(1.0, found)
+    return float(np.exp(minimize_scalar(loss, bounds=np.log(RANGE), method="bounded").x))
