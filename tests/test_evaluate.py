@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from scipy.special import softmax
 
 from stages import tracking
 from stages.augment.augment import augment
@@ -31,6 +32,39 @@ def test_scores_are_those_by_hand():
     assert scores["baseline"] == 0.8
     assert scores["macro_f1"] == pytest.approx((7 / 8 + 1 / 2) / 2)  # F1 = 2 tp / (2 tp + fp + fn)
     assert scores["log_loss"] == pytest.approx(-(8 * np.log(0.8) + 2 * np.log(0.1)) / 10)
+
+
+def simulated(rng, n, classes=2):
+    """Returns labels and probabilities of a binormal or similar classifier that is right more often than not."""
+    labels = np.concatenate([np.arange(classes), rng.integers(classes, size=n - classes)])
+    return labels, softmax(rng.normal(size=(n, classes)) + np.eye(classes)[labels], axis=1)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_intervals_have_the_truth_in_95_of_100_samples(classes):
+    rng = np.random.default_rng(classes)
+    whole = classification.scores(*simulated(rng, 100_000, classes))
+    found = [classification.limits(*simulated(rng, 150, classes)) for _ in range(500)]
+    for name in ("macro_f1", "auc"):
+        within = np.mean([one[f"{name}_low"] <= whole[name] <= one[f"{name}_high"] for one in found])
+        assert 0.92 < within < 0.98, name  # three standard errors of 500 are 2.9 points
+
+
+def test_intervals_are_those_of_resampling_with_scikit_learn():
+    rng = np.random.default_rng(5)
+    labels, probabilities = simulated(rng, 120, 3)
+    drawn = [rng.integers(120, size=120) for _ in range(1000)]
+    resampled = [classification.scores(labels[rows], probabilities[rows]) for rows in drawn]
+    found = classification.limits(labels, probabilities)
+    for name in ("macro_f1", "auc"):
+        low, high = np.quantile([one[name] for one in resampled], [0.025, 0.975])
+        assert (found[f"{name}_low"], found[f"{name}_high"]) == pytest.approx((low, high), abs=0.015)
+
+
+def test_a_class_without_examples_has_an_f1_of_its_wrong_answers_and_no_auc():
+    found = classification.limits(LABELS, PROBABILITIES)
+    assert found["macro_f1_low"] < (7 / 8 + 1 / 2) / 2 < found["macro_f1_high"]
+    assert "auc_low" not in found
 
 
 def test_per_class_counts_a_class_without_examples_as_zero():
@@ -77,7 +111,7 @@ def test_writes_scores_of_the_test_split_with_one_row_per_example(evaluated):
     assert (table["path"].str.split("/").str[0] == table["label"]).all()
     assert (np.stack(table["probabilities"]).max(axis=1) == table["probability"]).all()
     assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*")) == [
-        "example.npz", "metrics.json", "plots/activations.png", "plots/calibration.png", "plots/confusion.png",
+        "metrics.json", "plots/activations.png", "plots/calibration.png", "plots/confusion.png",
         "plots/corruptions.png", "plots/curves.png", "plots/filters.png", "plots/gradcam.png",
         "plots/receptive_fields.png", "plots/shifts.png", "predictions.parquet", "report.html",
         "tables/calibration.csv", "tables/classes.csv", "tables/confusion.csv", "tables/corruptions.csv",

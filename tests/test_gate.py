@@ -66,6 +66,14 @@ def test_a_slice_may_not_get_worse():
     assert decide(challenger, champion, EXPECTED, **SETTINGS | {"slices": slices, "max_slice_loss": 0.5}).promote
 
 
+@pytest.mark.parametrize(("lost", "promoted"), [(1, True), (2, False)])
+def test_the_loss_of_a_single_example_of_a_small_slice_is_chance(lost, promoted):
+    rows = np.arange(400)
+    champion, challenger = answers(rows < 300), answers((rows >= lost) & (rows < 380))
+    settings = SETTINGS | {"slices": {"small": rows < 4}}  # one of four is more than max_slice_loss
+    assert decide(challenger, champion, EXPECTED, **settings).promote is promoted
+
+
 def test_of_200_pairs_that_are_equally_good_few_are_promoted():
     rng = np.random.default_rng(0)
     promoted = 0

@@ -13,7 +13,7 @@ from stages.augment.augment import augment
 from stages.evaluate.changed import Sample
 from stages.evaluate.evaluate import evaluate
 from stages.evaluate.invariance import exchanged, filled, moved, shifts
-from stages.evaluate.slices import slices
+from stages.evaluate.slices import parts, slices
 from stages.ingest.ingest import ingest
 from stages.predictor import Predictor
 from stages.shards import Shards, objects
@@ -153,7 +153,7 @@ def test_slices_divide_the_examples():
         }
     )
     right = np.arange(30) >= 10
-    table = slices(manifest, right)
+    table = slices(parts(manifest), right)
     assert (table.groupby("slice")["examples"].sum() == 30).all()
     assert set(table["slice"]) == {"class", "pixels", "source"}
     sizes = table[table["slice"] == "pixels"].set_index("value")
@@ -168,9 +168,9 @@ def test_slices_divide_the_examples():
 
 def test_a_source_or_size_that_says_nothing_new_is_no_slice():
     manifest = pd.DataFrame({"path": ["a/1", "b/2", "b/3"], "label": ["x", "y", "y"], "characters": [5, 5, 5]})
-    assert set(slices(manifest, np.array([True, False, True]))["slice"]) == {"class"}
+    assert set(slices(parts(manifest), np.array([True, False, True]))["slice"]) == {"class"}
     manifest["path"] = ["one.csv#1", "one.csv#2", "two.csv#1"]
-    table = slices(manifest, np.array([True, False, True])).set_index("slice")
+    table = slices(parts(manifest), np.array([True, False, True])).set_index("slice")
     assert table.loc["source", "value"].tolist() == ["one.csv", "two.csv"]
 
 

@@ -129,12 +129,13 @@ def test_pairs(raw):
     assert metrics["exact_match"] == (table["predicted"] == table["target"]).mean() > 0.9
     assert metrics["bleu"] > 90
     assert metrics["baseline"] < 20
+    for name in ("chrf", "exact_match"):
+        assert metrics[f"{name}_low"] <= metrics[name] <= metrics[f"{name}_high"] + 1e-9
+    assert set(pd.read_csv(folder / "tables/slices.csv")["slice"]) == {"characters"}
     assert "tok:13a" in metrics["bleu_signature"]
     samples = pd.read_csv(folder / "tables/samples.csv")
     assert samples["chrf"].is_monotonic_increasing
     assert (folder / "plots/attention.png").stat().st_size > 5000
-    stored = np.load(folder / "example.npz")
-    assert sorted(stored) == ["arr_0", "arr_1", "output"]
 
     pd.DataFrame({"source": ["seven three one", "two two two"]}).to_csv(raw / "in.csv", index=False)
     predict("counts", raw / "in.csv", raw / "out.csv")

@@ -8,9 +8,9 @@ import pandas as pd
 from sklearn.metrics import confusion_matrix, f1_score, log_loss, precision_recall_fscore_support, roc_auc_score
 
 from stages.errors import ConfigurationError
-from stages.evaluate import calibration, explain, invariance, pictures, receptive, robustness
+from stages.evaluate import calibration, explain, intervals, invariance, pictures, receptive, robustness
 from stages.evaluate.changed import Sample, share
-from stages.evaluate.slices import slices
+from stages.evaluate.slices import PART, parts, slices
 from stages.predictor import Predictor
 from stages.scores import scaled
 from stages.shards import Shards
@@ -39,7 +39,7 @@ def assess(
     """
     classes = predictor.classes
     expected, probabilities = test.column("label"), predictor.probabilities(test)
-    found = scores(expected, probabilities)
+    found = scores(expected, probabilities) | limits(expected, probabilities)
     val_labels, val_probabilities = val.column("label"), predictor.probabilities(val)
     val_found = scores(val_labels, val_probabilities)
     temperature = calibration.temperature(val_labels, val_probabilities)
@@ -75,7 +75,9 @@ def assess(
     )
     pictures.draw_calibration(curves, title).savefig(target / "plots/calibration.png")
     _draw_fields(predictor, test, target, title)
-    slices(test.table(), table["correct"].to_numpy()).to_csv(target / "tables/slices.csv", index=False)
+    divided = parts(test.table())
+    slices(divided, table["correct"].to_numpy()).to_csv(target / "tables/slices.csv", index=False)
+    table = table.join(divided.add_prefix(PART))
     metrics |= _assess_changed(predictor, test, table, target, title)
     return metrics, table
 
@@ -128,6 +130,16 @@ def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | i
         "baseline": int(np.bincount(labels).max()) / len(labels),
         "examples": len(labels),
     }
+
+
+def limits(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """Returns the 95 % intervals of ``macro_f1`` and ``auc``, as macro_f1_low and so on; see ``intervals``."""
+    classes = range(probabilities.shape[1])
+    counts = confusion_matrix(labels, probabilities.argmax(axis=1), labels=classes)
+    found = {"macro_f1": intervals.macro_f1(counts)}
+    if len(np.unique(labels)) == len(classes):
+        found["auc"] = intervals.auc(labels, probabilities)
+    return {f"{name}_{end}": ends[place] for name, ends in found.items() for place, end in enumerate(("low", "high"))}
 
 
 def per_class(labels: np.ndarray, probabilities: np.ndarray, classes: list[str]) -> pd.DataFrame:

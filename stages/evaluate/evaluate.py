@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from stages import compute, scores, tracking
@@ -13,15 +12,12 @@ from stages.evaluate import pictures, report
 from stages.predictor import Predictor
 from stages.shards import INDEX, Shards, read_json
 
-EXAMPLES = {"translation": 2}  # stored with what the network gives for them; others: 32. Logits of pairs are large
-
 
 def evaluate(model: str, *, dataset: str) -> None:
     """Reads data/train/<dataset>/<model> and the val and test splits; writes data/evaluate/<dataset>/<model>.
 
     ``metrics.json``, ``predictions.parquet`` (one row per test example), ``tables/`` and ``plots/`` (see the file of
-    the kind), ``report.html`` (all of it as a page), and ``example.npz`` (the network's inputs for some test examples,
-    and what it gives for them). All of it also goes to the MLflow run of the training.
+    the kind), and ``report.html`` (all of it as a page). All of it also goes to the MLflow run of the training.
 
     ``metrics.json`` has for every kind of data: ``metric``, the name of the main one, say m; m, m_low, m_high (of the
     test, with its 95 % interval), val_m and val_loss (for the choice between models), baseline (m without a model),
@@ -53,9 +49,6 @@ def evaluate(model: str, *, dataset: str) -> None:
     table.to_parquet(target / "predictions.parquet", index=False)
     pictures.draw_curves(pd.read_csv(trained / "history.csv"), title).savefig(target / "plots/curves.png")
     report.write(target, trained, test)
-    inputs = predictor.inputs(test[: EXAMPLES.get(predictor.kind, 32)])
-    output = np.asarray(predictor.network.predict_on_batch(inputs if len(inputs) > 1 else inputs[0]))
-    np.savez(target / "example.npz", *inputs, output=output)
     with tracking.reopened(facts):
         numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
         tracking.log_metrics({f"{_prefix(key)}{key}": value for key, value in numbers.items()})

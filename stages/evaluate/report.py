@@ -33,7 +33,8 @@ SECTIONS = {
     "calibration": ("Calibration", "Whether 80 % certain is right in 80 of 100 cases; below the dashed line the model "
                     "is too certain. The temperature was fitted on the validation split."),
     "slices": ("Parts of the test split", "The accuracy on each class, on thirds of the examples by their size, and on "
-               "each source, with its 95 % interval: what is low, is to be gained."),
+               "each source, with its 95 % interval: what is low, is to be gained. Of translations: the share that is "
+               "equal to its reference."),
     "gradcam": ("Where it looked", "Where the evidence for the answer lies (Grad-CAM), of right answers and errors."),
     "ngrams": ("Phrases that decide", "The n-grams that did most for each class, and what they add to its score beyond "
                "what they add to the others."),
@@ -150,6 +151,8 @@ def _tiles(metrics: dict[str, Any], facts: dict[str, Any], trained: Path) -> lis
         ("model", f"{size:.2g} MB" if size < 10 else f"{size:,.0f} MB", many(facts["parameters"], "parameter")),
         ("training", f"{facts['seconds']:,.0f} s", f"{many(facts['epochs'], 'epoch')}, on {number(facts['devices'])}"),
         ("training speed", f"{facts['examples_per_second']:,}", "examples per second"),
+        ("inference speed", f"{facts['validation_examples_per_second']:,}", "examples per second, in validation"),
+        ("memory", f"{facts['memory']:,} MiB", "the most that the process of the training had"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""On which parts of the test split a classifier is good: classes, sizes and sources."""
+"""On which parts of the test split a model is good: classes, sizes and sources."""
 
 import numpy as np
 import pandas as pd
@@ -10,28 +10,39 @@ from stages.evaluate.changed import share
 SIZES = {"voxels": ["depth", "height", "width"], "pixels": ["height", "width"], "characters": ["characters"]}
 THIRDS = 3
 COLUMNS = ["slice", "value", "examples", "accuracy", "low", "high"]
+PART = "part."  # of predictions.parquet: begins the name of a column that says which part an example belongs to
 
 
-def slices(manifest: pd.DataFrame, right: np.ndarray) -> pd.DataFrame:
-    """Returns a table of the accuracy on each slice; see COLUMNS.
+def parts(manifest: pd.DataFrame) -> pd.DataFrame:
+    """Returns which parts of the test split each example belongs to: one column for each way to divide it.
 
-    Each kind of slice divides all test examples. ``class``; ``pixels``, ``voxels`` or ``characters``, in thirds;
-    ``source``, the uppermost folder or the table that an example came from. What is the same for all examples is left
-    out, and so is a source that says no more than the class.
+    ``class``, if there are any; ``pixels``, ``voxels`` or ``characters``, in thirds; ``source``, the uppermost folder
+    or the table that an example came from. What is the same for all examples is left out, and so is a source that says
+    no more than the class.
 
     Args:
-        manifest: the rows of the test examples.
-        right: whether each was answered rightly, bool of shape (n,).
+        manifest: the rows of the test examples: path, what SIZES names of a kind and, if there are classes, label.
     """
     size, columns = next((name, columns) for name, columns in SIZES.items() if set(columns) <= set(manifest))
-    parts = {"class": manifest["label"], size: thirds(manifest[columns].prod(axis=1))}
+    found = {"class": manifest["label"]} if "label" in manifest else {}
+    found[size] = thirds(manifest[columns].prod(axis=1))
     source = manifest["path"].str.extract(r"^([^/#]+)[/#]", expand=False).fillna("")  # "" is a file beside others
-    if len(pd.concat([source, manifest["label"]], axis=1).drop_duplicates()) > manifest["label"].nunique():
-        parts["source"] = source
+    known = found.get("class", pd.Series("", manifest.index))
+    if len(pd.concat([source, known], axis=1).drop_duplicates()) > known.nunique():
+        found["source"] = source
+    return pd.DataFrame({name: values for name, values in found.items() if values.nunique() > 1}, manifest.index)
+
+
+def slices(divided: pd.DataFrame, right: np.ndarray) -> pd.DataFrame:
+    """Returns a table of the accuracy on each part; see COLUMNS.
+
+    Args:
+        divided: of ``parts``.
+        right: whether each example was answered rightly, bool of shape (n,).
+    """
     rows = [
         {"slice": name, "value": value, **share(right[chosen])}
-        for name, values in parts.items()
-        if values.nunique() > 1
+        for name, values in divided.items()
         for value, chosen in values.groupby(values, observed=True).indices.items()
     ]
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -11,11 +11,13 @@ from sacrebleu.metrics import CHRF
 from stages import scores
 from stages.beam import Translation
 from stages.evaluate import pictures
+from stages.evaluate.changed import share
+from stages.evaluate.slices import PART, parts, slices
 from stages.predictor import Predictor
 from stages.progress import track
 from stages.shards import Shards, spread
 
-RESAMPLES = 1000  # of the test split, for the interval of BLEU
+RESAMPLES = 1000  # of the test split, for the intervals of BLEU and chrF
 SAMPLES = 100  # that are listed
 
 
@@ -24,8 +26,9 @@ def assess(
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Returns the metrics and one row per test pair; writes tables and pictures to ``target``.
 
-    ``tables/samples.csv``: source, target and translation side by side, from the worst to the best;
-    ``plots/attention.png``: where each word of some translations looked. Arguments as of ``classification.assess``.
+    ``tables/samples.csv``: source, target and translation side by side, from the worst to the best; slices.csv: exact
+    match by length and source; ``plots/attention.png``: where each word of some translations looked. Arguments as of
+    ``classification.assess``.
     """
     started = time.monotonic()
     translations = _translate(predictor, test, title)
@@ -35,6 +38,8 @@ def assess(
     answers = predictor.written(translations)
     bleu = scores.bleu()
     total = bleu.corpus_score(answers.tolist(), [expected.tolist()], n_bootstrap=RESAMPLES)
+    chrf = CHRF().corpus_score(answers.tolist(), [expected.tolist()], n_bootstrap=RESAMPLES)
+    exact = share(answers == expected)
     val_answers = predictor.written(_translate(predictor, val, title))
     metrics = {
         "metric": "bleu",
@@ -43,8 +48,12 @@ def assess(
         "bleu_low": total._mean - total._ci,
         "bleu_high": total._mean + total._ci,
         "bleu_signature": str(bleu.get_signature()),
-        "chrf": CHRF().corpus_score(answers.tolist(), [expected.tolist()]).score,
-        "exact_match": float(np.mean(answers == expected)),
+        "chrf": chrf.score,
+        "chrf_low": float(chrf._mean - chrf._ci),
+        "chrf_high": float(chrf._mean + chrf._ci),
+        "exact_match": exact["accuracy"],
+        "exact_match_low": exact["low"],
+        "exact_match_high": exact["high"],
         "baseline": scores.main("translation", expected, sources),  # the source, as it is
         "examples": len(test),
         "val_bleu": scores.main("translation", val.column("target"), val_answers),
@@ -54,6 +63,9 @@ def assess(
     table["correct"] = answers == expected
     table["chrf"] = scores.of_examples("translation", expected, answers)
     table["log_probability"] = [one.score for one in translations]
+    divided = parts(manifest.assign(characters=[len(source) for source in sources]))
+    slices(divided, table["correct"].to_numpy()).to_csv(target / "tables/slices.csv", index=False)
+    table = table.join(divided.add_prefix(PART))
     ordered = table.sort_values("chrf", kind="stable")
     chosen = spread(len(table), SAMPLES)
     columns = ["source", "target", "predicted", "chrf", "path"]

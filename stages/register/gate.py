@@ -63,8 +63,8 @@ def decide(
     """Compares two models on the same test examples.
 
     The challenger has to be better by ``min_gain`` or more, by more than chance explains (``p`` of at most ``alpha``),
-    and on no slice of the examples worse by more than ``max_slice_loss``. Of equally good ones a share of ``alpha`` or
-    less is promoted.
+    and on no slice of the examples worse by more than ``max_slice_loss`` and by more than one example. Of equally good
+    ones a share of ``alpha`` or less is promoted.
 
     Args:
         challenger: the new one.
@@ -96,7 +96,8 @@ def decide(
         f"{len(difference)} test examples (+{won} -{lost}), p = {p:.2g}"
     )
     gain = challenger.value - champion.value
-    worst = min(lead, key=lambda name: lead[name][1], default=None)
+    several = [name for name, (number, mean) in lead.items() if number * mean < -1 - 1e-9]
+    worst = min(several, key=lambda name: lead[name][1], default=None)
     if gain <= 1e-9 or gain < min_gain - 1e-9:  # 0.57 - 0.55 is a gain of 0.02
         verdict = f"not better by min_gain = {min_gain}"
     elif p > alpha:

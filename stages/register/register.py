@@ -38,8 +38,8 @@ def register(
         min_gain: by which a challenger has to exceed the champion, in the main metric: a share for accuracy, points of
             100 for BLEU.
         alpha: largest probability of promoting a challenger that was only lucky.
-        max_slice_loss: by which it may be worse on a class of the test examples, in accuracy; of sentence pairs, on the
-            short, middle or long third, in chrF of 1.
+        max_slice_loss: by which it may be worse on a class, a size or a source of the test examples, in accuracy; of
+            sentence pairs in chrF of 1. The loss of a single example counts as chance.
         max_latency: of a champion, in milliseconds: within it 95 % of single raw examples have to be answered, on the
             machine that registers. None of the limits is set by default.
         max_size: of a champion's model.keras, in megabytes.
@@ -160,13 +160,12 @@ def answered(kind: str, expected: np.ndarray, answers: np.ndarray) -> gate.Answe
 
 
 def slices(predictions: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Returns the parts of the test examples on which a challenger may not fall behind: classes, or lengths."""
-    if "label" in predictions:
-        return {f"class {name}": (predictions["label"] == name).to_numpy() for name in predictions["label"].unique()}
-    rank = predictions["source"].str.len().rank(method="first", pct=True)
+    """Returns the parts of the test examples on which a challenger may not fall behind; of ``evaluate.slices``."""
     return {
-        f"the {name} third": ((rank > low / 3) & (rank <= (low + 1) / 3)).to_numpy()
-        for low, name in enumerate(("short", "middle", "long"))
+        f"{column.removeprefix('part.')} {value}": (values == value).to_numpy()
+        for column, values in predictions.items()
+        if column.startswith("part.")
+        for value in values.unique()
     }
 
 
