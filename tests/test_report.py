@@ -21,7 +21,8 @@ CLASSES = ("cat", "dog", "cow")
 HISTORY = pd.DataFrame({"epoch": [1, 2, 3], "loss": [2, 1, 0.5], "accuracy": [0.3, 0.5, 0.8], "val_loss": [2, 1.5, 1],
                         "val_accuracy": [0.3, 0.4, 0.6]})  # fmt: skip
 FACTS = {"model": "small", "dataset": "pets", "architecture": "plain_cnn", "run_id": "0" * 32, "parameters": 12345,
-         "epochs": 3, "examples_per_second": 6789, "seconds": 12.3, "devices": ["cpu:0"],
+         "epochs": 3, "examples_per_second": 6789, "validation_examples_per_second": 23456, "memory": 1234,
+         "seconds": 12.3, "devices": ["cpu:0"],
          "libraries": {"keras": "3.15.0"}}  # fmt: skip
 ACCURACY = {"metric": "accuracy", "accuracy": 0.75, "accuracy_low": 0.6, "accuracy_high": 0.86, "val_accuracy": 0.7,
             "val_loss": 1.0, "baseline": 0.35, "examples": 40, "parameters": 12345, "ece": 0.0512, "temperature": 1.5,
@@ -206,8 +207,6 @@ def compared(workspace):
         (trained / "model.keras").write_bytes(bytes(size))
         (trained / "run.json").write_text(json.dumps(FACTS | facts | {"model": name}))
         (evaluated / "metrics.json").write_text(json.dumps(ACCURACY | metrics))
-    entry = {"stage": "train@large", "memory": 1234, "status": 0}
-    (workspace / "data/journal.jsonl").write_text(f"{json.dumps(entry)}\n")
     target = workspace / "data/register/pets"
     target.mkdir(parents=True)
     comparison.write(target, OUTCOME, comparison.sha256(workspace / "data/train/pets/small/model.keras"))
@@ -219,7 +218,7 @@ def test_the_comparison_has_a_row_for_each_model_the_best_on_validation_first(co
     assert page.open == []
     rows = re.findall(r"(large|small|quick) (champion )?7[45]\.00% 60\.0% to 86\.0%", page.text)
     assert rows == [("large", ""), ("small", "champion "), ("quick", "")]
-    assert "80.00% 9,000,000 3.60 100 1,234 6,789" in page.text
+    assert "80.00% 9,000,000 3.60 100 1,234 6,789 23,456" in page.text
     assert [value for value in values(page, "href") if not value.startswith("#")] == [
         f"../../evaluate/pets/{name}/report.html" for name, *_ in MODELS
     ]

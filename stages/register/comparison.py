@@ -1,6 +1,5 @@
 """Writes data/register/<dataset>/comparison.html: all models of a data set side by side, who is champion, and why."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ class Model:
         metrics: its metrics.json.
         facts: its run.json.
         bytes: of its file.
-        memory: the most that its training had in MB; None: it was trained elsewhere.
         champion: it is the registry's.
     """
 
@@ -37,7 +35,6 @@ class Model:
     metrics: dict[str, Any]
     facts: dict[str, Any]
     bytes: int
-    memory: int | None
     champion: bool
 
 
@@ -93,24 +90,16 @@ def write(target: Path, outcome: dict[str, Any], champion: str | None) -> None:
 
 def _models(dataset: str, champion: str | None) -> list[Model]:
     """Returns the evaluated models of params.yaml, the best on the validation split first."""
-    memory, found = _memory(), []
+    found = []
     for name in params.models(dataset):
         evaluated, trained = (Path("data", stage, dataset, name) for stage in ("evaluate", "train"))
         if (evaluated / "metrics.json").exists():
             file = trained / "model.keras"
             metrics, facts = read_json(evaluated / "metrics.json"), read_json(trained / "run.json")
-            size, peak = file.stat().st_size, memory.get(f"train@{name}")
-            found.append(Model(name, metrics, facts, size, peak, sha256(file) == champion))
+            found.append(Model(name, metrics, facts, file.stat().st_size, sha256(file) == champion))
     return sorted(
         found, key=lambda model: (-model.metrics[f"val_{model.metrics['metric']}"], model.metrics["val_loss"])
     )
-
-
-def _memory() -> dict[str, int]:
-    """Returns the peak memory of the stages that ran in this checkout, in MB; no output that DVC caches may say it."""
-    journal = Path("data/journal.jsonl")
-    entries = map(json.loads, journal.read_text().splitlines() if journal.exists() else ())
-    return {entry["stage"]: entry["memory"] for entry in entries if entry["status"] == 0}
 
 
 def _columns(models: list[Model]) -> list[Column]:
@@ -122,20 +111,23 @@ def _columns(models: list[Model]) -> list[Column]:
         return Column(title, shown, smaller)
 
     val = [model.metrics[f"val_{metric}"] for model in models]
-    own = (metric, f"{metric}_low", f"{metric}_high", f"val_{metric}", *OTHER)
+    own = (metric, f"val_{metric}", *OTHER)
     others = dict.fromkeys(
         name
         for model in models
         for name, value in model.metrics.items()
-        if name not in own and isinstance(value, int | float)
+        if name not in own and not name.endswith(("_low", "_high")) and isinstance(value, int | float)
     )
     columns = [
         Column("validation", [(value, scores.shown(metric, value)) for value in val], False),
         column("parameters", [model.metrics["parameters"] for model in models], "{:,}"),
         column("model, MB", [model.bytes / 1e6 for model in models], "{:,.2f}"),
         column("training, s", [model.facts["seconds"] for model in models], "{:,.0f}"),
-        column("memory, MB", [model.memory for model in models], "{:,}"),
-        column("examples/s", [model.facts["examples_per_second"] for model in models], "{:,}", False),
+        column("memory, MiB", [model.facts["memory"] for model in models], "{:,}"),
+        column("training, examples/s", [model.facts["examples_per_second"] for model in models], "{:,}", False),
+        column(
+            "validation, examples/s", [model.facts["validation_examples_per_second"] for model in models], "{:,}", False
+        ),
         *(
             column(words(name), [model.metrics.get(name) for model in models], "{:.3f}", name in SMALLER)
             for name in others

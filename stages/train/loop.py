@@ -36,6 +36,7 @@ class Result:
         history: one row per epoch: epoch, loss, accuracy, val_loss, val_accuracy, learning_rate.
         parameters: trainable ones of ``model``.
         examples_per_second: in training, without validation.
+        validation_examples_per_second: of the last validation.
         precision: of what layers computed: float32 or bfloat16.
     """
 
@@ -43,6 +44,7 @@ class Result:
     history: pd.DataFrame
     parameters: int
     examples_per_second: float
+    validation_examples_per_second: float
     precision: str
 
 
@@ -215,7 +217,14 @@ def fit(
         served = keras.Model(plain.input, plain.output, name=plain.name)
         served.set_weights(weights)
     parameters = sum(math.prod(weight.shape) for weight in served.trainable_weights)
-    return Result(served, pd.DataFrame(progress.rows), parameters, progress.examples_per_second, precision)
+    return Result(
+        served,
+        pd.DataFrame(progress.rows),
+        parameters,
+        progress.examples_per_second,
+        len(val) / progress.validation_seconds,
+        precision,
+    )
 
 
 def _given(data: Shards, takes: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ class Progress(keras.callbacks.Callback):
     Attributes:
         rows: one per finished epoch: epoch, loss, accuracy, val_loss, val_accuracy, learning_rate.
         examples_per_second: over all steps but the first, which builds the graph.
+        validation_seconds: that the last validation took.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Progress(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self.rows: list[dict[str, float]] = []
+        self.validation_seconds = 0.0
         self._title, self._epochs, self._examples, self._steps = title, epochs, examples, steps
         self._log, self._optimizer = log, optimizer
         self._console = Console()
@@ -70,6 +72,12 @@ class Progress(keras.callbacks.Callback):
             self._bar.update(self._task, advance=1, state=self._state(batch + 1, logs))
         elif now - self._line_at > PLAIN_SECONDS:
             self._say(self._state(batch + 1, logs))
+
+    def on_test_begin(self, logs: dict | None = None) -> None:
+        self.validation_seconds = -time.monotonic()
+
+    def on_test_end(self, logs: dict | None = None) -> None:
+        self.validation_seconds += time.monotonic()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         logs = {key.replace("output_", ""): float(value) for key, value in _main_last(logs)}

@@ -6,6 +6,7 @@ This file imports no Keras, so that the schema of ``train`` can be read without 
 import ast
 import inspect
 import json
+import resource
 import shutil
 import time
 from datetime import UTC, datetime
@@ -147,6 +148,8 @@ def train(
             "parameters": result.parameters,
             "epochs": len(result.history),
             "examples_per_second": round(result.examples_per_second),
+            "validation_examples_per_second": round(result.validation_examples_per_second),
+            "memory": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),  # MiB, the most of this process
             "precision": result.precision,
             "seconds": round(seconds, 1),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
