@@ -88,7 +88,7 @@ def run(name: str, dataset: str, parameters: dict[str, Any], inputs: dict[str, s
 
 @contextmanager
 def reopened(facts: dict[str, Any]) -> Iterator[str]:
-    """Continues the run of a training, given its ``run.json``, and yields the run's id.
+    """Continues the run of a training, given its ``run.json``, and yields the run's id; its end stays the training's.
 
     Where DVC brought a trained model from elsewhere, this store does not know the run; a new one takes its place.
     """
@@ -114,8 +114,11 @@ def reopened(facts: dict[str, Any]) -> Iterator[str]:
             }
             run_id = client.create_run(experiment, run_name=f"train@{facts['model']}", tags=tags).info.run_id
             client.set_terminated(run_id)
+    ended = client.get_run(run_id).info.end_time
     with mlflow.start_run(run_id=run_id, log_system_metrics=False):
         yield run_id
+    if ended is not None:  # the duration that the browser shows is without the hours until now
+        client.set_terminated(run_id, end_time=ended)
 
 
 def end_abandoned() -> None:

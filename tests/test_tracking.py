@@ -88,6 +88,18 @@ def test_a_run_deleted_in_the_browser_is_taken_back(workspace):
     assert client.get_run(run_id).info.lifecycle_stage == "active"
 
 
+def test_what_is_added_later_does_not_lengthen_a_run(workspace):
+    with tracking.run("train@a", "d", {}, {}) as run_id:
+        pass
+    client = tracking._connect()
+    ended = client.get_run(run_id).info.end_time
+    time.sleep(0.01)
+    with tracking.reopened({"run_id": run_id, "dataset": "d", "model": "a"}):
+        tracking.log_metrics({"x": 1.0})
+    found = client.get_run(run_id)
+    assert (found.info.end_time, found.info.status, found.data.metrics["x"]) == (ended, "FINISHED", 1.0)
+
+
 def test_a_moved_checkout_is_told_so(workspace, monkeypatch, tmp_path_factory):
     with tracking.run("train@a", "d", {}, {}):
         pass
