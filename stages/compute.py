@@ -1,6 +1,7 @@
 """What depends on the backend and the device: memory, compilation, several devices."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,20 @@ def _silence() -> Iterator[None]:
         os.close(saved)
 
 
-with _silence():
+@contextmanager
+def _without(*names: str) -> Iterator[None]:
+    """Has modules seem not to be installed; those that are imported already stay."""
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # None: importing it raises ModuleNotFoundError
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
+# Keras looks for both, for wrappers and pictures that are not used here: a quarter of its start.
+with _silence(), _without("sklearn", "matplotlib"):
     import keras
 
 

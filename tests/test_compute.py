@@ -1,6 +1,10 @@
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from stages import compute
 from stages.errors import ConfigurationError
@@ -66,3 +70,13 @@ def test_precision_is_what_the_processor_multiplies(monkeypatch):
         assert compute.precision("auto") == expected
     monkeypatch.setattr(compute.Path, "exists", lambda self: False)  # no Linux
     assert compute.precision("auto") == "float32"
+
+
+def test_keras_starts_quietly_and_without_what_is_not_used():
+    script = (
+        "import sys; from stages import compute\n"
+        "assert not {'sklearn', 'matplotlib'} & set(sys.modules)\n"
+        "import sklearn.metrics, matplotlib.pyplot"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")

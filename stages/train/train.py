@@ -131,6 +131,7 @@ def train(
     with tracking.run(f"train@{model}", dataset, arguments, read) as run_id:
         for context, split in (("training", data), ("validation", val)):
             tracking.log_data(context, dataset, split.folder, read[str(split.folder / INDEX)])
+        from stages import compute  # noqa: F401 - before loop: it starts Keras quietly, and without what is not used
         from stages.train import loop  # here, for the reason in the first lines
 
         started = time.time()
