@@ -27,7 +27,7 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
         "ingest": {
             "kind": "text",
             "files": {"train": "train_5500.label", "test": "TREC_10.label"},
-            "val": 0.1,
+            "val": 0.02,  # nothing is chosen by it: the recipe was, by folds
             "near_duplicates": False,
         },
         "augment": {"copies": 0, "seed": 0},
