@@ -230,12 +230,32 @@ def test_patience_stops_early_and_keeps_the_best_weights(ready):
     assert -np.log(found).mean() == pytest.approx(history["val_loss"].min(), rel=1e-3)
 
 
-def test_a_loss_that_is_no_number_stops_at_its_step():
+@pytest.mark.parametrize("last", [False, True])
+def test_a_loss_that_is_no_number_stops_one_step_later_and_is_named(last):
     guard = loop.StopAtNaN()
     guard.on_epoch_begin(6)
     guard.on_train_batch_end(2, {"loss": 3.5})
+    guard.on_train_batch_end(3, {"loss": math.nan})
     with pytest.raises(DivergedError, match="the loss is nan at epoch 7, step 4. Try a smaller learning_rate"):
-        guard.on_train_batch_end(3, {"loss": math.nan})
+        if last:
+            guard.on_epoch_end(6, {"val_loss": 1.0})
+        else:
+            guard.on_train_batch_end(4, {"loss": math.nan})
+
+
+def test_a_training_does_not_wait_for_the_step_that_it_has_just_begun():
+    class Loss:
+        asked = 0
+
+        def __float__(self):
+            self.asked += 1
+            return 1.0
+
+    losses, guard = [Loss() for _ in range(3)], loop.StopAtNaN()
+    guard.on_epoch_begin(0)
+    for batch, loss in enumerate(losses):
+        guard.on_train_batch_end(batch, {"loss": loss})
+        assert [one.asked for one in losses] == [1] * batch + [0] * (3 - batch)
 
 
 def test_a_diverging_training_leaves_no_model(ready):

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
 PLAIN_SECONDS = 20  # between two plain lines within an epoch
+LIVE_SECONDS = 0.1  # between two changes of the live line, which has to wait for the step whose loss it shows
 
 
 class Progress(keras.callbacks.Callback):
@@ -69,7 +70,10 @@ class Progress(keras.callbacks.Callback):
             self._done += 1
         self._step_at = now
         if self._console.is_terminal:
-            self._bar.update(self._task, advance=1, state=self._state(batch + 1, logs))
+            if now - self._line_at > LIVE_SECONDS:
+                self._line_at = now
+                done = self._epoch * self._steps + batch + 1
+                self._bar.update(self._task, completed=done, state=self._state(batch + 1, logs))
         elif now - self._line_at > PLAIN_SECONDS:
             self._say(self._state(batch + 1, logs))
 
