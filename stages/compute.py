@@ -157,6 +157,23 @@ def devices() -> list[str]:
     return [device for device in found if not device.startswith("cpu")] or found
 
 
+def peak_memory() -> int | None:
+    """Returns the most bytes of the first device that this process had in use at once; None on a CPU."""
+    if devices()[0].startswith("cpu"):
+        return None
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    import tensorflow as tf
+
+    return tf.config.experimental.get_memory_info("GPU:0")["peak"]
+
+
 def gradient(function: Callable[[Any], Any], at: Any) -> np.ndarray:
     """Returns the derivative of ``function`` with respect to its argument, of the shape of ``at``.
 
