@@ -1,7 +1,7 @@
 """Run one stage: ``python -m stages train lenet5``.
 
-Beside them: ``check`` looks at all of params.yaml first; ``verify``, ``push`` and ``pull`` are in ``verify.py``,
-``trace``, ``rebuild``, ``rollback`` and ``clean`` in ``lineage.py``.
+Beside them: ``check`` looks at all of params.yaml first, ``cost`` says what trainings would take; ``verify``, ``push``
+and ``pull`` are in ``verify.py``, ``trace``, ``rebuild``, ``rollback`` and ``clean`` in ``lineage.py``.
 """
 
 import errno
@@ -12,7 +12,8 @@ import resource
 import sys
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 from pydantic import ConfigDict, ValidationError, create_model
 
 from stages import params
-from stages.errors import ConfigurationError, ServiceError, StageError
+from stages.errors import ConfigurationError, InputRefusedError, ServiceError, StageError
 
 JOURNAL = Path("data/journal.jsonl")
 
@@ -32,6 +33,8 @@ def main(*words: str) -> int:
         match words:
             case ["check"]:
                 check()
+            case ["cost", *names] if names:
+                cost(names)
             case ["verify"] | ["verify", _]:
                 import_module("stages.verify").verify(*words[1:])
             case ["push", "--repair"] | ["push", "--repair", _]:
@@ -51,8 +54,8 @@ def main(*words: str) -> int:
             case _:
                 raise ConfigurationError(
                     f"got {' '.join(words) or 'nothing'}. Usage: python -m stages STAGE NAME, or python -m stages "
-                    "check, verify, push, pull, trace DATASET@champion, rebuild DATASET@VERSION, rollback DATASET "
-                    "--to VERSION --reason TEXT, clean --keep champion,last:3 [--dry-run]. Stages: "
+                    "check, cost MODEL ..., verify, push, pull, trace DATASET@champion, rebuild DATASET@VERSION, "
+                    "rollback DATASET --to VERSION --reason TEXT, clean --keep champion,last:3 [--dry-run]. Stages: "
                     f"{', '.join(params.STAGES)}."
                 )
     except StageError as error:
@@ -110,8 +113,13 @@ def note(entry: dict[str, Any]) -> None:
 
 
 def _peak() -> int:
-    """Returns the largest memory, in bytes, that this process and the largest of those that it started had."""
-    kilobytes = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    """Returns the largest memory, in bytes, that this process and the largest of those that it started had.
+
+    On Linux a process that was started counts its parent's memory as its own until it runs another program, so only
+    one above the parent's largest is known to have had memory of its own; a smaller one is left out.
+    """
+    own, started = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    kilobytes = own + (started if started > own else 0)
     return kilobytes * (1 if sys.platform == "darwin" else 1024)  # on macOS these are bytes
 
 
@@ -142,6 +150,21 @@ def check() -> None:
                 module.check_keys(where, kind, arguments)
             if stage == "register" and not params.models(name):
                 raise ConfigurationError(f"params.yaml, register.{name}: no model of train has the data set {name!r}.")
+
+
+def cost(names: Sequence[str]) -> None:
+    """Prints what trainings would cost, one JSON object each: as of ``planned``, or why it is ``unknown``."""
+    import_module("stages.compute")  # imports Keras first, quietly
+    planned = import_module("stages.train.train").planned
+    for name in names:
+        try:
+            with redirect_stdout(sys.stderr):  # for what is said while texts are read
+                found = planned(name, _prepare("train", name, params.read("train", name))[1])
+        except InputRefusedError:
+            found = {"unknown": "its data is not there yet"}
+        except StageError as error:
+            found = {"unknown": _one_line(str(error))}
+        print(json.dumps({"model": name} | found), flush=True)
 
 
 def _prepare(stage: str, name: str, entry: dict[str, Any]) -> tuple[Callable[..., None], dict[str, Any]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import keras
@@ -171,17 +172,10 @@ def fit(
     loss_weights = getattr(module, "LOSS_WEIGHTS", {"output": 1.0})
     heads = {"heads": True} if len(loss_weights) > 1 else {}
     translates = takes["kind"] == "translation"
-    given = _given(data, takes)
-    given = {name: given[name] for name in inspect.signature(module.build).parameters if name in given}
+    given = _given(module, data, takes)
     precision = compute.precision(precision)
     with compute.distributed(devices), compute.computing_in(precision):
-        try:
-            model = module.build(**given, **heads, **sizes)
-        except (ValueError, TypeError) as error:
-            known = ", ".join(f"{name} = {value}" for name, value in given.items())
-            raise ConfigurationError(
-                f"{architecture} cannot be built for {known} with the sizes {sizes}: {error}"
-            ) from error
+        model = build(architecture, data, takes, sizes)
         if word_vectors is not None:
             if "embedding" not in (layer.name for layer in model.layers):
                 raise ConfigurationError(f"{architecture} has no word vectors; without word_vectors it can be trained.")
@@ -240,15 +234,36 @@ def fit(
     )
 
 
-def _given(data: Shards, takes: dict[str, Any]) -> dict[str, Any]:
-    """Returns what follows from the data of the arguments that an architecture may have."""
+def build(architecture: str, data: Shards, takes: dict[str, Any], sizes: dict[str, Any]) -> keras.Model:
+    """Returns an untrained network for the data, with its auxiliary outputs.
+
+    Raises:
+        ConfigurationError: it refuses the data or the sizes.
+    """
+    module = import_module(f"stages.train.architectures.{architecture}")
+    heads = {"heads": True} if len(getattr(module, "LOSS_WEIGHTS", {})) > 1 else {}
+    given = _given(module, data, takes)
+    try:
+        return module.build(**given, **heads, **sizes)
+    except (ValueError, TypeError) as error:
+        known = ", ".join(f"{name} = {value}" for name, value in given.items())
+        raise ConfigurationError(
+            f"{architecture} cannot be built for {known} with the sizes {sizes}: {error}"
+        ) from error
+
+
+def _given(module: ModuleType, data: Shards, takes: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of an architecture that follow from the data."""
     if takes["kind"] == "translation":
-        words = {f"{side}_words": len(Vocabulary.from_json(takes[side])) for side in ("source", "target")}
-        return words | {"length": takes["length"]}
-    given = {"classes": len(takes["classes"])}
-    if takes["kind"] == "text":
-        return given | {"words": len(Vocabulary.from_json(takes["text"])), "length": takes["length"]}
-    return given | {"input_shape": data.shape(takes["array"])}
+        found = {f"{side}_words": len(Vocabulary.from_json(takes[side])) for side in ("source", "target")}
+        found |= {"length": takes["length"]}
+    else:
+        found = {"classes": len(takes["classes"])}
+        if takes["kind"] == "text":
+            found |= {"words": len(Vocabulary.from_json(takes["text"])), "length": takes["length"]}
+        else:
+            found |= {"input_shape": data.shape(takes["array"])}
+    return {name: found[name] for name in inspect.signature(module.build).parameters if name in found}
 
 
 def _batches(

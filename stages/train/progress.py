@@ -11,6 +11,7 @@ from rich.progress import Progress as Bar
 
 PLAIN_SECONDS = 20  # between two plain lines within an epoch
 LIVE_SECONDS = 0.1  # between two changes of the live line, which has to wait for the step whose loss it shows
+MEASURED = 2.0  # seconds of steps after which is said how long the training will take
 
 
 class Progress(keras.callbacks.Callback):
@@ -49,6 +50,7 @@ class Progress(keras.callbacks.Callback):
         self._busy, self._done = 0.0, 0  # seconds in training steps, and steps, without the first
         self._epoch = 0
         self._line_at = self._started = self._step_at = 0.0
+        self._foretold = False
 
     @property
     def examples_per_second(self) -> float:
@@ -69,6 +71,8 @@ class Progress(keras.callbacks.Callback):
             self._busy += now - self._step_at
             self._done += 1
         self._step_at = now
+        if self._busy > MEASURED and not self._foretold:
+            self._foretell()
         if self._console.is_terminal:
             if now - self._line_at > LIVE_SECONDS:
                 self._line_at = now
@@ -99,6 +103,16 @@ class Progress(keras.callbacks.Callback):
     def close(self) -> None:
         """Gives the terminal back, however the training ended."""
         self._bar.stop()
+
+    def _foretell(self) -> None:
+        """Says what the steps so far let expect, where it is worth waiting for."""
+        self._foretold = True
+        epoch = self._busy / self._done * self._steps
+        if epoch * self._epochs > PLAIN_SECONDS:
+            self._say(
+                f"about {epoch:,.1f} s per epoch and {epoch * self._epochs / 60:,.1f} min in all, without validation, "
+                f"by its first {self._done} steps"
+            )
 
     def _state(self, step: int, logs: dict[str, float]) -> str:
         loss, accuracy = (logs.get(f"output_{key}", logs.get(key, math.nan)) for key in ("loss", "accuracy"))

@@ -9,6 +9,7 @@ import json
 import resource
 import shutil
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -104,7 +105,8 @@ def train(
 
     Raises:
         ConfigurationError: the architecture does not exist, is for another kind of data or refuses its sizes; a key
-            says nothing about this data; or there are not so many devices.
+            says nothing about this data; there are not so many devices; or not so much memory, in all.
+        ServiceError: others have the memory that it needs, or it ended.
         DivergedError: the loss is no longer a finite number.
     """
     where = f"params.yaml, train.{model}"
@@ -131,12 +133,15 @@ def train(
     with tracking.run(f"train@{model}", dataset, arguments, read) as run_id:
         for context, split in (("training", data), ("validation", val)):
             tracking.log_data(context, dataset, split.folder, read[str(split.folder / INDEX)])
-        from stages import compute  # noqa: F401 - before loop: it starts Keras quietly, and without what is not used
-        from stages.train import loop  # here, for the reason in the first lines
+        from stages import compute  # noqa: F401 - first: it starts Keras quietly, and without what is not used
+        from stages.train import cost, loop  # here, for the reason in the first lines
 
-        started = time.time()
+        started, title = time.time(), f"train@{model}"
         settings = {key: value for key, value in arguments.items() if key not in READING}
-        result = loop.fit(data, val, takes, title=f"train@{model}", log=tracking.log_metrics, **settings)
+        spent = cost.check(data, takes, title, **settings)
+        print(f"{title}  {spent}", flush=True)
+        with cost.guarded(spent, title):
+            result = loop.fit(data, val, takes, title=title, log=tracking.log_metrics, **settings)
         seconds = time.time() - started
         result.history.to_csv(target / "history.csv", index=False)
         loop.save(result.model, target / "model.keras")
@@ -147,6 +152,7 @@ def train(
             "architecture": architecture,
             "run_id": run_id,
             "parameters": result.parameters,
+            "flops": spent.flops,
             "epochs": len(result.history),
             "examples_per_second": round(result.examples_per_second),
             "validation_examples_per_second": round(result.validation_examples_per_second),
@@ -158,6 +164,30 @@ def train(
         }
         tracking.log_facts(facts)
     (target / "run.json").write_text(json.dumps(facts, indent=1))
+
+
+def planned(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a training would cost - of ``cost.Cost``, in bytes - with its epochs and its device.
+
+    Args:
+        model: name of the entry in params.yaml.
+        arguments: the others of ``train``.
+
+    Raises:
+        InputRefusedError: the data is not there yet.
+        ConfigurationError: as of ``train``.
+    """
+    where, source = f"params.yaml, train.{model}", Path("data/augment", arguments["dataset"])
+    about = read_sealed(source / "about.json")
+    check_kind(where, arguments["architecture"], arguments["dataset"], about["kind"])
+    data = Shards(source / "train", verify=False)
+    takes = inputs(about, data, where=where, **{key: arguments[key] for key in READING})
+    from stages import compute  # here, for the reason in the first lines
+    from stages.train import cost
+
+    found = cost.estimate(data, takes, **{key: value for key, value in arguments.items() if key not in READING})
+    others = {key: arguments[key] for key in ("architecture", "epochs")}
+    return asdict(found) | others | {"memory": found.memory, "device": compute.devices()[0]}
 
 
 def inputs(
