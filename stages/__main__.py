@@ -8,6 +8,7 @@ import errno
 import inspect
 import json
 import os
+import re
 import resource
 import sys
 import time
@@ -115,10 +116,13 @@ def note(entry: dict[str, Any]) -> None:
 def _peak() -> int:
     """Returns the largest memory, in bytes, that this process and the largest of those that it started had.
 
-    On Linux a process that was started counts its parent's memory as its own until it runs another program, so only
-    one above the parent's largest is known to have had memory of its own; a smaller one is left out.
+    Until it runs its program, a process counts the memory of who started it as its own; so Linux' own figure for the
+    program is asked for, and one that was started counts only if it had more than this process, and so its own.
     """
     own, started = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)):
+        own = int(found[1])
     kilobytes = own + (started if started > own else 0)
     return kilobytes * (1 if sys.platform == "darwin" else 1024)  # on macOS these are bytes
 

@@ -151,14 +151,14 @@ def estimate(
     Raises:
         ConfigurationError: the architecture refuses the data or its sizes.
     """
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)
     with compute.computing_in(compute.precision(precision)), keras.StatelessScope(initialize_variables=False):
         model = loop.build(architecture, data, takes, sizes)
         share = max(1, -(-min(batch, len(data)) // devices))
         usual, longest = ([(share, *shape) for shape in shapes] for shapes in _shapes(data, takes, model))
         found = count(model, longest)
         products = sum(count(model, usual).products.values())
-    keras.utils.clear_session()  # which would else give the weights values, at its next chance
+    keras.utils.clear_session(free_memory=False)  # which would else give the weights values, at its next chance
     parameters = sum(math.prod(one.shape) for one in model.trainable_weights)
     step = found.kept + LARGEST * found.largest + LAYER * found.layers
     written = 4 * parameters * (COPIES - 1)  # when weights are written, the gradients are gone
@@ -232,7 +232,7 @@ def _room(cost: Cost) -> tuple[int, int, int, str]:
 
 def _advice(data: Shards, takes: dict[str, Any], settings: dict[str, Any], free: int) -> str:
     """Returns the smallest change of each kind with which it would fit, and what it would need then."""
-    batch, sizes = settings["batch"], settings["sizes"]
+    batch, sizes = min(settings["batch"], len(data)), settings["sizes"]
     kinds: list[list[tuple[str, dict[str, Any]]]] = [
         [(f"batch: {batch // part}", {"batch": batch // part}) for part in PARTS if part <= batch],
         [("precision: bfloat16", {"precision": "bfloat16"})],
@@ -242,7 +242,10 @@ def _advice(data: Shards, takes: dict[str, Any], settings: dict[str, Any], free:
     fitting = []
     for changes in kinds:
         for said, change in changes:
-            needed = _room(estimate(data, takes, **settings | change))[0]
+            try:
+                needed = _room(estimate(data, takes, **settings | change))[0]
+            except ConfigurationError:  # so narrow it cannot be built
+                break
             if needed <= free:
                 fitting.append(f"{said} (about {_size(needed)})")
                 break
@@ -277,7 +280,7 @@ def available(root: Path = Path("/")) -> tuple[int, int]:
 def _groups(root: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
     """Yields folders of control groups, version 2 and 1, with the names of limit, use and files in memory there."""
     own = root / "proc/self/cgroup"
-    for line in own.read_text().splitlines() if own.exists() else ():
+    for line in own.read_text().split() if own.exists() else ():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
