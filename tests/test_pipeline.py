@@ -184,6 +184,11 @@ def test_the_plan_says_what_would_run_and_why(clone):
     edit(clone, lambda params: params["train"]["resnet"].update(learning_rate=0.1))
     assert "3 of 8 stages would run" in said
     rows = {line.split()[0]: line for line in said.splitlines() if "@" in line}
+    [cost] = [line.split() for line in said.splitlines() if line.split()[:1] == ["resnet"]]
+    trained = json.loads((clone / "data/train/digits/resnet/run.json").read_text())
+    assert cost[1] == f"{trained['parameters']:,}"
+    assert cost[2] == f"{trained['flops'] / 1e6:,.1f}"
+    assert cost[-1] == "train@resnet"  # its own speed
     assert "train.resnet modified" in rows["train@resnet"]
     assert "train@resnet would run" in rows["evaluate@resnet"]
     assert "up to date" in rows["train@lenet5"]
@@ -228,3 +233,22 @@ def test_a_misspelt_key_fails_before_any_stage_runs(clone):
     edit(clone, lambda params: params["train"]["resnet"].pop("epoch"))
     assert done.returncode == 2
     assert done.stderr.startswith("error: params.yaml, train.resnet: unknown key 'epoch'. Keys: dataset,")
+
+
+def test_a_model_that_cannot_fit_is_refused_and_the_others_go_on(clone, tmp_path):
+    before = (clone / "params.yaml").read_text()
+    edit(clone, lambda params: params["train"]["resnet"]["sizes"].update(width=2000))  # terabytes
+    edit(clone, lambda params: params["train"]["lenet5"].update(epochs=1))
+    offset = (clone / "data/journal.jsonl").stat().st_size if (clone / "data/journal.jsonl").exists() else 0
+    env = environment() | {"PREFECT_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "flows", "pipeline"]
+    done = subprocess.run(command, cwd=clone, env=env, capture_output=True, text=True, check=False)
+    (clone / "params.yaml").write_text(before)
+    said = done.stdout + done.stderr
+    assert done.returncode == 2, said
+    assert "train@resnet needs about" in said
+    assert "It would fit with width:" in said
+    entries = [json.loads(line) for line in (clone / "data/journal.jsonl").read_text()[offset:].splitlines()]
+    ended = [(entry["stage"], entry["status"]) for entry in entries]
+    assert ended.count(("train@resnet", 2)) == 1  # and not tried again
+    assert ("evaluate@lenet5", 0) in ended

@@ -17,6 +17,7 @@ from stages.ingest.ingest import ingest
 from stages.shards import Shards, write_shards
 from stages.train import loop
 from stages.train.batches import Labelled
+from stages.train.progress import Progress
 from stages.train.train import train
 
 ENTRY = {"dataset": "bars", "architecture": "plain_cnn", "sizes": {"width": 0.1}, "epochs": 2, "learning_rate": 0.01}
@@ -172,8 +173,9 @@ def test_leaves_a_model_its_history_and_its_run(ready):
     assert {tag for tag in run.data.tags if tag.startswith("input.")} == {
         "input.data/augment/bars/train/index.json", "input.data/ingest/bars/val/index.json",
         "input.stages/compute.py", "input.stages/shards.py", "input.stages/tokens.py", "input.stages/train/__init__.py",
-        "input.stages/train/architectures/plain_cnn.py", "input.stages/train/batches.py", "input.stages/train/loop.py",
-        "input.stages/train/progress.py", "input.stages/train/train.py", "input.stages/train/vectors.py",
+        "input.stages/train/architectures/plain_cnn.py", "input.stages/train/batches.py",
+        "input.stages/train/cost.py", "input.stages/train/loop.py", "input.stages/train/progress.py",
+        "input.stages/train/train.py", "input.stages/train/vectors.py",
     }  # fmt: skip
     curve = tracking._connect().get_metric_history(facts["run_id"], "loss")
     np.testing.assert_allclose([point.value for point in curve], history["loss"])
@@ -287,9 +289,22 @@ def test_a_model_that_cannot_be_built_is_a_plain_message(ready, changes, message
 def test_progress_is_plain_lines_where_there_is_no_terminal(ready, capsys):
     train("small", **ENTRY)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("train@small")]
-    assert len(lines) == 2
+    assert len(lines) == 3  # the first is what it will cost
     for word in ("epoch 2/2", "loss", "accuracy", "val", "examples/s", "left"):
-        assert word in lines[1]
+        assert word in lines[2]
+
+
+def test_progress_foretells_the_time_of_a_long_training_once(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("stages.train.progress.time.monotonic", lambda: now[0])
+    progress = Progress("t", 10, 4000, 100, lambda *_: None, None)
+    progress.on_train_begin()
+    progress.on_epoch_begin(0)
+    for step in range(9):  # the first takes 5 s, for the graph, and the others half a second
+        now[0] += 5 if step == 0 else 0.5
+        progress.on_train_batch_end(step, {"loss": 1.0, "accuracy": 0.5})
+    said = [line for line in capsys.readouterr().out.splitlines() if "per epoch" in line]
+    assert said == ["t  about 50.0 s per epoch and 8.3 min in all, without validation, by its first 5 steps"]
 
 
 @pytest.fixture
