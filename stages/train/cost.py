@@ -103,8 +103,8 @@ def count(model: keras.Model, shapes: list[tuple[int, ...]]) -> Count:
     """Counts in any Functional model, for inputs of ``shapes``, the axis of the batch included.
 
     Multiply-adds are those of convolutions, dense layers and matrix products, as published tables count; what is done
-    number by number - activations, normalisation, pooling - is left out: 1 % of ResNet-50. A layer of another kind with
-    kernels (a recurrent one) counts them once for each place. Models within the model are entered.
+    number by number - activations, normalisation, pooling - is left out. A layer of another kind with kernels (a
+    recurrent one) counts them once for each place. Models within the model are entered.
     """
     products: dict[str, int] = {}
     kept: dict[Any, int] = {}
@@ -159,7 +159,10 @@ def estimate(
         found = count(model, longest)
         products = sum(count(model, usual).products.values())
     keras.utils.clear_session(free_memory=False)  # which would else give the weights values, at its next chance
-    parameters = sum(math.prod(one.shape) for one in model.trainable_weights)
+    parameters, frozen = (
+        sum(math.prod(one.shape) for one in weights)
+        for weights in (model.trainable_weights, model.non_trainable_weights)
+    )
     step = found.kept + LARGEST * found.largest + LAYER * found.layers
     written = 4 * parameters * (COPIES - 1)  # when weights are written, the gradients are gone
     slots = (2 if optimizer in ("adam", "adamw") else 1) + (ema > 0)
@@ -167,7 +170,7 @@ def estimate(
         parameters=parameters,
         flops=2 * products // share,
         examples=len(data),
-        weights=4 * parameters * (2 + slots),
+        weights=4 * (parameters * (2 + slots) + frozen),
         step=max(step, written),
         devices=devices,
         data=data.row_bytes * len(data),
@@ -232,10 +235,11 @@ def _room(cost: Cost) -> tuple[int, int, int, str]:
 
 def _advice(data: Shards, takes: dict[str, Any], settings: dict[str, Any], free: int) -> str:
     """Returns the smallest change of each kind with which it would fit, and what it would need then."""
+    slow = "" if compute.precision("auto") == "bfloat16" else ", slow on this device,"
     batch, sizes = min(settings["batch"], len(data)), settings["sizes"]
     kinds: list[list[tuple[str, dict[str, Any]]]] = [
         [(f"batch: {batch // part}", {"batch": batch // part}) for part in PARTS if part <= batch],
-        [("precision: bfloat16", {"precision": "bfloat16"})],
+        [(f"precision: bfloat16{slow}", {"precision": "bfloat16"})],
     ]
     widths = [sizes.get("width", 1.0) / part for part in PARTS]  # every architecture has it
     kinds.append([(f"width: {width:.3g} in its sizes", {"sizes": sizes | {"width": width}}) for width in widths])

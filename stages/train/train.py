@@ -142,9 +142,9 @@ def train(
         print(f"{title}  {spent}", flush=True)
         with cost.guarded(spent, title):
             result = loop.fit(data, val, takes, title=title, log=tracking.log_metrics, **settings)
-        seconds = time.time() - started
+            seconds = time.time() - started
+            loop.save(result.model, target / "model.keras")
         result.history.to_csv(target / "history.csv", index=False)
-        loop.save(result.model, target / "model.keras")
         (target / "input.json").write_text(json.dumps(takes, ensure_ascii=False), encoding="utf-8")
         facts = {
             "model": model,
