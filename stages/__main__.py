@@ -8,8 +8,6 @@ import errno
 import inspect
 import json
 import os
-import re
-import resource
 import sys
 import time
 import unicodedata
@@ -22,7 +20,7 @@ from typing import Any
 
 from pydantic import ConfigDict, ValidationError, create_model
 
-from stages import params
+from stages import memory, params
 from stages.errors import ConfigurationError, InputRefusedError, ServiceError, StageError
 
 JOURNAL = Path("data/journal.jsonl")
@@ -88,7 +86,7 @@ def run(stage: str, name: str) -> None:
             "stage": f"{stage}@{name}",
             "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
             "seconds": round(time.time() - started, 1),
-            "memory": round(_peak() / 2**20),
+            "memory": round(memory.peak() / 2**20),
             "status": status,
         }
         note(entry)
@@ -111,20 +109,6 @@ def note(entry: dict[str, Any]) -> None:
     """Adds a stage run to the journal."""
     with JOURNAL.open("a") as file:  # one short line is one write, so parallel stages do not mix
         file.write(json.dumps(entry) + "\n")
-
-
-def _peak() -> int:
-    """Returns the largest memory, in bytes, that this process and the largest of those that it started had.
-
-    Until it runs its program, a process counts the memory of who started it as its own; so Linux' own figure for the
-    program is asked for, and one that was started counts only if it had more than this process, and so its own.
-    """
-    own, started = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    status = Path("/proc/self/status")
-    if status.exists() and (found := re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)):
-        own = int(found[1])
-    kilobytes = own + (started if started > own else 0)
-    return kilobytes * (1 if sys.platform == "darwin" else 1024)  # on macOS these are bytes
 
 
 def check() -> None:

@@ -360,8 +360,8 @@ def test_where_the_command_fails_the_plan_says_why(workspace, monkeypatch):
 def test_the_memory_of_a_stage_is_counted_once():
     """A program that is started has the memory of who starts it, until it runs."""
     code = (
-        "import subprocess, sys\nfrom stages.__main__ import _peak\nlarge = bytearray(300 * 2**20)\n"
-        "subprocess.run(['true'], check=True)\nprint(_peak() / 2**20)"
+        "import subprocess, sys\nfrom stages.memory import peak\nlarge = bytearray(300 * 2**20)\n"
+        "subprocess.run(['true'], check=True)\nprint(peak() / 2**20)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 300 < float(done.stdout) < 450

@@ -6,7 +6,6 @@ This file imports no Keras, so that the schema of ``train`` can be read without 
 import ast
 import inspect
 import json
-import resource
 import shutil
 import time
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from stages import tracking
+from stages import memory, tracking
 from stages.checksums import sha256
 from stages.errors import ConfigurationError
 from stages.params import Above, Amount, Part, Positive, Seed, Share
@@ -156,7 +155,7 @@ def train(
             "epochs": len(result.history),
             "examples_per_second": round(result.examples_per_second),
             "validation_examples_per_second": round(result.validation_examples_per_second),
-            "memory": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),  # MiB, the most of this process
+            "memory": round(memory.peak() / 2**20),  # MiB
             "precision": result.precision,
             "seconds": round(seconds, 1),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
