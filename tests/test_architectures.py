@@ -311,6 +311,13 @@ def test_an_identity_block_passes_its_input_on_when_its_weights_are_zero():
     np.testing.assert_allclose(model.predict(x, verbose=0), x, atol=1e-6)
 
 
+@pytest.mark.parametrize(("pooling", "kernel", "edges"), [("average", 5, (28, 14, 10, 5)), ("max", 3, (30, 15, 13, 6))])
+def test_lenet5_with_the_papers_average_pooling_or_another_kernel(pooling, kernel, edges):
+    model = build("lenet5", pooling=pooling, kernel=kernel)
+    assert tuple(model.get_layer(name).output.shape[1] for name in ("c1", "s2", "c3", "s4")) == edges
+    assert type(model.get_layer("s2")).__name__ == f"{pooling.title()}Pooling2D"
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
@@ -326,6 +333,8 @@ def test_an_identity_block_passes_its_input_on_when_its_weights_are_zero():
         ("resnet", {"stem": "tiny"}, "imagenet, small, cifar; got 'tiny'"),
         ("googlenet", {"stem": "tiny"}, "imagenet, small; got 'tiny'"),
         ("alexnet", {"stem": "tiny"}, "imagenet, small; got 'tiny'"),
+        ("lenet5", {"pooling": "min"}, "max or average; got 'min'"),
+        ("lenet5", {"pooling": "average", "antialias": True}, "max; got 'average'"),
     ],
 )
 def test_a_size_that_does_not_exist_is_refused(name, arguments, message):

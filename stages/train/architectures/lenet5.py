@@ -1,8 +1,9 @@
 """LeNet-5 for small grey pictures.
 
 Source: LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition", figure 2 and section II.B.
-Variant: C3 sees all maps of S2 (the paper's table I connects some), S2 and S4 are max pooling (the paper: trainable
-averages), the output is a softmax (the paper: radial basis functions). 61,706 parameters at the paper's size.
+Variant: C3 sees all maps of S2 (the paper's table I connects some), S2 and S4 are max pooling or plain averages (the
+paper: trainable ones), the output is a softmax (the paper: radial basis functions). 61,706 parameters at the paper's
+size.
 Pixels are scaled as in section III.A: background -0.1, full ink 1.175.
 """
 
@@ -12,13 +13,15 @@ from keras import layers, ops
 KIND = "images"
 
 
-def pool(x, antialias: bool, name: str):
-    """Max pooling 2x2: (h, w, c) -> (h/2, w/2, c); ``antialias`` as of Zhang 2019, arXiv:1904.11486, section 3.2.
+def pool(x, antialias: bool, name: str, pooling: str = "max"):
+    """Pooling 2x2: (h, w, c) -> (h/2, w/2, c); ``antialias`` as of Zhang 2019, arXiv:1904.11486, section 3.2.
 
     That is the maximum at every place, then every second place after the filter [1, 2, 1] / 4 - twice the average of
     two neighbours - in both directions. The edge is repeated once on all sides, so that the filter lies symmetrically
     about the places that the plain pooling keeps, and the size is the same.
     """
+    if pooling == "average":
+        return layers.AveragePooling2D(2, name=name)(x)
     if not antialias:
         return layers.MaxPooling2D(2, name=name)(x)
     x = layers.MaxPooling2D(2, 1, name=f"{name}_max")(x)
@@ -32,6 +35,8 @@ def build(
     classes: int = 10,
     maps: tuple[int, int] = (6, 16),
     units: tuple[int, int] = (120, 84),
+    kernel: int = 5,
+    pooling: str = "max",
     antialias: bool = False,
     width: float = 1.0,
 ) -> keras.Model:
@@ -42,16 +47,24 @@ def build(
         classes: number of classes.
         maps: feature maps of C1 and C3.
         units: units of C5 and F6.
-        antialias: blur before each pooling takes every second place (Zhang 2019); same sizes, same parameters.
+        kernel: height and width of the kernels of C1 and C3.
+        pooling: max, or average as in the paper (there with a trainable factor and bias).
+        antialias: blur before each max pooling takes every second place (Zhang 2019); same sizes, same parameters.
         width: factor of all maps and units.
+
+    Raises:
+        ValueError: another ``pooling``; or an average beside ``antialias``, which is for max pooling.
     """
+    allowed = ("max",) if antialias else ("max", "average")
+    if pooling not in allowed:
+        raise ValueError(f"pooling can be {' or '.join(allowed)}; got {pooling!r}.")
     c1, c3, c5, f6 = (round(width * number) for number in (*maps, *units))
     image = keras.Input(input_shape, name="image")  # (32, 32, 1)
     x = layers.Rescaling(1.275 / 255, offset=-0.1)(image)
-    x = layers.Conv2D(c1, 5, activation="tanh", name="c1")(x)  # (28, 28, 6)
-    x = pool(x, antialias, "s2")  # (14, 14, 6)
-    x = layers.Conv2D(c3, 5, activation="tanh", name="c3")(x)  # (10, 10, 16)
-    x = pool(x, antialias, "s4")  # (5, 5, 16)
+    x = layers.Conv2D(c1, kernel, activation="tanh", name="c1")(x)  # (28, 28, 6)
+    x = pool(x, antialias, "s2", pooling)  # (14, 14, 6)
+    x = layers.Conv2D(c3, kernel, activation="tanh", name="c3")(x)  # (10, 10, 16)
+    x = pool(x, antialias, "s4", pooling)  # (5, 5, 16)
     x = layers.Dense(c5, activation="tanh", name="c5")(layers.Flatten()(x))
     x = layers.Dense(f6, activation="tanh", name="f6")(x)
     return keras.Model(image, layers.Dense(classes, "softmax", dtype="float32", name="output")(x), name="lenet5")
