@@ -1,4 +1,4 @@
-"""What people type: ``python -m flows pipeline``, ``worker``, ``schedule``, ``plan``, ``serve``, ``ui``..."""
+"""What people type: ``python -m flows pipeline``, ``worker``, ``schedule``, ``plan``, ``tune``, ``serve``..."""
 
 import argparse
 import os
@@ -48,6 +48,14 @@ def main(words: Sequence[str]) -> int:
     plan.add_argument("targets", nargs="*", metavar="TARGET", help="a stage (train@resnet) or a kind (train); all")
     plan.add_argument("--slots", type=int, metavar="N", help="as of pipeline")
 
+    search = commands.add_parser("tune", help="search for better values of a model's entry; params.yaml gets the best")
+    search.add_argument("model", metavar="MODEL", help="an entry of tune: in params.yaml, which has the ranges")
+    search.add_argument(
+        "--trials", type=int, metavar="N", help="trials, with those of former runs; default: the entry's"
+    )
+    search.add_argument("--minutes", type=float, metavar="M", help="begin no trial after so many; default: the entry's")
+    search.add_argument("--slots", type=int, metavar="N", help="as of pipeline: trials at once")
+
     batch = commands.add_parser("predict", help="have the champion predict a folder, .csv or .parquet of pictures")
     batch.add_argument("--dataset", required=True, help="whose champion")
     batch.add_argument("input", type=Path, metavar="INPUT")
@@ -80,6 +88,8 @@ def main(words: Sequence[str]) -> int:
             from flows import plan
 
             plan.show(asked.targets, asked.slots)
+        elif asked.command == "tune":
+            return _tune(asked.model, asked.trials, asked.minutes, asked.slots)
         elif asked.command == "ui":
             from flows import ui
 
@@ -123,6 +133,18 @@ def _pipeline(targets: list[str], slots: int | None, force: bool, cluster: str |
         print("cancelled in Prefect; the next run goes on from there", file=sys.stderr)
         return 130
     state.result()
+    return 0
+
+
+def _tune(model: str, trials: int | None, minutes: float | None, slots: int | None) -> int:
+    from flows.tune import tune
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        tune(model, trials, minutes, slots)
+    except KeyboardInterrupt:
+        print("ended; what was tried is kept, and the same command goes on from there", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -5,22 +5,20 @@ and ``pull`` are in ``verify.py``, ``trace``, ``rebuild``, ``rollback`` and ``cl
 """
 
 import errno
-import inspect
 import json
 import os
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, ValidationError, create_model
-
 from stages import memory, params
+from stages.entries import prepare
 from stages.errors import ConfigurationError, InputRefusedError, ServiceError, StageError
 
 JOURNAL = Path("data/journal.jsonl")
@@ -48,6 +46,8 @@ def main(*words: str) -> int:
                 import_module("stages.lineage").rollback(dataset, number, " ".join(reason))
             case ["clean", "--keep", kept, *dry] if dry in ([], ["--dry-run"]):
                 import_module("stages.lineage").clean(_last(kept), dry_run=bool(dry))
+            case ["trial", name]:
+                trial(name)
             case [stage, name]:
                 run(stage, name)
             case _:
@@ -73,7 +73,7 @@ def run(stage: str, name: str) -> None:
     entry = params.read(stage, name)
     if stage in ("train", "evaluate"):
         import_module("stages.compute")  # imports Keras first, quietly
-    function, arguments = _prepare(stage, name, entry)
+    function, arguments = prepare(stage, name, entry)
     started, status = time.time(), 1
     try:
         function(name, **arguments)
@@ -90,6 +90,14 @@ def run(stage: str, name: str) -> None:
             "status": status,
         }
         note(entry)
+
+
+def trial(name: str) -> None:
+    """Trains a model as params.yaml says, for a search (``flows/tune.py``): says how it goes, and keeps nothing."""
+    entry = params.read("train", name)
+    import_module("stages.compute")  # as of ``run``
+    _, arguments = prepare("train", name, entry)
+    import_module("stages.train.train").trial(name, **arguments)
 
 
 def _last(kept: str) -> int:
@@ -118,9 +126,10 @@ def check() -> None:
         ConfigurationError: names the first entry that is wrong, and what is allowed there.
     """
     sections = params.load()
+    searches = sections.pop("tune")
     for stage, entries in sections.items():
         for name, entry in entries.items():
-            _, arguments = _prepare(stage, name, entry)
+            _, arguments = prepare(stage, name, entry)
             dataset = arguments["dataset"] if stage == "train" else name
             # train reads what augment wrote, which reads what ingest wrote; register, what train and evaluate wrote
             for needed in {"augment": ["ingest"], "train": ["ingest", "augment"], "register": ["ingest"]}.get(
@@ -138,6 +147,9 @@ def check() -> None:
                 module.check_keys(where, kind, arguments)
             if stage == "register" and not params.models(name):
                 raise ConfigurationError(f"params.yaml, register.{name}: no model of train has the data set {name!r}.")
+    for name, entry in searches.items():
+        function, arguments = prepare("tune", name, entry)
+        function(name, **arguments)
 
 
 def cost(names: Sequence[str]) -> None:
@@ -147,7 +159,7 @@ def cost(names: Sequence[str]) -> None:
     for name in names:
         try:
             with redirect_stdout(sys.stderr):  # for what is said while texts are read
-                found = planned(name, _prepare("train", name, params.read("train", name))[1])
+                found = planned(name, prepare("train", name, params.read("train", name))[1])
         except InputRefusedError:
             found = {"unknown": "its data is not there yet"}
         except StageError as error:
@@ -155,48 +167,9 @@ def cost(names: Sequence[str]) -> None:
         print(json.dumps({"model": name} | found), flush=True)
 
 
-def _prepare(stage: str, name: str, entry: dict[str, Any]) -> tuple[Callable[..., None], dict[str, Any]]:
-    """Returns the function of a stage and its checked keyword arguments: its signature is the schema of its section."""
-    module = import_module(f"stages.{stage}.{stage}")
-    function = getattr(module, stage)
-    keywords = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    schema = create_model(
-        stage,
-        __config__=ConfigDict(extra="forbid", protected_namespaces=()),
-        **{p.name: (p.annotation, ... if p.default is p.empty else p.default) for p in keywords},
-    )
-    where = f"params.yaml, {stage}.{name}"
-    if stage == "train":
-        entry = module.preset(entry.get("architecture")) | entry
-    try:
-        checked = schema.model_validate(entry)
-    except ValidationError as error:
-        keys = ", ".join(p.name for p in keywords)
-        raise ConfigurationError(f"{where}: {'; '.join(map(_say, error.errors()))}. Keys: {keys}.") from None
-    arguments = {p.name: getattr(checked, p.name) for p in keywords}
-    if stage == "ingest":
-        module.check_options(where, **arguments)
-    if stage == "train":
-        module.check_sizes(where, checked.architecture, checked.sizes)
-    if stage == "fetch" and not Path("data/raw", name).exists():  # what was fetched does not need its source any more
-        module.check_source(where, dataset=name, **arguments)
-    return function, arguments
-
-
 def _one_line(message: str) -> str:
     """Returns a message, which may quote raw data, without what would steer a terminal or end the line."""
     return "".join(sign if unicodedata.category(sign) != "Cc" else f"\\x{ord(sign):02x}" for sign in message)
-
-
-def _say(error: dict[str, Any]) -> str:
-    key = ".".join(map(str, error["loc"]))
-    match error["type"]:
-        case "extra_forbidden":
-            return f"unknown key {key!r}"
-        case "missing":
-            return f"the key {key!r} is missing"
-        case _:
-            return f"{key} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
 if __name__ == "__main__":

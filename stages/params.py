@@ -1,23 +1,33 @@
-"""The only reader of params.yaml: one section per stage, one entry per name.
+"""The only reader and writer of params.yaml: one section per stage, one entry per name.
 
-``evaluate`` has no section: every model of ``train`` is evaluated, on its own data set.
+``evaluate`` has no section: every model of ``train`` is evaluated, on its own data set. ``tune``, which is no stage,
+may have one: the searches that ``python -m flows tune`` knows.
 """
 
+import copy
+import io
 import re
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.util import load_yaml_guess_indent
 
 from stages.errors import ConfigurationError
 
 PARAMS = Path("params.yaml")
 STAGES = ("fetch", "ingest", "augment", "train", "evaluate", "register")
 
+TUNE = "tune"  # the section that may be missing: dvc.yaml has no stage of it
+
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 
+Place = tuple[str, ...]  # where a value stands: ("train", "lenet5", "sizes", "maps")
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -28,7 +38,7 @@ Part = Annotated[float, Field(ge=0, lt=1)]  # a share, but not all
 
 
 def load(path: Path = PARAMS) -> dict[str, dict[str, dict[str, Any]]]:
-    """Returns every section of params.yaml.
+    """Returns every section of params.yaml; ``tune`` is empty where the file has none.
 
     Raises:
         ConfigurationError: the file is missing, is not YAML, or has other sections than the stages.
@@ -47,7 +57,7 @@ def load(path: Path = PARAMS) -> dict[str, dict[str, dict[str, Any]]]:
         hint = "; indent with spaces" if "'\\t'" in str(error.problem) else ""
         raise ConfigurationError(f"{path}, line {line}: {error.problem}{hint}") from error
     expected = [stage for stage in STAGES if stage != "evaluate"]
-    if not isinstance(sections, dict) or set(sections) != set(expected):
+    if not isinstance(sections, dict) or set(sections) - {TUNE} != set(expected):
         found = ", ".join(map(str, sections)) if isinstance(sections, dict) else type(sections).__name__
         raise ConfigurationError(
             f"{path} has the sections {found}. It needs just these, because dvc.yaml iterates over them: "
@@ -68,7 +78,7 @@ def load(path: Path = PARAMS) -> dict[str, dict[str, dict[str, Any]]]:
                 raise ConfigurationError(
                     f"{path}, {section}.{name}: {entry!r} is not a mapping of keys to values (none: {{}})."
                 )
-    return {stage: sections[stage] for stage in expected}
+    return {stage: sections[stage] for stage in expected} | {TUNE: sections.get(TUNE, {})}
 
 
 def read(stage: str, name: str, path: Path = PARAMS) -> dict[str, Any]:
@@ -89,3 +99,76 @@ def read(stage: str, name: str, path: Path = PARAMS) -> dict[str, Any]:
 def models(dataset: str, path: Path = PARAMS) -> list[str]:
     """Returns the names of the ``train`` entries that use ``dataset``, in the order of params.yaml."""
     return [name for name, entry in load(path)["train"].items() if entry.get("dataset") == dataset]
+
+
+def changed(sections: dict[str, Any], changes: Mapping[Place, Any]) -> dict[str, Any]:
+    """Returns the sections with other values at some places, whose entries are there."""
+    sections = copy.deepcopy(sections)
+    for place, value in changes.items():
+        _put(sections, place, value)
+    return sections
+
+
+def write(changes: Mapping[Place, Any], source: Path = PARAMS, target: Path | None = None) -> None:
+    """Writes the file with other values at some places, in the form that it has: comments, order and quotes stay.
+
+    A key that is not there yet comes before the last of its mapping: what follows the last one - an empty line, a
+    comment - belongs to the next entry.
+
+    Args:
+        changes: place -> value; the entry has to be there.
+        source: the file.
+        target: where to write; by default in place of the file, at once.
+
+    Raises:
+        ConfigurationError: the file would not say just that, since some of its entries share what they say (&, *).
+    """
+    target = target or source
+    text = source.read_text(encoding="utf-8")
+    expected = changed(load(source), changes)
+    yaml = YAML()
+    yaml.preserve_quotes, yaml.width = True, 2**16
+    content, indent, offset = load_yaml_guess_indent(text, yaml=yaml)
+    if offset is not None:
+        yaml.indent(mapping=indent, sequence=offset + 2, offset=offset)
+    elif indent is not None:
+        yaml.indent(mapping=indent)
+    for place, value in changes.items():
+        _put(content, place, _in_line(value))
+    written = io.StringIO()
+    yaml.dump(content, written)
+    partial = target.with_name(f"{target.name}.partial")
+    partial.write_text(written.getvalue(), encoding="utf-8")
+    if load(partial) != expected:
+        partial.unlink()
+        places = ", ".join(".".join(place) for place in changes)
+        raise ConfigurationError(f"{source}: {places} cannot be changed without changing more; do it by hand.")
+    shutil.copymode(source, partial)
+    partial.replace(target.resolve())
+
+
+def _put(mapping: dict, place: Place, value: Any) -> None:
+    *outer, key = place
+    for name in outer:
+        if name not in mapping:
+            _add(mapping, name, _in_line({}))
+        mapping = mapping[name]
+    if key in mapping:
+        mapping[key] = value
+    else:
+        _add(mapping, key, value)
+
+
+def _add(mapping: dict, key: str, value: Any) -> None:
+    if isinstance(mapping, CommentedMap):
+        mapping.insert(max(0, len(mapping) - 1), key, value)
+    else:
+        mapping[key] = value
+
+
+def _in_line(value: Any) -> Any:
+    """Returns a list or mapping that is written in one line."""
+    if isinstance(value, list | dict):
+        value = CommentedSeq(map(_in_line, value)) if isinstance(value, list) else CommentedMap(value)
+        value.fa.set_flow_style()
+    return value

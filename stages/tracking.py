@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 import warnings
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator
@@ -22,8 +23,10 @@ import mlflow
 import psutil
 from filelock import FileLock
 from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from stages.errors import ConfigurationError, ServiceError
 
@@ -56,7 +59,9 @@ class Unneeded(NamedTuple):
 
 
 @contextmanager
-def run(name: str, dataset: str, parameters: dict[str, Any], inputs: dict[str, str]) -> Iterator[str]:
+def run(
+    name: str, dataset: str, parameters: dict[str, Any], inputs: dict[str, str], former: str | None = None
+) -> Iterator[str]:
     """Opens the MLflow run ``name`` in the experiment of ``dataset`` and yields its id.
 
     Args:
@@ -64,6 +69,7 @@ def run(name: str, dataset: str, parameters: dict[str, Any], inputs: dict[str, s
         dataset: the experiment.
         parameters: logged as they are; nested mappings with dots.
         inputs: path -> SHA-256 of what the run reads.
+        former: id of the run that was begun for the same and is to go on, if the store still has it.
     """
     client = _connect()
     commit, dirty, patch = _git()
@@ -77,13 +83,64 @@ def run(name: str, dataset: str, parameters: dict[str, Any], inputs: dict[str, s
         **{f"input.{path}": digest for path, digest in inputs.items()},
     }
     mlflow.set_system_metrics_sampling_interval(SAMPLE_SECONDS)
+    experiment = _experiment(client, dataset)
     with mlflow.start_run(
-        experiment_id=_experiment(client, dataset), run_name=name, tags=tags, log_system_metrics=True
+        _known(client, former), experiment, run_name=name, tags=tags, log_system_metrics=True
     ) as active:
         mlflow.log_params(_flat(parameters))
         if patch:
             mlflow.log_text(patch, PATCH)
         yield active.info.run_id
+
+
+@contextmanager
+def nested(parent: str, name: str, parameters: dict[str, Any]) -> Iterator["Nested"]:
+    """Opens a run within the run ``parent``; any thread may have several, beside the one that is open.
+
+    It ends as FINISHED, as FAILED if an exception leaves the context, or as ``Nested.end`` says.
+
+    Args:
+        parent: id of the outer run.
+        name: of the inner.
+        parameters: logged as they are; nested mappings with dots.
+    """
+    client = _connect()
+    outer = client.get_run(parent)
+    tags = {key: outer.data.tags[key] for key in ("stage", "model", "dataset", "git.commit", "git.dirty")}
+    tags |= {MLFLOW_PARENT_RUN_ID: parent, "process": _process(os.getpid())}
+    inner = client.create_run(outer.info.experiment_id, run_name=name, tags=tags).info.run_id
+    client.log_batch(inner, params=[Param(key, str(value)) for key, value in _flat(parameters).items()])
+    opened = Nested(client, inner)
+    try:
+        yield opened
+    except BaseException:
+        opened.status = "FAILED"
+        raise
+    finally:
+        client.set_terminated(inner, opened.status)
+
+
+class Nested:
+    """A run within another.
+
+    Attributes:
+        status: MLflow's name of how it ends.
+    """
+
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        self.status = "FINISHED"
+        self._client, self._run_id = client, run_id
+
+    def log_metrics(self, numbers: dict[str, float], step: int) -> None:
+        """Adds numbers, e.g. one epoch's."""
+        now = int(time.time() * 1000)
+        metrics = [Metric(key, value, now, step) for key, value in numbers.items() if key != "epoch"]
+        self._client.log_batch(self._run_id, metrics=metrics)
+
+    def end(self, state: str, status: str) -> None:
+        """Says how it will have ended: in a word, which becomes the tag ``state``, and in MLflow's."""
+        self._client.set_tag(self._run_id, "state", state)
+        self.status = status
 
 
 @contextmanager
@@ -160,6 +217,11 @@ def log_facts(facts: dict[str, Any]) -> None:
     numbers = {key: value for key, value in facts.items() if isinstance(value, int | float)}
     mlflow.log_metrics(numbers)
     mlflow.set_tags({key: value for key, value in _flat(facts).items() if key not in numbers and key != "run_id"})
+
+
+def log_file(path: Path) -> None:
+    """Copies a file to the open run."""
+    mlflow.log_artifact(str(path))
 
 
 def log_files(folder: Path) -> None:
@@ -398,6 +460,16 @@ def _connect() -> MlflowClient:
                 MlflowClient(f"sqlite:///{partial}").search_experiments()
                 partial.rename(database)
     return MlflowClient()
+
+
+def _known(client: MlflowClient, run_id: str | None) -> str | None:
+    """Returns the id of a run if the store has it, and it was not deleted."""
+    try:
+        return run_id if run_id and client.get_run(run_id).info.lifecycle_stage == "active" else None
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def _local() -> str:

@@ -25,6 +25,7 @@ from stages.tokens import Unit, Vocabulary
 ARCHITECTURES = Path(__file__).parent / "architectures"
 ARRAYS = {"images": "image", "volumes": "volume"}  # kind -> array of the shards
 READING = ("tokens", "vocabulary", "min_count", "case", "length")  # arguments that say how texts are read
+ROW = "trial: "  # begins what a trial says of an epoch
 LONGEST = 4096  # tokens that are read of a text where an entry does not say; bounds memory
 # Arguments of ``build`` that are no sizes: they follow from the data or from the training.
 FOLLOWS = ("input_shape", "classes", "heads", "words", "source_words", "target_words", "length")
@@ -108,25 +109,13 @@ def train(
         ServiceError: others have the memory that it needs, or it ended.
         DivergedError: the loss is no longer a finite number.
     """
-    where = f"params.yaml, train.{model}"
-    check_sizes(where, architecture, sizes)
-    arguments = {key: value for key, value in locals().items() if key not in ("model", "dataset", "where")}
-    source, target = Path("data/augment", dataset), Path("data/train", dataset, model)
-    about = read_sealed(source / "about.json")
-    check_kind(where, architecture, dataset, about["kind"])
-    check_keys(where, about["kind"], arguments)
-    data, val = Shards(source / "train"), Shards(Path("data/ingest", dataset, "val"))
-    takes = inputs(
-        about, data, where=where, tokens=tokens, vocabulary=vocabulary, min_count=min_count, case=case,
-        length=length,
-    )  # fmt: skip
+    arguments = {key: value for key, value in locals().items() if key not in ("model", "dataset")}
+    target = Path("data/train", dataset, model)
+    data, val, takes = opened(model, dataset, arguments)
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
 
-    code = [*Path(__file__).parent.glob("*.py"), ARCHITECTURES / f"{architecture}.py"]
-    code += [Path(__file__).parent.parent / file for file in ("compute.py", "shards.py", "tokens.py")]
-    read = {str(path): sha256(path) for path in (source / "train" / INDEX, val.folder / INDEX)}
-    read |= {str(path.relative_to(Path(__file__).parents[2])): sha256(path) for path in sorted(code)}
+    read = {str(path): sha256(path) for path in (data.folder / INDEX, val.folder / INDEX)} | code(architecture)
     if word_vectors is not None and word_vectors.is_file():
         read["word_vectors"] = sha256(word_vectors)
     with tracking.run(f"train@{model}", dataset, arguments, read) as run_id:
@@ -187,6 +176,50 @@ def planned(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
     found = cost.estimate(data, takes, **{key: value for key, value in arguments.items() if key not in READING})
     others = {key: arguments[key] for key in ("architecture", "epochs")}
     return asdict(found) | others | {"memory": found.memory, "device": compute.devices()[0]}
+
+
+def trial(model: str, *, dataset: str, **arguments: Any) -> None:
+    """Trains as ``train`` does with these arguments, and keeps nothing but what it says: lines of ROW and JSON.
+
+    One for each epoch has a row of the history and the speed; the last one the number of ``parameters``, and as
+    ``kept`` the epoch whose weights ``train`` would keep.
+    """
+    data, val, takes = opened(model, dataset, arguments)
+    from stages import compute  # noqa: F401 - as in train
+    from stages.train import cost, loop
+
+    def say(row: dict[str, float], _epoch: int = 0) -> None:
+        print(ROW + json.dumps(row), flush=True)
+
+    settings, title = {key: value for key, value in arguments.items() if key not in READING}, f"trial@{model}"
+    with cost.guarded(cost.check(data, takes, title, **settings), title):
+        result = loop.fit(data, val, takes, title=title, log=say, **settings)
+    losses = result.history["val_loss"]
+    kept = len(losses) if arguments["patience"] is None else int(losses.argmin()) + 1
+    say({"kept": kept, "parameters": result.parameters})
+
+
+def opened(model: str, dataset: str, arguments: dict[str, Any]) -> tuple[Shards, Shards, dict[str, Any]]:
+    """Returns the training and validation examples, and what a model takes of them, as of ``inputs``.
+
+    Raises:
+        ConfigurationError: as of ``train``.
+    """
+    where = f"params.yaml, train.{model}"
+    check_sizes(where, arguments["architecture"], arguments["sizes"])
+    about = read_sealed(Path("data/augment", dataset, "about.json"))
+    check_kind(where, arguments["architecture"], dataset, about["kind"])
+    check_keys(where, about["kind"], arguments)
+    data, val = Shards(Path("data/augment", dataset, "train")), Shards(Path("data/ingest", dataset, "val"))
+    return data, val, inputs(about, data, where=where, **{key: arguments[key] for key in READING})
+
+
+def code(architecture: str) -> dict[str, str]:
+    """Returns the files of this checkout that a training runs: path -> SHA-256."""
+    top = Path(__file__).parents[2]
+    files = [*Path(__file__).parent.glob("*.py"), ARCHITECTURES / f"{architecture}.py"]
+    files += [top / "stages" / file for file in ("compute.py", "shards.py", "tokens.py")]
+    return {str(path.relative_to(top)): sha256(path) for path in sorted(files)}
 
 
 def inputs(
@@ -274,11 +307,19 @@ def check_sizes(where: str, architecture: str, sizes: dict[str, Any]) -> None:
     build = next((node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "build"), None)
     if build is None:
         raise ConfigurationError(f"{where}: {file} has no function build(input_shape, classes, ...).")
-    allowed = [a.arg for a in build.args.args if a.arg not in FOLLOWS]
+    allowed = default_sizes(architecture)
     if unknown := sorted(set(sizes) - set(allowed)):
         raise ConfigurationError(
             f"{where}: {architecture} has no size {', '.join(unknown)}. Sizes: {', '.join(allowed)}."
         )
+
+
+def default_sizes(architecture: str) -> dict[str, Any]:
+    """Returns the sizes that an architecture's ``build`` takes, with the paper's values, without importing it."""
+    [build] = [node for node in _tree(architecture).body if getattr(node, "name", "") == "build"]
+    names = [argument.arg for argument in build.args.args]
+    defaults = dict(zip(reversed(names), reversed(build.args.defaults), strict=False))
+    return {name: ast.literal_eval(defaults[name]) for name in names if name not in FOLLOWS}
 
 
 def _architectures() -> list[str]:
