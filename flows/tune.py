@@ -200,7 +200,7 @@ class Tuning:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         judge, brackets = pruner(search.train["epochs"], search.train["warmup"])
         self.study = optuna.create_study(
-            storage=f"sqlite:///{(folder / 'search.db').resolve()}",
+            storage=_store(folder.resolve()),
             study_name=f"{search.model}-{_identity(search)}",
             load_if_exists=True,
             direction="minimize" if search.smaller else "maximize",
@@ -210,6 +210,9 @@ class Tuning:
         seed = hashlib.sha256(f"{search.seed} {len(self.study.trials)}".encode()).digest()[:4]
         self.study.sampler = sampler(int.from_bytes(seed), brackets)
         shutil.rmtree(folder / "trials", ignore_errors=True)
+        (folder / "trials").mkdir(parents=True)
+        self._params = folder / "trials" / params.PARAMS  # as it is now, whatever becomes of it meanwhile
+        shutil.copy(params.PARAMS, self._params)
         self._take_up()
 
     def _take_up(self) -> None:
@@ -376,7 +379,7 @@ class Tuning:
             (folder / "data/augment").mkdir()
             if not self._search.augments:
                 (folder / "data/augment" / dataset).symlink_to(Path("data/augment", dataset).resolve())
-            params.write(changes, target=folder / params.PARAMS)
+            params.write(changes, self._params, folder / params.PARAMS)
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -405,6 +408,7 @@ class Tuning:
             return
         best = min(whole, key=self._rank)
         written = self._rank(best)[:2] < self._rank(own)[:2] and self._write(best)
+        shutil.rmtree(self._folder / "trials")
         page = self._folder / "report.html"
         examples = len(Shards(Path("data/ingest", search.dataset, "val"), verify=False))
         report.write(page, search, tried, best, own, _importances(self.study), written, examples)
@@ -430,7 +434,7 @@ class Tuning:
     def _write(self, best: Tried) -> bool:
         """Writes the values of a trial into params.yaml unless it was edited meanwhile; returns whether it did."""
         with FileLock(FOLDER / ".params.lock"):
-            if replaced(read(self._search.model)) != replaced(self._search):
+            if _basis(read(self._search.model)) != _basis(self._search):
                 print("params.yaml says something else than when the search began: nothing is written.")
                 return False
             params.write(self._search.changes(best.values))
@@ -452,9 +456,19 @@ class Tuning:
         return found
 
 
-def replaced(search: Search) -> tuple:
+def _store(folder: Path) -> str:
+    """Returns the address of the store of trials; it is created at once or not at all."""
+    database, partial = folder / "search.db", folder / "search.db.partial"
+    if not database.exists():
+        partial.unlink(missing_ok=True)
+        optuna.storages.RDBStorage(f"sqlite:///{partial}").engine.dispose()
+        partial.rename(database)
+    return f"sqlite:///{database}"
+
+
+def _basis(search: Search) -> tuple:
     """Returns what has to be the same for the values that a search found to be the ones to write."""
-    return search.own, search.ranges, search.places, search.train
+    return search.own, search.ranges, search.places, search.train, search.augment
 
 
 def _identity(search: Search) -> str:
@@ -464,8 +478,7 @@ def _identity(search: Search) -> str:
     fixed["sizes"] = {key: value for key, value in fixed["sizes"].items() if (*_sizes(search), key) not in places}
     facts = [{name: str(one) for name, one in search.ranges.items()}, fixed, search.seed, _inputs(search)]
     if search.augments:
-        entry = params.read("augment", search.dataset)
-        facts.append({key: value for key, value in entry.items() if ("augment", search.dataset, key) not in places})
+        facts.append({k: v for k, v in search.augment.items() if ("augment", search.dataset, k) not in places})
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 

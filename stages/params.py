@@ -4,7 +4,6 @@
 may have one: the searches that ``python -m flows tune`` knows.
 """
 
-import copy
 import io
 import re
 import shutil
@@ -102,11 +101,15 @@ def models(dataset: str, path: Path = PARAMS) -> list[str]:
 
 
 def changed(sections: dict[str, Any], changes: Mapping[Place, Any]) -> dict[str, Any]:
-    """Returns the sections with other values at some places, whose entries are there."""
-    sections = copy.deepcopy(sections)
+    """Returns the sections with other values at some places."""
     for place, value in changes.items():
-        _put(sections, place, value)
+        sections = _replaced(sections, place, value)
     return sections
+
+
+def _replaced(mapping: dict[str, Any], place: Place, value: Any) -> dict[str, Any]:
+    first, *rest = place
+    return mapping | {first: _replaced(mapping.get(first, {}), tuple(rest), value) if rest else value}
 
 
 def write(changes: Mapping[Place, Any], source: Path = PARAMS, target: Path | None = None) -> None:
@@ -134,7 +137,7 @@ def write(changes: Mapping[Place, Any], source: Path = PARAMS, target: Path | No
     elif indent is not None:
         yaml.indent(mapping=indent)
     for place, value in changes.items():
-        _put(content, place, _in_line(value))
+        _put(content, place, value)
     written = io.StringIO()
     yaml.dump(content, written)
     partial = target.with_name(f"{target.name}.partial")
@@ -147,23 +150,14 @@ def write(changes: Mapping[Place, Any], source: Path = PARAMS, target: Path | No
     partial.replace(target.resolve())
 
 
-def _put(mapping: dict, place: Place, value: Any) -> None:
-    *outer, key = place
-    for name in outer:
-        if name not in mapping:
-            _add(mapping, name, _in_line({}))
-        mapping = mapping[name]
-    if key in mapping:
-        mapping[key] = value
+def _put(mapping: CommentedMap, place: Place, value: Any) -> None:
+    first, *rest = place
+    if first not in mapping:
+        mapping.insert(max(0, len(mapping) - 1), first, _in_line({}))
+    if rest:
+        _put(mapping[first], tuple(rest), value)
     else:
-        _add(mapping, key, value)
-
-
-def _add(mapping: dict, key: str, value: Any) -> None:
-    if isinstance(mapping, CommentedMap):
-        mapping.insert(max(0, len(mapping) - 1), key, value)
-    else:
-        mapping[key] = value
+        mapping[first] = _in_line(value)
 
 
 def _in_line(value: Any) -> Any:

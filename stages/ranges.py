@@ -111,6 +111,7 @@ class Search:
         own: name -> the value that the entry has, or its architecture's or function's default.
         places: name -> where it stands in params.yaml; the elements of a list have one place.
         train: all arguments of ``train``, by the entry.
+        augment: all of ``augment``, by that of the data set.
         trials: how many there are to be.
         minutes: after which none begins.
         seed: of what is tried.
@@ -123,6 +124,7 @@ class Search:
     own: dict[str, Any]
     places: dict[str, Place]
     train: dict[str, Any]
+    augment: dict[str, Any]
     trials: int
     minutes: float | None
     seed: int
@@ -191,7 +193,7 @@ def tune(
     }
     search = Search(
         model=model, dataset=dataset, objective=OBJECTIVES.get(kind, "val_accuracy"), ranges={}, own={}, places={},
-        train=entry, trials=trials, minutes=minutes, seed=seed,
+        train=entry, augment=changes, trials=trials, minutes=minutes, seed=seed,
     )  # fmt: skip
     for prefix, (place, asked, known) in places.items():
         for key, range_ in asked.items():
