@@ -488,20 +488,19 @@ def _sizes(search: Search) -> tuple[str, str, str]:
 
 def _inputs(search: Search) -> dict[str, str]:
     """Returns the data and the code that trials read: path -> SHA-256."""
-    files = [_split("ingest", search, "val")]
-    files.append(_split("ingest" if search.augments else "augment", search, "train"))
-    return {str(path): sha256(path) for path in files} | code(search.train["architecture"])
+    return {str(path): sha256(path) for path in _data(search)} | code(search.train["architecture"])
 
 
-def _split(stage: str, search: Search, split: str) -> Path:
-    return Path("data", stage, search.dataset, split, INDEX)
+def _data(search: Search) -> tuple[Path, ...]:
+    """Returns the files that say what the data is; about.json has the vocabulary of texts."""
+    trained = Path("data", "ingest" if search.augments else "augment", search.dataset)
+    return Path("data/ingest", search.dataset, "val", INDEX), trained / "train" / INDEX, trained / "about.json"
 
 
 def _check_data(search: Search) -> None:
-    stage = "ingest" if search.augments else "augment"
-    for path in (_split("ingest", search, "val"), _split(stage, search, "train")):
+    for path in _data(search):
         if not path.exists():
-            raise ConfigurationError(f"{path} is not there. `dvc repro {stage}@{search.dataset}` makes it.")
+            raise ConfigurationError(f"{path} is not there. `dvc repro {path.parts[1]}@{search.dataset}` makes it.")
 
 
 def _importances(study: optuna.Study) -> dict[str, float]:

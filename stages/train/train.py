@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from stages import memory, tracking
+from stages import memory
 from stages.checksums import sha256
 from stages.errors import ConfigurationError
 from stages.params import Above, Amount, Part, Positive, Seed, Share
@@ -118,6 +118,8 @@ def train(
     read = {str(path): sha256(path) for path in (data.folder / INDEX, val.folder / INDEX)} | code(architecture)
     if word_vectors is not None and word_vectors.is_file():
         read["word_vectors"] = sha256(word_vectors)
+    from stages import tracking  # here, since a trial and `check` have no use for MLflow's seconds of start-up
+
     with tracking.run(f"train@{model}", dataset, arguments, read) as run_id:
         for context, split in (("training", data), ("validation", val)):
             tracking.log_data(context, dataset, split.folder, read[str(split.folder / INDEX)])
