@@ -46,7 +46,7 @@ CODE = Path(__file__).parents[1]
 DATA = ("train", "val", "about.json", "key.json")  # of data/ingest/<dataset>: what a trial and its augmentation read
 DIGITS = 4  # significant ones of a number that is tried, so that params.yaml stays legible
 FACTOR = 3  # of so many trials one goes on, as in the paper of Hyperband
-SHARE = 9  # the first look at a trial is after this part of its epochs: two more follow before the last
+FIRST = 3  # the first look at a trial is after this part of its epochs; sooner ends good ones (benchmarks/RESULTS.md)
 RANDOM = 10  # trials before TPE knows enough; each bracket of Hyperband is a study of its own to it
 VALUES, AGAIN, SAME, WHY, LOSS, SECONDS, SIZE, RUN = (
     "values",
@@ -135,21 +135,17 @@ def read(model: str, trials: int | None = None, minutes: float | None = None) ->
     return function(model, **arguments)
 
 
-def sampler(seed: int, brackets: int) -> optuna.samplers.BaseSampler:
-    """Returns what chooses the values: the tree-structured Parzen estimator.
-
-    Args:
-        seed: of its choices.
-        brackets: of the pruner.
+def sampler(seed: int) -> optuna.samplers.BaseSampler:
+    """Returns what chooses the values, by chance that follows from ``seed``: the tree-structured Parzen estimator.
 
     Source: Bergstra et al. 2011, "Algorithms for Hyper-Parameter Optimization"; several values at once as in Falkner et
     al. 2018, "BOHB", arXiv:1807.01774, section 3.2.
     """
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=math.ceil(RANDOM / brackets), multivariate=True)
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=RANDOM, multivariate=True)
 
 
-def pruner(epochs: int, warmup: float) -> tuple[optuna.pruners.BasePruner, int]:
-    """Returns what ends trials early, and how many brackets it has.
+def pruner(epochs: int, warmup: float) -> optuna.pruners.BasePruner:
+    """Returns what ends trials early.
 
     Args:
         epochs: of a whole training.
@@ -157,9 +153,8 @@ def pruner(epochs: int, warmup: float) -> tuple[optuna.pruners.BasePruner, int]:
 
     Source: Li et al. 2018, "Hyperband", arXiv:1603.06560; asynchronous as in Li et al. 2020, arXiv:1810.05934.
     """
-    first = min(epochs, max(1, epochs // SHARE, math.ceil(warmup)))
-    brackets = math.floor(math.log(epochs / first, FACTOR) + 1e-9) + 1
-    return optuna.pruners.HyperbandPruner(first, epochs, FACTOR), brackets
+    first = min(epochs, max(1, epochs // FIRST, math.ceil(warmup)))
+    return optuna.pruners.HyperbandPruner(first, epochs, FACTOR)
 
 
 def suggested(trial: Trial, ranges: Mapping[str, Interval | Choice]) -> dict[str, Any]:
@@ -198,17 +193,16 @@ class Tuning:
         self._ended, self._asking = guard.Ended(), threading.Lock()
         self._stop = time.monotonic() + 60 * search.minutes if search.minutes else math.inf
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        judge, brackets = pruner(search.train["epochs"], search.train["warmup"])
         self.study = optuna.create_study(
             storage=_store(folder.resolve()),
             study_name=f"{search.model}-{_identity(search)}",
             load_if_exists=True,
             direction="minimize" if search.smaller else "maximize",
-            pruner=judge,
+            pruner=pruner(search.train["epochs"], search.train["warmup"]),
         )
         # After a stop it would otherwise try again what it tried at first.
         seed = hashlib.sha256(f"{search.seed} {len(self.study.trials)}".encode()).digest()[:4]
-        self.study.sampler = sampler(int.from_bytes(seed), brackets)
+        self.study.sampler = sampler(int.from_bytes(seed))
         shutil.rmtree(folder / "trials", ignore_errors=True)
         (folder / "trials").mkdir(parents=True)
         self._params = folder / "trials" / params.PARAMS  # as it is now, whatever becomes of it meanwhile
