@@ -1,8 +1,8 @@
 """Run one stage: ``python -m stages train lenet5``.
 
 Beside them: ``check`` looks at all of params.yaml first, ``cost`` says what trainings would take; ``verify``, ``push``
-and ``pull`` are in ``verify.py``, ``trace``, ``rebuild``, ``rollback`` and ``clean`` in ``lineage.py``; ``trial`` is what
-``flows/tune.py`` runs.
+and ``pull`` are in ``verify.py``, ``trace``, ``rebuild``, ``rollback`` and ``clean`` in ``lineage.py``; ``trial`` is
+what ``flows/tune.py`` runs.
 """
 
 import errno

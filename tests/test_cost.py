@@ -16,6 +16,7 @@ from keras import layers
 from flows import plan
 from stages import __main__ as stages_command
 from stages.augment.augment import augment
+from stages.entries import prepare
 from stages.errors import ConfigurationError, ServiceError
 from stages.ingest.ingest import ingest
 from stages.train import cost
@@ -167,7 +168,7 @@ def machine(monkeypatch):
 
 def arguments(**changes):
     """Returns the arguments of train for an entry, as params.yaml would give them."""
-    return stages_command._prepare("train", "large", ENTRY | changes)[1]
+    return prepare("train", "large", ENTRY | changes)[1]
 
 
 def needed(**changes):
@@ -271,7 +272,7 @@ def test_a_text_costs_what_its_length_does(workspace):
     ingest("talk", kind="text", near_duplicates=False)
     augment("talk", copies=0, seed=0)
     entry = {"dataset": "talk", "architecture": "text_cnn", "sizes": {"maps": 10, "embedding": 8, "widths": [3]}}
-    known = stages_command._prepare("train", "talk", entry)[1]
+    known = prepare("train", "talk", entry)[1]
     found = planned("talk", known)
     places = 12 + 2  # 9 words, filled up to a multiple of 4, and the window over both ends
     assert found["flops"] == 2 * (places * 3 * 8 * 10 + 10 * 2)
