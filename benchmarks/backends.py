@@ -41,8 +41,8 @@ sys.path.insert(0, str(ROOT))
 
 from stages.shards import Shards, write_shards
 
-# What train() takes where an entry says nothing. It is repeated, as train.py imports MLflow; the rate is constant, so
-# that a program depends on no number of steps and can be compiled beforehand.
+# What train() takes where an entry says nothing. It is repeated, as the schema in train.py needs pydantic; the rate is
+# constant, so that a program depends on no number of steps and can be compiled beforehand.
 DEFAULTS = {
     "sizes": {}, "optimizer": "adam", "momentum": 0.9, "weight_decay": 0.0, "clip_norm": None, "ema": 0.0,
     "schedule": "constant", "warmup": 0.0, "milestones": [], "label_smoothing": 0.0, "class_weights": False,

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows import board, devices, graph, journal
+from stages.shards import read_json
 
 REASONS = 3  # named of each stage; the others are counted
 STEP = 3  # forward passes that a training step is worth: back takes twice as long as forth
@@ -89,7 +90,7 @@ def costs(models: Sequence[str]) -> list[dict[str, Any]]:
 
 def runs() -> list[dict[str, Any]]:
     """Returns run.json of every training whose result is here."""
-    return [json.loads(path.read_text()) for path in sorted(Path("data/train").glob("*/*/run.json"))]
+    return [read_json(path) for path in sorted(Path("data/train").glob("*/*/run.json"))]
 
 
 def speed(cost: Mapping[str, Any], former: Sequence[Mapping[str, Any]]) -> tuple[float | None, str]:
@@ -101,7 +102,7 @@ def speed(cost: Mapping[str, Any], former: Sequence[Mapping[str, Any]]) -> tuple
     kind = cost["device"].split(":")[0]
     known = [run for run in former if run.get("flops") and run["examples_per_second"]]  # older ones do not say
     known = [run for run in known if run["devices"][0].split(":")[0] == kind]
-    own = [run for run in known if run["model"] == cost["model"]]
+    own = sorted((run for run in known if run["model"] == cost["model"]), key=lambda run: run["finished"], reverse=True)
     alike = [run for run in known if run["architecture"] == cost["architecture"]]
     if chosen := own or sorted(alike, key=lambda run: abs(math.log(run["flops"] / cost["flops"]))):
         nearest = chosen[0]

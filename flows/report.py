@@ -120,9 +120,9 @@ def draw_curves(search: Search, tried: list[Tried], best: Tried, own: Tried) -> 
             axes.plot(
                 *zip(*one.curve.items(), strict=True), color=GREY, linewidth=0.8, marker="." * (len(one.curve) == 1)
             )
-    axes.plot(*zip(*own.curve.items(), strict=True), color="C0", label="the entry's values")
+    axes.plot(*zip(*own.curve.items(), strict=True), ".-", color="C0", label="the entry's values")
     if best.number != own.number:
-        axes.plot(*zip(*best.curve.items(), strict=True), color="C1", label=f"trial {best.number}, the best")
+        axes.plot(*zip(*best.curve.items(), strict=True), ".-", color="C1", label=f"trial {best.number}, the best")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
     return figure

@@ -47,7 +47,7 @@ def show(since: int | None) -> None:
                 )
     if since is not None:
         sections = params.load()
-        stages = sum(map(len, sections.values())) + len(sections["train"])  # each model is also evaluated
+        stages = sum(len(sections["train" if stage == "evaluate" else stage]) for stage in params.STAGES)
         if ran:
             console.print(
                 f"{len(ran)} of {stages} stages ran, in {time.time() - since:.0f} s: {', '.join(ran)}.",

@@ -33,10 +33,10 @@ from flows.alone import alone
 from flows.report import Tried
 from flows.repro import MEMORY
 from stages import __main__ as stages_command
-from stages import params, scores, tracking
+from stages import params, tracking
 from stages.checksums import sha256
 from stages.entries import prepare
-from stages.errors import ConfigurationError, DivergedError, StageError
+from stages.errors import ConfigurationError, DivergedError, ServiceError, StageError
 from stages.ranges import Choice, Interval, Search
 from stages.shards import INDEX, Shards
 from stages.train.train import ROW, code
@@ -45,19 +45,19 @@ FOLDER = Path("data/tune")
 CODE = Path(__file__).parents[1]
 DATA = ("train", "val", "about.json", "key.json")  # of data/ingest/<dataset>: what a trial and its augmentation read
 DIGITS = 4  # significant ones of a number that is tried, so that params.yaml stays legible
+GRID = 12  # of one that is a number of steps; fewer would leave the grid
 FACTOR = 3  # of so many trials one goes on, as in the paper of Hyperband
 FIRST = 3  # the first look at a trial is after this part of its epochs; sooner ends good ones (benchmarks/RESULTS.md)
 RANDOM = 10  # trials before TPE knows enough; each bracket of Hyperband is a study of its own to it
-VALUES, AGAIN, SAME, WHY, LOSS, SECONDS, SIZE, RUN = (
-    "values",
-    "again",
-    "same",
-    "why",
-    "val_loss",
-    "seconds",
-    "parameters",
-    "run",
-)  # fmt: skip - attributes of trials and of the study
+# Attributes of trials and of the study.
+VALUES = "values"
+AGAIN = "again"
+SAME = "same"
+WHY = "why"
+LOSS = "val_loss"
+SECONDS = "seconds"
+SIZE = "parameters"
+RUN = "run"
 
 
 class TrialFailedError(StageError):
@@ -167,7 +167,8 @@ def suggested(trial: Trial, ranges: Mapping[str, Interval | Choice]) -> dict[str
             values[name] = trial.suggest_int(name, one.low, one.high, step=one.step or 1, log=one.log)
         else:
             number = trial.suggest_float(name, one.low, one.high, step=one.step, log=one.log)
-            values[name] = min(max(float(f"{number:.{DIGITS}g}"), one.low), one.high)
+            digits = GRID if one.step else DIGITS
+            values[name] = min(max(float(f"{number:.{digits}g}"), one.low), one.high)
     return values
 
 
@@ -215,7 +216,8 @@ class Tuning:
             self.study.tell(one.number, state=TrialState.FAIL)
             if VALUES in one.user_attrs:
                 print(f"trial {one.number} was not at its end: it is done again")
-                self.study.enqueue_trial(noted(one.user_attrs[VALUES], self._search.ranges), one.user_attrs)
+                kept = {key: one.user_attrs[key] for key in (VALUES, AGAIN) if key in one.user_attrs}
+                self.study.enqueue_trial(noted(kept[VALUES], self._search.ranges), kept)
         known = self.study.get_trials(states=(TrialState.COMPLETE, TrialState.WAITING))
         if not any(one.user_attrs[VALUES] == self._search.own for one in known):
             self.study.enqueue_trial(noted(self._search.own, self._search.ranges), {VALUES: self._search.own})
@@ -331,12 +333,13 @@ class Tuning:
             kept = outcome.rows[outcome.kept - 1] if outcome.kept else outcome.rows[-1]
             attributes = {SIZE: outcome.parameters, LOSS: kept["val_loss"]}
             self._tell(trial, None if outcome.pruned else kept[self._search.objective], attributes)
-            score = _shown(self._search.objective, kept[self._search.objective])
+            score = report.shown(self._search, kept[self._search.objective])
             how = f"ended early after epoch {len(outcome.rows)}" if outcome.pruned else f"epoch {outcome.kept}"
             print(f"trial {number}: {self._search.objective} {score}, {how}", flush=True)
             return "pruned" if outcome.pruned else "complete"
         hopeless = outcome.status in (ConfigurationError.status, DivergedError.status) or MEMORY.search(outcome.why)
-        passing = outcome.status > 128 or outcome.status == 1
+        short = outcome.status == ServiceError.status and " of memory" in outcome.why  # others have it
+        passing = outcome.status > 128 or outcome.status == 1 or short
         if (values == self._search.own and (hopeless or again)) or not (hopeless or passing):
             raise TrialFailedError(number, outcome.status, outcome.why)
         print(f"trial {number}: {outcome.why}", flush=True)
@@ -363,9 +366,9 @@ class Tuning:
     def _checkout(self, number: int, values: Mapping[str, Any]) -> Iterator[Path]:
         """Yields a folder in which stages see the values of a trial, and of the data what they may see."""
         folder, dataset = self._folder / "trials" / f"{number:04}", self._search.dataset
-        changes = self._search.changes(values)
-        if vectors := self._search.train["word_vectors"]:  # a path from the checkout
-            changes = {("train", self._search.model, "word_vectors"): str(vectors.resolve())} | changes
+        changes, place = self._search.changes(values), ("train", self._search.model, "word_vectors")
+        if vectors := changes.get(place, self._search.train["word_vectors"]):  # a path from the checkout
+            changes |= {place: str(Path(vectors).resolve())}
         try:
             (folder / "data/ingest" / dataset).mkdir(parents=True)
             for name in DATA:
@@ -410,8 +413,8 @@ class Tuning:
         tracking.log_metrics({search.objective: best.value, f"{search.objective}_of_entry": own.value})
         pruned = sum(one.state == "pruned" for one in tried)
         print(f"{len(tried)} trials, {pruned} ended early; {search.objective}: best "
-              f"{_shown(search.objective, best.value)} (trial {best.number}), with the values that the entry had "
-              f"{_shown(search.objective, own.value)}")  # fmt: skip
+              f"{report.shown(search, best.value)} (trial {best.number}), with the values that the entry had "
+              f"{report.shown(search, own.value)}")  # fmt: skip
         for place, value in search.changes(best.values).items():
             print(f"  {'.'.join(place)}: {json.dumps(value)}")
         print("params.yaml has them now; `dvc repro` trains with them" if written else "params.yaml stays as it is")
@@ -470,7 +473,7 @@ def _identity(search: Search) -> str:
     places = set(search.places.values())
     fixed = {key: value for key, value in search.train.items() if ("train", search.model, key) not in places}
     fixed["sizes"] = {key: value for key, value in fixed["sizes"].items() if (*_sizes(search), key) not in places}
-    facts = [{name: str(one) for name, one in search.ranges.items()}, fixed, search.seed, _inputs(search)]
+    facts = [{name: repr(one) for name, one in search.ranges.items()}, fixed, search.seed, _inputs(search)]
     if search.augments:
         facts.append({k: v for k, v in search.augment.items() if ("augment", search.dataset, k) not in places})
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:12]
@@ -517,7 +520,3 @@ def _say_died(before: dict) -> None:
 
 def _listed(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {json.dumps(value)}" for name, value in values.items())
-
-
-def _shown(objective: str, value: float) -> str:
-    return f"{value:.4f}" if objective.endswith("loss") else scores.shown("accuracy", value)

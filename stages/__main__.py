@@ -21,6 +21,7 @@ from typing import Any
 from stages import memory, params
 from stages.entries import prepare
 from stages.errors import ConfigurationError, InputRefusedError, ServiceError, StageError
+from stages.ranges import OutsideError
 
 JOURNAL = Path("data/journal.jsonl")
 
@@ -150,7 +151,10 @@ def check() -> None:
                 raise ConfigurationError(f"params.yaml, register.{name}: no model of train has the data set {name!r}.")
     for name, entry in searches.items():
         function, arguments = prepare("tune", name, entry)
-        function(name, **arguments)
+        try:
+            function(name, **arguments)
+        except OutsideError as error:
+            print(f"warning: {error}", file=sys.stderr)
 
 
 def cost(names: Sequence[str]) -> None:

@@ -126,7 +126,7 @@ def write(changes: Mapping[Place, Any], source: Path = PARAMS, target: Path | No
     Raises:
         ConfigurationError: the file would not say just that, since some of its entries share what they say (&, *).
     """
-    target = target or source
+    target = (target or source).resolve()
     text = source.read_text(encoding="utf-8")
     expected = changed(load(source), changes)
     yaml = YAML()
@@ -147,7 +147,7 @@ def write(changes: Mapping[Place, Any], source: Path = PARAMS, target: Path | No
         places = ", ".join(".".join(place) for place in changes)
         raise ConfigurationError(f"{source}: {places} cannot be changed without changing more; do it by hand.")
     shutil.copymode(source, partial)
-    partial.replace(target.resolve())
+    partial.replace(target)
 
 
 def _put(mapping: CommentedMap, place: Place, value: Any) -> None:

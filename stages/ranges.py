@@ -56,8 +56,9 @@ class Interval:
 
     @property
     def ends(self) -> tuple[Any, ...]:
-        """Returns what stands for all, to be tried on the schema."""
-        return self.low, self.high
+        """Returns what stands for all, to be tried on the schema: of numbers with fractions also one of these."""
+        between = () if self.whole else (self.low + (self.step or (self.high - self.low) / 3),)
+        return self.low, self.high, *between
 
     def has(self, value: Any) -> bool:
         """Says whether ``value`` is one of them."""
@@ -69,6 +70,10 @@ class Interval:
     def __str__(self) -> str:
         by = f" by {self.step:g}" if self.step else ""
         return f"{self.low:g} to {self.high:g}{by}{' (log)' if self.log else ''}"
+
+
+class OutsideError(ConfigurationError):
+    """The value that an entry has is not in its range: no search can begin, but everything else can."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +233,10 @@ def _each(where: str, name: str, asked: Any, own: Any) -> list[tuple[str, Interv
             (f"{name}.{number}", _range(f"{where}.{number}", one, value), value)
             for number, (one, value) in enumerate(zip(asked, own, strict=True))
         ]
-    return [(name, _range(where, asked, own), own)]
+    found = _range(where, asked, own)
+    if isinstance(found, Choice):  # as it is written there: 0, where the entry's is 0.0
+        own = next(one for one in found.values if _same(own, one))
+    return [(name, found, own)]
 
 
 def _range(where: str, asked: Any, own: Any) -> Interval | Choice:
@@ -238,7 +246,7 @@ def _range(where: str, asked: Any, own: Any) -> Interval | Choice:
             raise ConfigurationError(f"{where} = {asked}: at least two different values are needed, each once.")
     elif isinstance(asked, dict) and {"low", "high"} <= set(asked) <= {"low", "high", "log", "step"}:
         found = Interval(**asked)
-        numbers = [asked[key] for key in ("low", "high", "step") if asked.get(key) is not None]
+        numbers = [found.low, found.high, *([] if found.step is None else [found.step])]
         if not all(
             isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) for one in numbers
         ):
@@ -255,7 +263,7 @@ def _range(where: str, asked: Any, own: Any) -> Interval | Choice:
             "step: 32}, [some, values], or a list of ranges, one for each element."
         )
     if not found.has(own):
-        raise ConfigurationError(
+        raise OutsideError(
             f"{where} = {asked}: {json.dumps(own)}, which the entry has, is not in it. It is the first that is tried."
         )
     return found

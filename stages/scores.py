@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 METRICS = {"images": "accuracy", "volumes": "accuracy", "text": "accuracy", "translation": "bleu"}  # by kind of data
 TRUTHS = {"images": "label", "volumes": "label", "text": "label", "translation": "target"}  # column of predictions
+PART = "part."  # of predictions.parquet: begins the name of a column that says which part an example belongs to
 SMALLEST = 1e-12  # a probability of float32 may be 0
 
 

@@ -109,9 +109,9 @@ def nested(parent: str, name: str, parameters: dict[str, Any]) -> Iterator["Nest
     tags = {key: outer.data.tags[key] for key in ("stage", "model", "dataset", "git.commit", "git.dirty")}
     tags |= {MLFLOW_PARENT_RUN_ID: parent, "process": _process(os.getpid())}
     inner = client.create_run(outer.info.experiment_id, run_name=name, tags=tags).info.run_id
-    client.log_batch(inner, params=[Param(key, str(value)) for key, value in _flat(parameters).items()])
     opened = Nested(client, inner)
     try:
+        client.log_batch(inner, params=[Param(key, str(value)) for key, value in _flat(parameters).items()])
         yield opened
     except BaseException:
         opened.status = "FAILED"
@@ -171,11 +171,14 @@ def reopened(facts: dict[str, Any]) -> Iterator[str]:
             }
             run_id = client.create_run(experiment, run_name=f"train@{facts['model']}", tags=tags).info.run_id
             client.set_terminated(run_id)
-    ended = client.get_run(run_id).info.end_time
-    with mlflow.start_run(run_id=run_id, log_system_metrics=False):
-        yield run_id
-    if ended is not None:  # the duration that the browser shows is without the hours until now
-        client.set_terminated(run_id, end_time=ended)
+    ended, status = client.get_run(run_id).info.end_time, "FAILED"
+    try:
+        with mlflow.start_run(run_id=run_id, log_system_metrics=False):
+            yield run_id
+        status = "FINISHED"
+    finally:
+        if ended is not None:  # the duration that the browser shows is without the hours until now
+            client.set_terminated(run_id, status, end_time=ended)
 
 
 def end_abandoned() -> None:

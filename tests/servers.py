@@ -27,19 +27,16 @@ def program(name):
 @contextmanager
 def postgresql():
     """Runs an empty PostgreSQL and yields its address."""
+    import psycopg2  # only where there is a PostgreSQL to ask
+
     settings = {}
     folder = Path(tempfile.mkdtemp(prefix="postgres"))  # which root's own temporary folders would be closed to
     if os.geteuid() == 0:  # PostgreSQL does not run as root
         known = {one.pw_name for one in pwd.getpwall()}
         settings = {"user": next(name for name in ("postgres", "nobody") if name in known)}
         shutil.chown(folder, settings["user"])
-    subprocess.run(
-        [program("initdb"), "-D", folder / "data", "-U", USER, "-A", "trust", "--no-sync"],
-        check=True,
-        capture_output=True,
-        cwd=folder,
-        **settings,
-    )
+    initdb = [program("initdb"), "-D", folder / "data", "-U", USER, "-A", "trust", "--no-sync"]
+    subprocess.run(initdb, check=True, capture_output=True, cwd=folder, **settings)
     port = free_port()
     server = subprocess.Popen(
         [program("postgres"), "-D", folder / "data", "-p", str(port), "-k", folder, "-h", "127.0.0.1", "-F"],
@@ -47,7 +44,6 @@ def postgresql():
         cwd=folder,
         **settings,
     )
-    import psycopg2
 
     def there():
         try:

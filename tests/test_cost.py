@@ -264,10 +264,11 @@ def test_costs_are_printed_for_each_training_or_why_not(ready, workspace, capsys
     assert "no train entry 'none'" in none["unknown"]
 
 
-def test_a_text_costs_what_its_length_does(workspace):
-    """Of 99 texts of 8 words and one of 40 in text_cnn: 8 words on average, and a step for 40."""
+@pytest.mark.parametrize("texts", [100, 400])
+def test_a_text_costs_what_its_length_does(workspace, texts):
+    """Of texts of 8 words and one of 40 in text_cnn: 8 words on average, and a step for 40."""
     (workspace / "data/raw/talk").mkdir(parents=True)
-    rows = [f"{'yes no ' * (20 if number == 7 else 4)}{number},{'ab'[number % 2]}" for number in range(100)]
+    rows = [f"{'yes no ' * (20 if number == 7 else 4)}{number},{'ab'[number % 2]}" for number in range(texts)]
     (workspace / "data/raw/talk/talk.csv").write_text("\n".join(["text,label", *rows]))
     ingest("talk", kind="text", near_duplicates=False)
     augment("talk", copies=0, seed=0)
@@ -325,13 +326,15 @@ def test_of_several_gpus_the_fullest_is_the_bound(tmp_path, monkeypatch):
 
 
 RUNS = [
-    {"model": name, "architecture": architecture, "flops": flops, "examples_per_second": speed, "devices": [device]}
-    for name, architecture, flops, speed, device in [
+    {"model": name, "architecture": architecture, "flops": flops, "examples_per_second": speed, "devices": [device],
+     "finished": finished}
+    for finished, (name, architecture, flops, speed, device) in enumerate([
+        ("a", "resnet", 9e6, 900, "cpu:0"),  # of another data set that it had before
         ("a", "resnet", 1e6, 100, "cpu:0"),
         ("b", "resnet", 1e8, 2, "cpu:0"),
         ("c", "lenet5", 1e6, 1000, "gpu:0"),
-    ]
-]
+    ])
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 from scipy.special import softmax
 
-from stages import tracking
+from stages import memory, tracking
 from stages.augment.augment import augment
-from stages.evaluate import classification, pictures
+from stages.evaluate import classification, intervals, pictures
 from stages.evaluate.evaluate import evaluate
 from stages.ingest.ingest import ingest
 from stages.shards import Shards
@@ -59,6 +59,16 @@ def test_intervals_are_those_of_resampling_with_scikit_learn():
     for name in ("macro_f1", "auc"):
         low, high = np.quantile([one[name] for one in resampled], [0.025, 0.975])
         assert (found[f"{name}_low"], found[f"{name}_high"]) == pytest.approx((low, high), abs=0.015)
+
+
+def test_of_a_thousand_classes_the_interval_of_f1_takes_little_memory():
+    rng, before = np.random.default_rng(0), memory.peak()
+    labels = rng.integers(1000, size=3000)
+    counts = np.zeros((1000, 1000), int)
+    np.add.at(counts, (labels, np.where(rng.random(3000) < 0.8, labels, rng.integers(1000, size=3000))), 1)
+    low, high = intervals.macro_f1(counts)
+    assert 0.7 < low < high < 0.9
+    assert memory.peak() - before < 500 * 2**20  # a table of them for each resample has 8 GB
 
 
 def test_a_class_without_examples_has_an_f1_of_its_wrong_answers_and_no_auc():

@@ -66,12 +66,22 @@ def test_a_slice_may_not_get_worse():
     assert decide(challenger, champion, EXPECTED, **SETTINGS | {"slices": slices, "max_slice_loss": 0.5}).promote
 
 
-@pytest.mark.parametrize(("lost", "promoted"), [(1, True), (2, False)])
-def test_the_loss_of_a_single_example_of_a_small_slice_is_chance(lost, promoted):
+@pytest.mark.parametrize(("lost", "promoted"), [(4, True), (5, False)])  # 1 / 2^4 is more than alpha, 1 / 2^5 is less
+def test_the_loss_on_a_small_slice_that_chance_explains_does_not_count(lost, promoted):
     rows = np.arange(400)
     champion, challenger = answers(rows < 300), answers((rows >= lost) & (rows < 380))
-    settings = SETTINGS | {"slices": {"small": rows < 4}}  # one of four is more than max_slice_loss
+    settings = SETTINGS | {"slices": {"small": rows < 8}}  # more than max_slice_loss either way
     assert decide(challenger, champion, EXPECTED, **settings).promote is promoted
+
+
+def test_of_many_small_sources_some_are_worse_by_chance_and_hold_nobody_back():
+    rng, rows = np.random.default_rng(0), np.arange(400)
+    champion = rng.random(400) < 0.7
+    challenger = champion.copy()
+    challenger[rng.permutation(np.flatnonzero(~champion))[:60]] = True
+    challenger[rng.permutation(np.flatnonzero(champion))[:20]] = False
+    slices = {f"source {number}": rows // 4 == number for number in range(100)}
+    assert decide(answers(challenger), answers(champion), EXPECTED, **SETTINGS | {"slices": slices}).promote
 
 
 def test_of_200_pairs_that_are_equally_good_few_are_promoted():

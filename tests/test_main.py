@@ -9,6 +9,7 @@ from conftest import ROOT
 from ruamel.yaml import YAML
 
 from stages.__main__ import main
+from stages.errors import ConfigurationError
 
 
 @pytest.fixture
@@ -80,6 +81,17 @@ def test_check_names_an_architecture_file_that_cannot_be_read(edited, tmp_path, 
     edited("train", "lenet5", architecture="broken")
     assert main("check") == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_architecture_of_the_users_own_may_compute_its_defaults(tmp_path, monkeypatch):
+    from stages.train import train
+
+    monkeypatch.setattr(train, "ARCHITECTURES", tmp_path)
+    (tmp_path / "own.py").write_text("ONE = 1\ndef build(input_shape, classes, depth, width=ONE, rate=1 / 8, n=3): ...")
+    train.check_sizes("here", "own", {"depth": 2, "width": 3})
+    with pytest.raises(ConfigurationError, match="own has no size deep. Sizes: depth, width, rate, n"):
+        train.check_sizes("here", "own", {"deep": 2})
+    assert train.default_sizes("own") == {"n": 3}
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,21 @@ def test_what_is_added_later_does_not_lengthen_a_run(workspace):
     assert (found.info.end_time, found.info.status, found.data.metrics["x"]) == (ended, "FINISHED", 1.0)
 
 
+def test_neither_does_what_fails_later(workspace):
+    with tracking.run("train@a", "d", {}, {}) as run_id:
+        pass
+    client = tracking._connect()
+    ended = client.get_run(run_id).info.end_time
+    facts = {"run_id": run_id, "dataset": "d", "model": "a"}
+    time.sleep(0.01)
+    with pytest.raises(OSError), tracking.reopened(facts):
+        raise OSError
+    assert (client.get_run(run_id).info.status, client.get_run(run_id).info.end_time) == ("FAILED", ended)
+    with tracking.reopened(facts):
+        pass
+    assert (client.get_run(run_id).info.status, client.get_run(run_id).info.end_time) == ("FINISHED", ended)
+
+
 def test_a_moved_checkout_is_told_so(workspace, monkeypatch, tmp_path_factory):
     with tracking.run("train@a", "d", {}, {}):
         pass

@@ -75,9 +75,10 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from stages.shards import Shards
-from stages.train import loop
+from stages.train import cost, loop
 entry = json.loads(sys.argv[1])
 takes = {"kind": "images", "array": "image", "classes": ["a", "b", "c"]}
+cost.check(Shards("a"), takes, "t", **entry)  # as train does before; it asks for the devices
 result = loop.fit(Shards("a"), Shards("b"), takes, **entry, title="t", log=lambda *_: None)
 print(json.dumps(result.history.to_dict("list")))
 loop.save(result.model, Path("model.keras"))

@@ -10,9 +10,9 @@ from sklearn.metrics import confusion_matrix, f1_score, log_loss, precision_reca
 from stages.errors import ConfigurationError
 from stages.evaluate import calibration, explain, intervals, invariance, pictures, receptive, robustness
 from stages.evaluate.changed import Sample, share
-from stages.evaluate.slices import PART, parts, slices
+from stages.evaluate.slices import parts, slices
 from stages.predictor import Predictor
-from stages.scores import scaled
+from stages.scores import PART, scaled
 from stages.shards import Shards
 
 ERRORS = 100  # of the most certain ones that are listed

@@ -10,7 +10,6 @@ from stages.evaluate.changed import share
 SIZES = {"voxels": ["depth", "height", "width"], "pixels": ["height", "width"], "characters": ["characters"]}
 THIRDS = 3
 COLUMNS = ["slice", "value", "examples", "accuracy", "low", "high"]
-PART = "part."  # of predictions.parquet: begins the name of a column that says which part an example belongs to
 
 
 def parts(manifest: pd.DataFrame) -> pd.DataFrame:

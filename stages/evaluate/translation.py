@@ -12,7 +12,7 @@ from stages import scores
 from stages.beam import Translation
 from stages.evaluate import pictures
 from stages.evaluate.changed import share
-from stages.evaluate.slices import PART, parts, slices
+from stages.evaluate.slices import parts, slices
 from stages.predictor import Predictor
 from stages.progress import track
 from stages.shards import Shards, spread
@@ -65,7 +65,7 @@ def assess(
     table["log_probability"] = [one.score for one in translations]
     divided = parts(manifest.assign(characters=[len(source) for source in sources]))
     slices(divided, table["correct"].to_numpy()).to_csv(target / "tables/slices.csv", index=False)
-    table = table.join(divided.add_prefix(PART))
+    table = table.join(divided.add_prefix(scores.PART))
     ordered = table.sort_values("chrf", kind="stable")
     chosen = spread(len(table), SAMPLES)
     columns = ["source", "target", "predicted", "chrf", "path"]

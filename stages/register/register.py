@@ -39,7 +39,7 @@ def register(
             100 for BLEU.
         alpha: largest probability of promoting a challenger that was only lucky.
         max_slice_loss: by which it may be worse on a class, a size or a source of the test examples, in accuracy; of
-            sentence pairs in chrF of 1. The loss of a single example counts as chance.
+            sentence pairs in chrF of 1. A loss that chance explains does not count.
         max_latency: of a champion, in milliseconds: within it 95 % of single raw examples have to be answered, on the
             machine that registers. None of the limits is set by default.
         max_size: of a champion's model.keras, in megabytes.
@@ -162,9 +162,9 @@ def answered(kind: str, expected: np.ndarray, answers: np.ndarray) -> gate.Answe
 def slices(predictions: pd.DataFrame) -> dict[str, np.ndarray]:
     """Returns the parts of the test examples on which a challenger may not fall behind; of ``evaluate.slices``."""
     return {
-        f"{column.removeprefix('part.')} {value}": (values == value).to_numpy()
+        f"{column.removeprefix(scores.PART)} {value}": (values == value).to_numpy()
         for column, values in predictions.items()
-        if column.startswith("part.")
+        if column.startswith(scores.PART)
         for value in values.unique()
     }
 

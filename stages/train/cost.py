@@ -190,13 +190,14 @@ def check(data: Shards, takes: dict[str, Any], where: str, **settings: Any) -> C
         ConfigurationError: it needs more than there is, even if the estimate is a quarter too high; or ``estimate``'s.
         ServiceError: it needs more than others leave of it.
     """
+    compute.prepare(settings["devices"])  # the question for devices starts the backend, after which it is too late
     cost = estimate(data, takes, **settings)
     needed, free, total, place = _room(cost)
     if needed <= free:
         return cost
     said = f"{where} needs about {_size(needed)} of memory{place}; {_size(free)} of {_size(total)} are free"
     advice = _advice(data, takes, settings, free)
-    if needed <= free * SLACK:
+    if needed <= free * SLACK or place:  # on a GPU the constants were never measured
         print(f"{said}: it may not fit. {advice}")
         return cost
     if needed <= total * SLACK:
@@ -284,7 +285,7 @@ def available(root: Path = Path("/")) -> tuple[int, int]:
 def _groups(root: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
     """Yields folders of control groups, version 2 and 1, with the names of limit, use and files in memory there."""
     own = root / "proc/self/cgroup"
-    for line in own.read_text().split() if own.exists() else ():
+    for line in own.read_text().splitlines() if own.exists() else ():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
@@ -308,8 +309,12 @@ def _gpus() -> list[tuple[int, int]]:
         return []
     command = [program, "--query-gpu=memory.free,memory.total", "--format=csv,noheader,nounits"]
     command += [f"--id={visible}"] if visible else []
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    return [tuple(int(mib) * MIB for mib in line.split(",")) for line in done.stdout.splitlines() if line.strip()]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    except subprocess.SubprocessError:  # an estimate ends no training
+        return []
+    rows = re.findall(r"^(\d+), *(\d+)$", done.stdout, re.MULTILINE)  # some say [N/A]
+    return [(int(free) * MIB, int(total) * MIB) for free, total in rows]
 
 
 def _shapes(data: Shards, takes: dict[str, Any], model: keras.Model) -> tuple[list[tuple], list[tuple]]:
@@ -321,11 +326,12 @@ def _shapes(data: Shards, takes: dict[str, Any], model: keras.Model) -> tuple[li
     for column, one in zip(columns, model.inputs, strict=True):
         texts = data.column(column)
         sizes = np.array([len(text) for text in texts])
-        rows = np.concatenate([spread(len(texts), SAMPLE), np.argsort(sizes)[-SAMPLE // 10 :]])
+        some = spread(len(texts), SAMPLE)
+        rows = np.concatenate([some, np.argsort(sizes)[-SAMPLE // 10 :]])
         lengths = Vocabulary.from_json(takes[column]).encode(texts[rows], takes["length"]).lengths
         lengths = -(-(lengths + (column == "target")) // MULTIPLE) * MULTIPLE  # BEGIN is before a target
         fixed = one.shape[1]
-        usual.append((fixed or round(lengths[:SAMPLE].mean()),))
+        usual.append((fixed or round(lengths[: len(some)].mean()),))
         longest.append((fixed or int(lengths.max()),))
     return usual, longest
 

@@ -66,6 +66,8 @@ class Progress(keras.callbacks.Callback):
         self._step_at = time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
+        if batch + 1 == self._steps:
+            float(logs["loss"])  # waits for the last step, for which else validation would wait, where nobody counts it
         now = time.monotonic()
         if self._epoch or batch:
             self._busy += now - self._step_at

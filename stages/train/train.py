@@ -8,6 +8,7 @@ import inspect
 import json
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -123,7 +124,7 @@ def train(
     with tracking.run(f"train@{model}", dataset, arguments, read) as run_id:
         for context, split in (("training", data), ("validation", val)):
             tracking.log_data(context, dataset, split.folder, read[str(split.folder / INDEX)])
-        from stages import compute  # noqa: F401 - first: it starts Keras quietly, and without what is not used
+        from stages import compute  # first: it starts Keras quietly, and without what is not used
         from stages.train import cost, loop  # here, for the reason in the first lines
 
         started, title = time.time(), f"train@{model}"
@@ -147,6 +148,7 @@ def train(
             "examples_per_second": round(result.examples_per_second),
             "validation_examples_per_second": round(result.validation_examples_per_second),
             "memory": round(memory.peak() / 2**20),  # MiB
+            "device_memory": None if (most := compute.peak_memory()) is None else round(most / 2**20),  # of a GPU
             "precision": result.precision,
             "seconds": round(seconds, 1),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -167,14 +169,11 @@ def planned(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
         InputRefusedError: the data is not there yet.
         ConfigurationError: as of ``train``.
     """
-    where, source = f"params.yaml, train.{model}", Path("data/augment", arguments["dataset"])
-    about = read_sealed(source / "about.json")
-    check_kind(where, arguments["architecture"], arguments["dataset"], about["kind"])
-    data = Shards(source / "train", verify=False)
-    takes = inputs(about, data, where=where, **{key: arguments[key] for key in READING})
+    data, _, takes = opened(model, arguments["dataset"], arguments, verify=False)
     from stages import compute  # here, for the reason in the first lines
     from stages.train import cost
 
+    compute.prepare()
     found = cost.estimate(data, takes, **{key: value for key, value in arguments.items() if key not in READING})
     others = {key: arguments[key] for key in ("architecture", "epochs")}
     return asdict(found) | others | {"memory": found.memory, "device": compute.devices()[0]}
@@ -201,7 +200,9 @@ def trial(model: str, *, dataset: str, **arguments: Any) -> None:
     say({"kept": kept, "parameters": result.parameters})
 
 
-def opened(model: str, dataset: str, arguments: dict[str, Any]) -> tuple[Shards, Shards, dict[str, Any]]:
+def opened(
+    model: str, dataset: str, arguments: dict[str, Any], verify: bool = True
+) -> tuple[Shards, Shards, dict[str, Any]]:
     """Returns the training and validation examples, and what a model takes of them, as of ``inputs``.
 
     Raises:
@@ -212,7 +213,8 @@ def opened(model: str, dataset: str, arguments: dict[str, Any]) -> tuple[Shards,
     about = read_sealed(Path("data/augment", dataset, "about.json"))
     check_kind(where, arguments["architecture"], dataset, about["kind"])
     check_keys(where, about["kind"], arguments)
-    data, val = Shards(Path("data/augment", dataset, "train")), Shards(Path("data/ingest", dataset, "val"))
+    places = (Path("data/augment", dataset, "train"), Path("data/ingest", dataset, "val"))
+    data, val = (Shards(place, verify=verify) for place in places)
     return data, val, inputs(about, data, where=where, **{key: arguments[key] for key in READING})
 
 
@@ -309,7 +311,7 @@ def check_sizes(where: str, architecture: str, sizes: dict[str, Any]) -> None:
     build = next((node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "build"), None)
     if build is None:
         raise ConfigurationError(f"{where}: {file} has no function build(input_shape, classes, ...).")
-    allowed = default_sizes(architecture)
+    allowed = _size_names(architecture)
     if unknown := sorted(set(sizes) - set(allowed)):
         raise ConfigurationError(
             f"{where}: {architecture} has no size {', '.join(unknown)}. Sizes: {', '.join(allowed)}."
@@ -317,11 +319,27 @@ def check_sizes(where: str, architecture: str, sizes: dict[str, Any]) -> None:
 
 
 def default_sizes(architecture: str) -> dict[str, Any]:
-    """Returns the sizes that an architecture's ``build`` takes, with the paper's values, without importing it."""
+    """Returns what an architecture's ``build`` has for the sizes where nothing is said, without importing it.
+
+    Those that have no default, or one that is computed, are left out.
+    """
+    arguments = _build(architecture).args
+    names = [argument.arg for argument in arguments.args]
+    found = {}
+    for name, default in zip(names[len(names) - len(arguments.defaults) :], arguments.defaults, strict=True):
+        if name not in FOLLOWS:
+            with suppress(ValueError):
+                found[name] = ast.literal_eval(default)
+    return found
+
+
+def _size_names(architecture: str) -> list[str]:
+    return [argument.arg for argument in _build(architecture).args.args if argument.arg not in FOLLOWS]
+
+
+def _build(architecture: str) -> ast.FunctionDef:
     [build] = [node for node in _tree(architecture).body if getattr(node, "name", "") == "build"]
-    names = [argument.arg for argument in build.args.args]
-    defaults = dict(zip(reversed(names), reversed(build.args.defaults), strict=False))
-    return {name: ast.literal_eval(defaults[name]) for name in names if name not in FOLLOWS}
+    return build
 
 
 def _architectures() -> list[str]:
