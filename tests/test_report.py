@@ -99,6 +99,7 @@ def test_every_kind_has_a_whole_page_that_needs_nothing_else(kind, tmp_path):
     assert page.tags.count("img") == len(values(page, "alt")) == {"images": 22, "volumes": 22, "text": 2}.get(kind, 1)
     assert "training 12 s 3 epochs, on cpu:0" in page.text
     assert "model 1.2 MB 12,345 parameters" in page.text
+    assert "speed 6,789/s examples in training; 23,456/s in validation memory 1,234 MiB" in page.text
 
 
 @pytest.mark.parametrize("kind", KINDS)

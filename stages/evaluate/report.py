@@ -150,9 +150,12 @@ def _tiles(metrics: dict[str, Any], facts: dict[str, Any], trained: Path) -> lis
         *tiles,
         ("model", f"{size:.2g} MB" if size < 10 else f"{size:,.0f} MB", many(facts["parameters"], "parameter")),
         ("training", f"{facts['seconds']:,.0f} s", f"{many(facts['epochs'], 'epoch')}, on {number(facts['devices'])}"),
-        ("training speed", f"{facts['examples_per_second']:,}", "examples per second"),
-        ("validation speed", f"{facts['validation_examples_per_second']:,}", "examples per second, without gradients"),
-        ("memory", f"{facts['memory']:,} MiB", "the most that the process of the training had"),
+        (
+            "speed",
+            f"{facts['examples_per_second']:,}/s",
+            f"examples in training; {facts['validation_examples_per_second']:,}/s in validation",
+        ),
+        ("memory", f"{facts['memory']:,} MiB", "at most, in training"),
     ]
 
 
