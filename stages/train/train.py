@@ -148,7 +148,7 @@ def train(
             "examples_per_second": round(result.examples_per_second),
             "validation_examples_per_second": round(result.validation_examples_per_second),
             "memory": round(memory.peak() / 2**20),  # MiB
-            "device_memory": None if (most := compute.peak_memory()) is None else round(most / 2**20),  # of a GPU
+            **({"device_memory": round(most / 2**20)} if (most := compute.peak_memory()) else {}),  # MiB of a GPU
             "precision": result.precision,
             "seconds": round(seconds, 1),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
