@@ -34,6 +34,7 @@ def clone(tmp_path_factory):
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / file, folder / file)
     edit(folder, lambda params: params.update(train={k: params["train"][k] | v for k, v in ENTRIES.items()}))
+    edit(folder, lambda params: params.pop("tune"))  # of models that are no more
     edit(folder, lambda params: params["augment"]["digits"].update(copies=1))
     edit(folder, lambda params: params.update({stage: {"digits": params[stage]["digits"]} for stage in DATA}))
     git(folder, "init", "-q")

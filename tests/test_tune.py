@@ -328,7 +328,7 @@ def test_the_page_needs_nothing_else_and_has_no_complaints(quick):
         assert tab.complaints() == []
         assert all(address.startswith(("file:", "data:")) for address in tab.requests())
         tab.size(375)
-        assert tab.run("document.documentElement.scrollWidth") == 375
+        assert tab.run("document.documentElement.scrollWidth") <= 375  # less where a bar to scroll takes its part
 
 
 def test_poor_trials_end_early_and_the_entrys_own_does_not(quick):
