@@ -21,7 +21,6 @@ from typing import Any
 from stages import memory, params
 from stages.entries import prepare
 from stages.errors import ConfigurationError, InputRefusedError, ServiceError, StageError
-from stages.ranges import OutsideError
 
 JOURNAL = Path("data/journal.jsonl")
 
@@ -127,6 +126,8 @@ def check() -> None:
     Raises:
         ConfigurationError: names the first entry that is wrong, and what is allowed there.
     """
+    from stages.ranges import OutsideError  # what only this needs
+
     sections = params.load()
     searches = sections.pop("tune")
     for stage, entries in sections.items():
