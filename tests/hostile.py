@@ -448,12 +448,12 @@ def parquet_of_one_value(size: int, rows: int) -> bytes:
 
 
 def json_lines_with_large_objects() -> bytes:
-    """Returns 20 lines of 4 MB, in each a list of a million numbers that nobody asked for: 80 MB of memory each."""
+    """Returns 12 lines of 4 MB, in each a list of a million numbers that nobody asked for: 80 MB of memory each."""
     line = b'{"text": "x", "label": "a", "more": [' + b"10," * 1_300_000 + b"10]}\n"
     compressor = zlib.compressobj(1, zlib.DEFLATED, 31)
     salt = np.random.default_rng(0).integers(48, 58, 40_000, np.uint8).tobytes()  # keeps below the limit of ratios
     return (
-        b"".join(compressor.compress(line[:-3] + b',"' + salt[number:] + b'"]}\n') for number in range(20))
+        b"".join(compressor.compress(line[:-3] + b',"' + salt[number:] + b'"]}\n') for number in range(12))
         + compressor.flush()
     )
 
