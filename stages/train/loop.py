@@ -170,9 +170,7 @@ def fit(
     keras.utils.set_random_seed(seed)
     module = import_module(f"stages.train.architectures.{architecture}")
     loss_weights = getattr(module, "LOSS_WEIGHTS", {"output": 1.0})
-    heads = {"heads": True} if len(loss_weights) > 1 else {}
-    translates = takes["kind"] == "translation"
-    given = _given(module, data, takes)
+    heads, translates = len(loss_weights) > 1, takes["kind"] == "translation"
     precision = compute.precision(precision)
     with compute.distributed(devices), compute.computing_in(precision):
         model = build(architecture, data, takes, sizes)
@@ -220,7 +218,7 @@ def fit(
     if precision != "float32":  # what is stored computes in float32 everywhere
         weights = served.get_weights()
         keras.utils.clear_session()  # the names of layers begin at 0 again
-        plain = module.build(**given, **sizes)
+        plain = build(architecture, data, takes, sizes, heads=False)
         served = keras.Model(plain.input, plain.output, name=plain.name)
         served.set_weights(weights)
     parameters = sum(math.prod(weight.shape) for weight in served.trainable_weights)
@@ -234,17 +232,19 @@ def fit(
     )
 
 
-def build(architecture: str, data: Shards, takes: dict[str, Any], sizes: dict[str, Any]) -> keras.Model:
-    """Returns an untrained network for the data, with its auxiliary outputs.
+def build(
+    architecture: str, data: Shards, takes: dict[str, Any], sizes: dict[str, Any], heads: bool = True
+) -> keras.Model:
+    """Returns an untrained network for the data, with its auxiliary outputs if it has some and ``heads``.
 
     Raises:
         ConfigurationError: it refuses the data or the sizes.
     """
     module = import_module(f"stages.train.architectures.{architecture}")
-    heads = {"heads": True} if len(getattr(module, "LOSS_WEIGHTS", {})) > 1 else {}
+    auxiliary = {"heads": True} if heads and len(getattr(module, "LOSS_WEIGHTS", {})) > 1 else {}
     given = _given(module, data, takes)
     try:
-        return module.build(**given, **heads, **sizes)
+        return module.build(**given, **auxiliary, **sizes)
     except (ValueError, TypeError) as error:
         known = ", ".join(f"{name} = {value}" for name, value in given.items())
         raise ConfigurationError(

@@ -119,16 +119,14 @@ def train(
     read = {str(path): sha256(path) for path in (data.folder / INDEX, val.folder / INDEX)} | code(architecture)
     if word_vectors is not None and word_vectors.is_file():
         read["word_vectors"] = sha256(word_vectors)
-    from stages import tracking  # here, since a trial and `check` have no use for MLflow's seconds of start-up
+    # Here, since a trial and `check` have no use for MLflow's seconds of start-up, nor `check` for Keras'.
+    from stages import compute, tracking
+    from stages.train import cost, loop
 
     with tracking.run(f"train@{model}", dataset, arguments, read) as run_id:
         for context, split in (("training", data), ("validation", val)):
             tracking.log_data(context, dataset, split.folder, read[str(split.folder / INDEX)])
-        from stages import compute  # first: it starts Keras quietly, and without what is not used
-        from stages.train import cost, loop  # here, for the reason in the first lines
-
-        started, title = time.time(), f"train@{model}"
-        settings = {key: value for key, value in arguments.items() if key not in READING}
+        started, title, settings = time.time(), f"train@{model}", fitting(arguments)
         spent = cost.check(data, takes, title, **settings)
         print(f"{title}  {spent}", flush=True)
         with cost.guarded(spent, title):
@@ -174,7 +172,7 @@ def planned(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
     from stages.train import cost
 
     compute.prepare()
-    found = cost.estimate(data, takes, **{key: value for key, value in arguments.items() if key not in READING})
+    found = cost.estimate(data, takes, **fitting(arguments))
     others = {key: arguments[key] for key in ("architecture", "epochs")}
     return asdict(found) | others | {"memory": found.memory, "device": compute.devices()[0]}
 
@@ -186,13 +184,12 @@ def trial(model: str, *, dataset: str, **arguments: Any) -> None:
     ``kept`` the epoch whose weights ``train`` would keep.
     """
     data, val, takes = opened(model, dataset, arguments)
-    from stages import compute  # noqa: F401 - as in train
-    from stages.train import cost, loop
+    from stages.train import cost, loop  # as in train
 
     def say(row: dict[str, float], _epoch: int = 0) -> None:
         print(ROW + json.dumps(row), flush=True)
 
-    settings, title = {key: value for key, value in arguments.items() if key not in READING}, f"trial@{model}"
+    settings, title = fitting(arguments), f"trial@{model}"
     with cost.guarded(cost.check(data, takes, title, **settings), title):
         result = loop.fit(data, val, takes, title=title, log=say, **settings)
     losses = result.history["val_loss"]
@@ -216,6 +213,11 @@ def opened(
     places = (Path("data/augment", dataset, "train"), Path("data/ingest", dataset, "val"))
     data, val = (Shards(place, verify=verify) for place in places)
     return data, val, inputs(about, data, where=where, **{key: arguments[key] for key in READING})
+
+
+def fitting(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of ``train`` that ``loop.fit`` has too: all but those of how texts are read."""
+    return {key: value for key, value in arguments.items() if key not in READING}
 
 
 def code(architecture: str) -> dict[str, str]:
@@ -311,7 +313,7 @@ def check_sizes(where: str, architecture: str, sizes: dict[str, Any]) -> None:
     build = next((node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "build"), None)
     if build is None:
         raise ConfigurationError(f"{where}: {file} has no function build(input_shape, classes, ...).")
-    allowed = _size_names(architecture)
+    allowed = [a.arg for a in build.args.args if a.arg not in FOLLOWS]
     if unknown := sorted(set(sizes) - set(allowed)):
         raise ConfigurationError(
             f"{where}: {architecture} has no size {', '.join(unknown)}. Sizes: {', '.join(allowed)}."
@@ -323,23 +325,14 @@ def default_sizes(architecture: str) -> dict[str, Any]:
 
     Those that have no default, or one that is computed, are left out.
     """
-    arguments = _build(architecture).args
-    names = [argument.arg for argument in arguments.args]
+    [build] = [node for node in _tree(architecture).body if getattr(node, "name", "") == "build"]
+    names, defaults = [argument.arg for argument in build.args.args], build.args.defaults
     found = {}
-    for name, default in zip(names[len(names) - len(arguments.defaults) :], arguments.defaults, strict=True):
+    for name, default in zip(names[len(names) - len(defaults) :], defaults, strict=True):
         if name not in FOLLOWS:
             with suppress(ValueError):
                 found[name] = ast.literal_eval(default)
     return found
-
-
-def _size_names(architecture: str) -> list[str]:
-    return [argument.arg for argument in _build(architecture).args.args if argument.arg not in FOLLOWS]
-
-
-def _build(architecture: str) -> ast.FunctionDef:
-    [build] = [node for node in _tree(architecture).body if getattr(node, "name", "") == "build"]
-    return build
 
 
 def _architectures() -> list[str]:
