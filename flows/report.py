@@ -82,7 +82,7 @@ def write(
         "Trial by trial": draw_progress(search, tried, own),
         "Values and outcome": draw_parallel(search, tried, best, order[:AXES]),
     }
-    ranked = sorted(tried, key=lambda one: (one.value is None, _signed(search, one), one.number))
+    ranked = sorted(tried, key=lambda one: (one.value is None, search.signed(one.value or 0), one.number))
     text = template(Path(__file__).with_name("report.html.jinja")).render(
         search=search,
         tried=ranked,
@@ -153,7 +153,7 @@ def draw_parallel(search: Search, tried: list[Tried], best: Tried, names: list[s
     scale = Normalize(low, high) if high > low else Normalize(low - 1, low)
     figure = Figure((1.5 * (len(names) + 2), 3.6), dpi=160, layout="constrained")
     axes = figure.add_subplot()
-    for one in sorted(whole, key=lambda one: -_signed(search, one)):
+    for one in sorted(whole, key=lambda one: -search.signed(one.value)):
         heights = [_height(search.ranges[name], one.values[name]) for name in names]
         height = float(scale(one.value))
         colour = "C1" if one is best else colormaps["viridis"](1 - height if search.smaller else height)
@@ -199,11 +199,6 @@ def _ticks(one: Interval | Choice) -> list[tuple[float, str]]:
     if isinstance(one, Choice):
         return [(place / (len(one.labels) - 1), label[:16]) for place, label in enumerate(one.labels)]
     return [(0, f"{one.low:g}"), (1, f"{one.high:g}")]
-
-
-def _signed(search: Search, one: Tried) -> float:
-    """Returns what is the smaller, the better; of a trial that is not complete, 0."""
-    return (one.value if search.smaller else -one.value) if one.value is not None else 0.0
 
 
 def _embedded(figure: Figure) -> tuple[str, int, int]:

@@ -425,8 +425,7 @@ class Tuning:
 
     def _rank(self, one: Tried) -> tuple[float, float, int]:
         """Returns what is smaller for the better: of equal values that of the smaller loss, then the earlier."""
-        value = one.value if self._search.smaller else -one.value
-        return value, 0.0 if "label_smoothing" in self._search.ranges else one.loss, one.number
+        return self._search.signed(one.value), 0.0 if "label_smoothing" in self._search.ranges else one.loss, one.number
 
     def _write(self, best: Tried) -> bool:
         """Writes the values of a trial into params.yaml unless it was edited meanwhile; returns whether it did."""

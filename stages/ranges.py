@@ -144,6 +144,10 @@ class Search:
         """Says whether a smaller value of the objective is better."""
         return self.objective.endswith("loss")
 
+    def signed(self, value: float) -> float:
+        """Returns what is the smaller, the better ``value`` of the objective is."""
+        return value if self.smaller else -value
+
     def changes(self, values: Mapping[str, Any]) -> dict[Place, Any]:
         """Returns what params.yaml has to say for the entries to have ``values``, where it differs from ``own``."""
         ours, wanted = self._at_places(self.own), self._at_places(values)
