@@ -24,12 +24,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from flows.plan import STEP
 from stages import compute
 from stages.train import cost, loop
 
 SECONDS = 1.5  # of one measurement, in ROUNDS parts
 ROUNDS = 5
-STEP = 3  # forward passes that a training step is worth
 SQUARES = (512, 1024, 2048)  # sides of matrices
 MAPS = ((64, 56, 64), (64, 28, 128), (64, 14, 256), (128, 32, 64))  # batch, side, maps of convolutions of 3x3
 MOVED = 2**26  # numbers of each of three arrays, 256 MiB in float32

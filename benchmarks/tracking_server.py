@@ -6,7 +6,6 @@ the server then knows. Prints Markdown.
 """
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,11 +21,14 @@ import servers
 
 def main() -> None:
     """Runs the pipeline and prints a row for each registered model."""
-    folder = Path(tempfile.mkdtemp(prefix="team"))
-    clone = folder / "clone"
-    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     here = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    with servers.postgresql() as database, servers.mlflow_with_login(database, folder) as login:
+    with (
+        tempfile.TemporaryDirectory(prefix="team") as folder,
+        servers.postgresql() as database,
+        servers.mlflow_with_login(database, Path(folder)) as login,
+    ):
+        clone = Path(folder, "clone")
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
         started = time.monotonic()
         subprocess.run(["dvc", "repro", "--quiet"], cwd=clone, env=here | login, check=True)
         seconds = time.monotonic() - started
@@ -45,7 +47,6 @@ def main() -> None:
             champion = client.get_model_version_by_alias(registered.name, "champion")
             decision = champion.tags["decision"].strip('"')
             print(f"| {registered.name} | {len(runs)}, {finished} | {champion.tags['model']} | {decision} |")
-    shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
