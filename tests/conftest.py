@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stages.augment.augment import augment
+from stages.ingest.ingest import ingest
+
 ROOT = Path(__file__).parent.parent
 # params.yaml of a checkout whose stages are not ours.
 NO_ENTRIES = {section: {} for section in ("fetch", "ingest", "augment", "train", "register")}
@@ -49,6 +52,14 @@ def pictures(workspace):
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(folder / f"{number:02d}.png")
     return workspace / "data/raw/bars"
+
+
+@pytest.fixture
+def ready(pictures):
+    """The same up to augment; its data folder."""
+    ingest("bars", kind="images", size=(12, 12), mode="grey")
+    augment("bars", copies=1, seed=0, noise=5)
+    return pictures.parents[1]
 
 
 @pytest.fixture

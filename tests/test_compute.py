@@ -32,6 +32,15 @@ def test_this_machine_has_a_device():
     assert all(":" in device for device in compute.devices())
 
 
+def test_a_cpu_has_no_memory_of_its_own_and_a_gpu_says_its_most(monkeypatch):
+    import tensorflow as tf
+
+    assert compute.peak_memory() is None
+    monkeypatch.setattr(compute, "devices", lambda: ["gpu:0"])
+    monkeypatch.setattr(tf.config.experimental, "get_memory_info", lambda device: {"current": 1, "peak": 7})
+    assert compute.peak_memory() == 7
+
+
 def test_a_gpu_of_tensorflow_is_not_taken_whole(monkeypatch):
     import tensorflow as tf
 

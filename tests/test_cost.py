@@ -136,7 +136,8 @@ def test_in_bfloat16_a_step_keeps_half():
         half = counted(built("resnet", depth=18), batch=8).kept
         plain = counted(built("plain_cnn", input_shape=(32, 32, 1)), batch=8).kept
     assert plain / counted(built("plain_cnn", input_shape=(32, 32, 1)), batch=8).kept == pytest.approx(0.5, abs=0.05)
-    assert 0.5 < half / full < 1.1  # batch normalisation computes in float32
+    # Batch normalisation computes in float32: of what it is given 2 + 4 bytes are kept instead of 4, and 2 of 4 behind it.
+    assert half / full == pytest.approx(1, abs=0.05)
 
 
 def test_a_network_of_a_third_of_a_terabyte_is_counted_without_it():
@@ -146,14 +147,6 @@ def test_a_network_of_a_third_of_a_terabyte_is_counted_without_it():
     assert counted(model).largest > 0
     keras.utils.clear_session()
     assert psutil.Process().memory_info().rss - before < 200 * 2**20
-
-
-@pytest.fixture
-def ready(pictures):
-    """A data set up to augment; its folder."""
-    ingest("bars", kind="images", size=(12, 12), mode="grey")
-    augment("bars", copies=1, seed=0, noise=5)
-    return pictures.parents[1]
 
 
 @pytest.fixture

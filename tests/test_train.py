@@ -24,14 +24,6 @@ ENTRY = {"dataset": "bars", "architecture": "plain_cnn", "sizes": {"width": 0.1}
 
 
 @pytest.fixture
-def ready(pictures):
-    """A data set up to augment; its folder."""
-    ingest("bars", kind="images", size=(12, 12), mode="grey")
-    augment("bars", copies=1, seed=0, noise=5)
-    return pictures.parents[1]
-
-
-@pytest.fixture
 def numbers(tmp_path):
     """300 examples of 3 classes, in the shares 6:3:1."""
     labels = np.repeat([0, 1, 2], [180, 90, 30])
