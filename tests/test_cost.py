@@ -136,7 +136,7 @@ def test_in_bfloat16_a_step_keeps_half():
         half = counted(built("resnet", depth=18), batch=8).kept
         plain = counted(built("plain_cnn", input_shape=(32, 32, 1)), batch=8).kept
     assert plain / counted(built("plain_cnn", input_shape=(32, 32, 1)), batch=8).kept == pytest.approx(0.5, abs=0.05)
-    # Batch normalisation computes in float32: of what it is given 2 + 4 bytes are kept instead of 4, and 2 of 4 behind it.
+    # Batch normalisation computes in float32: of what it is given 2 + 4 bytes are kept instead of 4, behind it 2 of 4.
     assert half / full == pytest.approx(1, abs=0.05)
 
 
