@@ -46,7 +46,8 @@ from stages.shards import Shards, write_shards
 DEFAULTS = {
     "sizes": {}, "optimizer": "adam", "momentum": 0.9, "weight_decay": 0.0, "clip_norm": None, "ema": 0.0,
     "schedule": "constant", "warmup": 0.0, "milestones": [], "label_smoothing": 0.0, "class_weights": False,
-    "patience": None, "devices": 1, "word_vectors": None, "seed": 0,
+    "patience": None, "devices": 1, "word_vectors": None, "seed": 0, "deterministic": False, "steps_per_execution": 1,
+    "threads": None,
 }  # fmt: skip
 # Memory rises from each to the next, so that the peak of the process is that of the last one.
 SETTINGS = [(128, "bfloat16"), (128, "float32"), (512, "bfloat16"), (512, "float32")]
@@ -266,6 +267,7 @@ def speed(part: Part, scratch: Path, batch: int, precision: str, tiny: bool) -> 
     else:
         entry = DEFAULTS | {"architecture": part.model, "sizes": FULL[part.model]}
     entry |= {"learning_rate": RATE, "batch": batch, "precision": precision, "epochs": 1 if part.warm else 2}
+    entry |= {"jit_compile": compute.compilation()}
     takes = {"kind": "images", "array": "image", "classes": list(range(1000 if part.kind == "full" else 10))}
     with Utilisation() as busy:
         started = time.monotonic()
@@ -274,7 +276,7 @@ def speed(part: Part, scratch: Path, batch: int, precision: str, tiny: bool) -> 
     if part.warm:
         return {}
     return {
-        "precision": result.precision,
+        "precision": precision,
         "parameters": result.parameters,
         "images_per_second": result.examples_per_second,
         "step_ms": 1000 * batch / result.examples_per_second,
@@ -296,13 +298,13 @@ def recipe(scratch: Path, tiny: bool) -> dict[str, Any]:
         started = time.monotonic()
         result = loop.fit(
             splits["train"], splits["val"], takes, **RECIPE, epochs=epochs, title="resnet20",
-            log=lambda _, epoch: busy.measure(epoch < epochs),
+            jit_compile=compute.compilation(), log=lambda _, epoch: busy.measure(epoch < epochs),
         )  # fmt: skip
         seconds = time.monotonic() - started
     test = splits["test"][:]
     answers = result.model.predict(test["image"], batch_size=500, verbose=0).argmax(axis=1)
     return {
-        "precision": result.precision,
+        "precision": RECIPE["precision"],
         "parameters": result.parameters,
         "images_per_second": result.examples_per_second,
         "step_ms": 1000 * RECIPE["batch"] / result.examples_per_second,

@@ -24,9 +24,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from flows.plan import STEP
 from stages import compute
 from stages.train import cost, loop
+from stages.train.train import STEP
 
 SECONDS = 1.5  # of one measurement, in ROUNDS parts
 ROUNDS = 5

@@ -37,7 +37,7 @@ from stages.fetch.fetch import fetch
 from stages.ingest.ingest import ingest
 from stages.progress import track
 from stages.ranges import Choice, Interval
-from stages.train.train import READING, opened
+from stages.train.train import fitting, opened
 from stages.workers import cores
 
 EPOCHS, TRIALS, SEEDS = 9, 60, 100
@@ -97,7 +97,7 @@ def train_all() -> pd.DataFrame:
 
 def train_one(values: tuple[Any, ...]) -> dict[str, Any]:
     """Trains one combination, in a worker process."""
-    from stages.train import loop  # imports Keras, which plays have no use for
+    from stages.train import loop, policy  # import Keras, which plays have no use for
 
     rate, optimizer, batch, kernel, width = values
     entry = {
@@ -112,7 +112,8 @@ def train_one(values: tuple[Any, ...]) -> dict[str, Any]:
         scores[f"epoch{epoch}"] = row["val_accuracy"]
 
     began = time.monotonic()
-    settings = {key: value for key, value in arguments.items() if key not in READING}
+    settings = fitting(arguments)
+    settings |= policy.rule(settings)
     try:
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
             loop.fit(data, val, takes, title="one", log=log, **settings)

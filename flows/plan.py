@@ -14,12 +14,9 @@ from rich.table import Table
 
 from flows import board, devices, graph, journal
 from stages.shards import read_json
+from stages.train.train import RATES, STEP
 
 REASONS = 3  # named of each stage; the others are counted
-STEP = 3  # forward passes that a training step is worth: back takes twice as long as forth
-# Operations per second of a training where nothing like it ever ran: the middle of what the models of params.yaml reach
-# on 2 cores (benchmarks/RESULTS.md). There is none for other devices.
-RATES = {"cpu": 4e10}
 START = 10.0  # seconds of a training before its first step and after its last, mostly for imports
 
 

@@ -1,8 +1,8 @@
 """Run one stage: ``python -m stages train lenet5``.
 
-Beside them: ``check`` looks at all of params.yaml first, ``cost`` says what trainings would take; ``verify``, ``push``
-and ``pull`` are in ``verify.py``, ``trace``, ``rebuild``, ``rollback`` and ``clean`` in ``lineage.py``; ``trial`` is
-what ``flows/tune.py`` runs.
+Beside them: ``check`` looks at all of params.yaml first, ``cost`` says what trainings would take, ``measure`` how one
+computes fastest here; ``verify``, ``push`` and ``pull`` are in ``verify.py``, ``trace``, ``rebuild``, ``rollback`` and
+``clean`` in ``lineage.py``; ``trial`` is what ``flows/tune.py`` runs, ``pace`` what ``measure`` does.
 """
 
 import errno
@@ -47,15 +47,19 @@ def main(*words: str) -> int:
                 import_module("stages.lineage").rollback(dataset, number, " ".join(reason))
             case ["clean", "--keep", kept, *dry] if dry in ([], ["--dry-run"]):
                 import_module("stages.lineage").clean(_last(kept), dry_run=bool(dry))
-            case ["trial", name]:
-                trial(name)
+            case ["measure" | "trial" as command, name]:
+                training(command, name)
+            case ["pace", name, policy]:
+                policy = json.loads(policy)
+                training("pace", name, policy.pop("steps"), policy)
             case [stage, name]:
                 run(stage, name)
             case _:
                 raise ConfigurationError(
                     f"got {' '.join(words) or 'nothing'}. Usage: python -m stages STAGE NAME, or python -m stages "
-                    "check, cost MODEL ..., verify, push, pull, trace DATASET@champion, rebuild DATASET@VERSION, "
-                    "rollback DATASET --to VERSION --reason TEXT, clean --keep champion,last:3 [--dry-run]. Stages: "
+                    "check, cost MODEL ..., measure MODEL, verify, push, pull, trace DATASET@champion, "
+                    "rebuild DATASET@VERSION, rollback DATASET --to VERSION --reason TEXT, "
+                    "clean --keep champion,last:3 [--dry-run]. Stages: "
                     f"{', '.join(params.STAGES)}."
                 )
     except StageError as error:
@@ -93,12 +97,12 @@ def run(stage: str, name: str) -> None:
         note(entry)
 
 
-def trial(name: str) -> None:
-    """Trains a model as params.yaml says, for a search (``flows/tune.py``): says how it goes, and keeps nothing."""
+def training(command: str, name: str, *others: Any) -> None:
+    """Does something else than a stage with a training of params.yaml: a function of train.py, which keeps no model."""
     entry = params.read("train", name)
     import_module("stages.compute")  # as of ``run``
     _, arguments = prepare("train", name, entry)
-    import_module("stages.train.train").trial(name, **arguments)
+    getattr(import_module("stages.train.train"), command)(name, *others, **arguments)
 
 
 def _last(kept: str) -> int:

@@ -1,6 +1,8 @@
 """What depends on the backend and the device: memory, compilation, several devices."""
 
 import os
+import platform
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,14 +44,21 @@ with _silence(), _without("sklearn", "matplotlib"):
     import keras
 
 
-def prepare(count: int = 1) -> None:
-    """Lets TensorFlow take GPU memory as it needs it, so that trainings can share a device.
+def prepare(count: int = 1, threads: int | None = None, deterministic: bool = False) -> None:
+    """Sets the backend up; before anything ran on it.
+
+    TensorFlow takes GPU memory as it needs it, so that trainings can share a device. On a CPU equal steps give equal
+    numbers: TensorFlow would else add some gradients up in the order in which its threads happen to end (those of
+    word vectors), and to be told an order costs it nothing there (``benchmarks/policy.py``).
 
     Args:
         count: devices that one model will be trained on. Where there is no other device the CPU is divided into so
-            many, so that the same is computed; only before anything ran on it.
+            many, so that the same is computed.
+        threads: that one operation on the CPU is divided into; None: one for each core.
+        deterministic: equal steps give equal numbers on a GPU too; it is slower, and has not every operation.
     """
-    if keras.backend.backend() == "tensorflow":
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
         import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")
@@ -58,10 +67,20 @@ def prepare(count: int = 1) -> None:
         if count > 1 and not gpus:
             [cpu] = tf.config.list_physical_devices("CPU")
             tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
-    elif keras.backend.backend() == "jax" and count > 1:
+        if threads:
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+        if deterministic or not gpus:
+            tf.config.experimental.enable_op_determinism()
+    elif backend == "jax" and count > 1:
         import jax
 
         jax.config.update("jax_num_cpu_devices", count)  # of no effect on others
+    elif backend == "torch":
+        import torch
+
+        if threads:
+            torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
 
 
 @contextmanager
@@ -98,35 +117,87 @@ def distributed(count: int) -> Iterator[None]:
         keras.distribution.set_distribution(None)
 
 
-def precision(asked: str) -> str:
-    """Returns float32 or bfloat16: what ``asked`` says, or of ``auto`` what the device multiplies faster.
-
-    Convolutions in bfloat16 made wide networks 1.2 to 2.1 times as fast on a CPU that has instructions for it, and
-    where it has none they are emulated, many times slower.
-    """
-    if asked != "auto":
-        return asked
-    if all(device.startswith("cpu") for device in devices()):
-        flags = Path("/proc/cpuinfo")
-        known = flags.read_text() if flags.exists() else ""
-        return "bfloat16" if "avx512_bf16" in known or "amx_bf16" in known else "float32"
+def on_cpu() -> bool:
+    """Returns whether there is no other device; unlike ``devices`` it leaves the backend as it is."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        found = [tf.config.experimental.get_device_details(one) for one in tf.config.list_physical_devices("GPU")]
-        return "bfloat16" if all(one.get("compute_capability", (0,)) >= (8,) for one in found) else "float32"
+        return not tf.config.list_physical_devices("GPU")
+    return all(device.startswith("cpu") for device in devices())
+
+
+def hardware() -> str:
+    """Returns what computes, in the words of its maker: a GPU's name, or that of the processor and its cores."""
+    backend = keras.backend.backend()
+    if not on_cpu():
+        if backend == "tensorflow":
+            return ", ".join(details.get("device_name", "GPU") for details in _gpus())
+        if backend == "torch":
+            import torch
+
+            return ", ".join(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
+        import jax
+
+        return ", ".join(device.device_kind for device in jax.devices())
+    found = re.search(r"^model name\s*: (.+)$", _processor(), re.MULTILINE)
+    return f"{found[1] if found else platform.processor() or platform.machine()}, {cores()} cores"
+
+
+def cores() -> int:
+    """Returns how many of the processor this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def multiplies_bfloat16() -> bool:
+    """Returns whether the device has instructions for bfloat16; else it is emulated, many times slower."""
+    if on_cpu():
+        return re.search("avx512_bf16|amx_bf16", _processor()) is not None
+    if keras.backend.backend() == "tensorflow":
+        return all(details.get("compute_capability", (0,)) >= (8,) for details in _gpus())
     if keras.backend.backend() == "torch":
         import torch
 
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    return "bfloat16"  # JAX's devices beside the CPU are TPUs and newer GPUs
+        return torch.cuda.is_bf16_supported()
+    return True  # JAX's devices beside the CPU are TPUs and newer GPUs
+
+
+def multiplies_float16() -> bool:
+    """Returns whether the device has instructions for float16 that are faster than those for float32."""
+    if on_cpu():
+        return False
+    if keras.backend.backend() == "tensorflow":
+        return all(details.get("compute_capability", (0,)) >= (7,) for details in _gpus())  # since Volta
+    return keras.backend.backend() == "torch"
+
+
+def _processor() -> str:
+    """Returns what Linux says about the processor; elsewhere nothing."""
+    path = Path("/proc/cpuinfo")
+    return path.read_text() if path.exists() else ""
+
+
+def _gpus() -> list[dict[str, Any]]:
+    import tensorflow as tf
+
+    return [tf.config.experimental.get_device_details(one) for one in tf.config.list_physical_devices("GPU")]
+
+
+def precision(asked: str) -> str:
+    """Returns ``asked``, or for ``auto`` what the device multiplies fastest by its instructions.
+
+    Convolutions in bfloat16 made wide networks 1.2 to 2.1 times as fast on a CPU that has instructions for it.
+    """
+    if asked != "auto":
+        return asked
+    return "bfloat16" if multiplies_bfloat16() else "float16" if multiplies_float16() else "float32"
 
 
 @contextmanager
 def computing_in(chosen: str) -> Iterator[None]:
     """Has layers that are built in it compute in ``chosen``; their weights are float32 all the same.
 
-    Source: Micikevicius et al. 2017, "Mixed Precision Training", arXiv:1710.03740; bfloat16 needs no scaled loss.
+    Source: Micikevicius et al. 2017, "Mixed Precision Training", arXiv:1710.03740. For float16 the loss is scaled, by
+    Keras, when the model is compiled; bfloat16 does not need it.
     """
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32" if chosen == "float32" else f"mixed_{chosen}")
@@ -143,8 +214,7 @@ def compilation() -> bool:
     every size of batch; there Keras' own graph, or eager mode, is used.
     """
     backend = keras.backend.backend()
-    on_gpu = any(not device.startswith("cpu") for device in devices())
-    return backend == "jax" or (backend == "tensorflow" and on_gpu)
+    return backend == "jax" or (backend == "tensorflow" and not on_cpu())
 
 
 def devices() -> list[str]:
@@ -159,7 +229,7 @@ def devices() -> list[str]:
 
 def peak_memory() -> int | None:
     """Returns the most bytes of the first device that this process had in use at once; None on a CPU."""
-    if devices()[0].startswith("cpu"):
+    if on_cpu():
         return None
     if keras.backend.backend() == "torch":
         import torch

@@ -19,9 +19,11 @@ TRAINING = """
 import json, sys
 from pathlib import Path
 import numpy as np
+from stages import compute
 from stages.shards import Shards
 from stages.train import loop
 takes, entry = json.loads(sys.argv[1])
+entry["jit_compile"] = compute.compilation()
 result = loop.fit(Shards("a"), Shards("b"), takes, **entry, title="t", log=lambda *_: None)
 loop.save(result.model, Path("model.keras"))
 np.save("answers.npy", result.model.predict(np.load("examples.npy"), verbose=0))
@@ -33,6 +35,7 @@ ENTRY = {
     "epochs": 3, "batch": 32, "optimizer": "adam", "momentum": 0.9, "learning_rate": 0.01, "weight_decay": 1e-3,
     "schedule": "cosine", "warmup": 0, "milestones": [], "clip_norm": 1.0, "ema": 0.5, "word_vectors": None,
     "precision": "float32", "label_smoothing": 0.1, "class_weights": True, "patience": 3, "seed": 0, "devices": 1,
+    "deterministic": False, "steps_per_execution": 1, "threads": None,
 }  # fmt: skip
 
 

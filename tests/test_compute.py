@@ -11,19 +11,19 @@ from stages.errors import ConfigurationError
 
 
 @pytest.mark.parametrize(
-    ("backend", "device", "compiled"),
+    ("backend", "cpu", "compiled"),
     [
-        ("tensorflow", "cpu:0", False),
-        ("tensorflow", "gpu:0", True),
-        ("jax", "cpu:0", True),
-        ("jax", "gpu:0", True),
-        ("torch", "cpu:0", False),
-        ("torch", "gpu:0", False),
+        ("tensorflow", True, False),
+        ("tensorflow", False, True),
+        ("jax", True, True),
+        ("jax", False, True),
+        ("torch", True, False),
+        ("torch", False, False),
     ],
 )
-def test_only_jax_and_tensorflow_on_a_gpu_compile(monkeypatch, backend, device, compiled):
+def test_only_jax_and_tensorflow_on_a_gpu_compile(monkeypatch, backend, cpu, compiled):
     monkeypatch.setattr(keras.backend, "backend", lambda: backend)
-    monkeypatch.setattr(compute, "devices", lambda: [device])
+    monkeypatch.setattr(compute, "on_cpu", lambda: cpu)
     assert compute.compilation() is compiled
 
 
@@ -36,7 +36,7 @@ def test_a_cpu_has_no_memory_of_its_own_and_a_gpu_says_its_most(monkeypatch):
     import tensorflow as tf
 
     assert compute.peak_memory() is None
-    monkeypatch.setattr(compute, "devices", lambda: ["gpu:0"])
+    monkeypatch.setattr(compute, "on_cpu", lambda: False)
     monkeypatch.setattr(tf.config.experimental, "get_memory_info", lambda device: {"current": 1, "peak": 7})
     assert compute.peak_memory() == 7
 
@@ -79,6 +79,35 @@ def test_precision_is_what_the_processor_multiplies(monkeypatch):
         assert compute.precision("auto") == expected
     monkeypatch.setattr(compute.Path, "exists", lambda self: False)  # no Linux
     assert compute.precision("auto") == "float32"
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision"), [((6, 1), "float32"), ((7, 0), "float16"), ((7, 5), "float16"), ((9, 0), "bfloat16")]
+)
+def test_precision_is_what_the_gpu_multiplies(monkeypatch, capability, precision):
+    import tensorflow as tf
+
+    details = {"device_name": "A", "compute_capability": capability}
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [f"{kind}:0", f"{kind}:1"])
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda device: details)
+    assert compute.precision("auto") == precision
+    assert compute.hardware() == "A, A"
+
+
+def test_the_processor_is_named_with_its_cores(monkeypatch):
+    monkeypatch.setattr(compute.Path, "read_text", lambda self: "processor\t: 0\nmodel name\t: Good One 7\n")
+    monkeypatch.setattr(compute, "cores", lambda: 3)
+    assert compute.hardware() == "Good One 7, 3 cores"
+
+
+def test_on_a_cpu_equal_steps_give_equal_numbers_and_threads_are_as_many_as_asked():
+    script = (
+        "from stages import compute; compute.prepare(threads=1); import tensorflow as tf\n"
+        "from tensorflow.python.framework import config\n"
+        "print(config.is_op_determinism_enabled(), tf.config.threading.get_intra_op_parallelism_threads())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "1"]
 
 
 def test_keras_starts_quietly_and_without_what_is_not_used():

@@ -88,7 +88,8 @@ def test_a_model_on_two_devices_is_the_one_on_one(workspace):
         write_shards(workspace / name, [{"image": pictures, "label": labels}])
     entry = {"architecture": "lenet5", "sizes": {}, "epochs": 2, "batch": 64, "optimizer": "sgd", "momentum": 0.9}
     entry |= {"learning_rate": 0.02, "weight_decay": 0.0, "schedule": "cosine", "warmup": 0, "milestones": []}
-    entry |= {"clip_norm": None, "ema": 0.0, "word_vectors": None, "precision": "float32"}
+    entry |= {"clip_norm": None, "ema": 0.0, "word_vectors": None, "precision": "float32", "deterministic": False}
+    entry |= {"jit_compile": False, "steps_per_execution": 1, "threads": None}
     entry |= {"label_smoothing": 0.0, "class_weights": True, "patience": None, "seed": 0}  # LeNet-5 draws no numbers
     histories = []
     for devices in (1, 2):
@@ -167,8 +168,8 @@ def test_leaves_a_model_its_history_and_its_run(ready):
         "input.data/augment/bars/train/index.json", "input.data/ingest/bars/val/index.json",
         "input.stages/compute.py", "input.stages/shards.py", "input.stages/tokens.py", "input.stages/train/__init__.py",
         "input.stages/train/architectures/plain_cnn.py", "input.stages/train/batches.py",
-        "input.stages/train/cost.py", "input.stages/train/loop.py", "input.stages/train/progress.py",
-        "input.stages/train/train.py", "input.stages/train/vectors.py",
+        "input.stages/train/cost.py", "input.stages/train/loop.py", "input.stages/train/policy.py",
+        "input.stages/train/progress.py", "input.stages/train/train.py", "input.stages/train/vectors.py",
     }  # fmt: skip
     curve = tracking._connect().get_metric_history(facts["run_id"], "loss")
     np.testing.assert_allclose([point.value for point in curve], history["loss"])
@@ -282,9 +283,10 @@ def test_a_model_that_cannot_be_built_is_a_plain_message(ready, changes, message
 def test_progress_is_plain_lines_where_there_is_no_terminal(ready, capsys):
     train("small", **ENTRY)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("train@small")]
-    assert len(lines) == 3  # the first is what it will cost
+    assert len(lines) == 4  # the first two are what it will cost, and how it computes
+    assert lines[1].endswith("(rule)")
     for word in ("epoch 2/2", "loss", "accuracy", "val", "examples/s", "left"):
-        assert word in lines[2]
+        assert word in lines[3]
 
 
 def test_progress_foretells_the_time_of_a_long_training_once(capsys, monkeypatch):

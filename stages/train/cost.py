@@ -190,7 +190,8 @@ def check(data: Shards, takes: dict[str, Any], where: str, **settings: Any) -> C
         ConfigurationError: it needs more than there is, even if the estimate is a quarter too high; or ``estimate``'s.
         ServiceError: it needs more than others leave of it.
     """
-    compute.prepare(settings["devices"])  # the question for devices starts the backend, after which it is too late
+    # The question for devices starts the backend, after which it is too late.
+    compute.prepare(settings["devices"], settings["threads"], settings["deterministic"])
     cost = estimate(data, takes, **settings)
     needed, free, total, place = _room(cost)
     if needed <= free:

@@ -5,13 +5,14 @@ import json
 import math
 import platform
 import re
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import keras
@@ -38,7 +39,6 @@ class Result:
         parameters: trainable ones of ``model``.
         examples_per_second: in training, without validation.
         validation_examples_per_second: of the last validation.
-        precision: of what layers computed: float32 or bfloat16.
     """
 
     model: keras.Model
@@ -46,7 +46,6 @@ class Result:
     parameters: int
     examples_per_second: float
     validation_examples_per_second: float
-    precision: str
 
 
 class TokenCrossentropy(keras.losses.Loss):
@@ -128,6 +127,59 @@ class StopAtNaN(keras.callbacks.Callback):
         raise DivergedError(f"{what}. Try a smaller learning_rate or a longer warmup.")
 
 
+class Enough(Exception):  # noqa: N818 - it is no error
+    """Ends a training whose speed is known."""
+
+
+class Pace(keras.callbacks.Callback):
+    """Measures how long steps take, and ends the training after enough of them, by raising ``Enough``.
+
+    Args:
+        steps: to measure, after the first WARM_UP, which build the graph.
+
+    Attributes:
+        start: seconds until then.
+        step: seconds of one step after that; None while there were not so many.
+    """
+
+    WARM_UP = 6
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.start, self.step = 0.0, None
+        self._steps = steps
+        self._done = self._first = self._counted = 0
+        self._began = time.perf_counter()
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        self._first = self._done
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
+        self._done = self._first + batch + 1
+        if self.start and self._done < self._counted + self._steps:
+            return
+        float(logs["loss"])  # waits for the step
+        now = time.perf_counter()
+        if self.start:
+            self.step = (now - self._began) / (self._done - self._counted)
+            raise Enough
+        if self._done >= self.WARM_UP:
+            self.start, self._began, self._counted = now - self._began, now, self._done
+
+
+def pace(steps: int, **settings: Any) -> tuple[float, float]:
+    """Returns the seconds of a training before its steps have their speed, and of one step then.
+
+    Args:
+        steps: that are measured; of one epoch at most, as the time of validation would be in it.
+        settings: arguments of ``fit``.
+    """
+    meter = Pace(steps)
+    with suppress(Enough):
+        fit(**settings, log=lambda row, epoch: None, watch=[meter])
+    return meter.start, meter.step
+
+
 def fit(
     data: Shards,
     val: Shards,
@@ -150,13 +202,18 @@ def fit(
     class_weights: bool,
     patience: int | None,
     devices: int,
+    deterministic: bool,
     precision: str,
+    jit_compile: bool,
+    steps_per_execution: int,
+    threads: int | None,
     word_vectors: Path | None,
     seed: int,
     title: str,
     log: Callable[[dict[str, float], int], None],
+    watch: Sequence[keras.callbacks.Callback] = (),
 ) -> Result:
-    """Trains one model; see ``train`` for the arguments.
+    """Trains one model; see ``train`` for the arguments, of which none is ``auto`` here: see ``policy.py``.
 
     Args:
         data: training examples.
@@ -164,14 +221,14 @@ def fit(
         takes: what the model takes and what it means; see ``inputs``.
         title: what the progress display calls this training.
         log: is given each epoch's row of the history, and the speed, as (numbers, epoch).
+        watch: callbacks beside our own.
     """
-    compute.prepare(devices)
+    compute.prepare(devices, threads, deterministic)
     keras.utils.clear_session()  # layers without a name of their own are numbered from 0 in every training
     keras.utils.set_random_seed(seed)
     module = import_module(f"stages.train.architectures.{architecture}")
     loss_weights = getattr(module, "LOSS_WEIGHTS", {"output": 1.0})
     heads, translates = len(loss_weights) > 1, takes["kind"] == "translation"
-    precision = compute.precision(precision)
     with compute.distributed(devices), compute.computing_in(precision):
         model = build(architecture, data, takes, sizes)
         if word_vectors is not None:
@@ -194,7 +251,8 @@ def fit(
             loss=dict.fromkeys(loss_weights, loss) if heads else loss,
             loss_weights=loss_weights if heads else None,
             **{"weighted_metrics" if weighted else "metrics": {"output": [accuracy]} if heads else [accuracy]},
-            jit_compile=compute.compilation(),
+            jit_compile=jit_compile,
+            steps_per_execution=min(steps_per_execution, steps),
         )
         batches, checks = (
             _batches(split, takes, model, list(loss_weights), class_weights and order is not None, batch=batch,
@@ -205,7 +263,7 @@ def fit(
         progress = Progress(title, epochs, len(data), steps, log, model.optimizer)
         # The averaged weights are in the model first: what follows looks at them.
         callbacks = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)] if ema else []
-        callbacks += [EpochSeeds(batches, seed), StopAtNaN(), progress]
+        callbacks += [EpochSeeds(batches, seed), StopAtNaN(), progress, *watch]
         if patience is not None:
             monitor = "val_output_loss" if heads else "val_loss"
             callbacks.append(
@@ -228,7 +286,6 @@ def fit(
         parameters,
         progress.examples_per_second,
         len(val) / progress.validation_seconds,
-        precision,
     )
 
 
@@ -242,18 +299,18 @@ def build(
     """
     module = import_module(f"stages.train.architectures.{architecture}")
     auxiliary = {"heads": True} if heads and len(getattr(module, "LOSS_WEIGHTS", {})) > 1 else {}
-    given = _given(module, data, takes)
+    found = given(architecture, data, takes)
     try:
-        return module.build(**given, **auxiliary, **sizes)
+        return module.build(**found, **auxiliary, **sizes)
     except (ValueError, TypeError) as error:
-        known = ", ".join(f"{name} = {value}" for name, value in given.items())
+        known = ", ".join(f"{name} = {value}" for name, value in found.items())
         raise ConfigurationError(
             f"{architecture} cannot be built for {known} with the sizes {sizes}: {error}"
         ) from error
 
 
-def _given(module: ModuleType, data: Shards, takes: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of an architecture that follow from the data."""
+def given(architecture: str, data: Shards, takes: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of an architecture's ``build`` that follow from the data."""
     if takes["kind"] == "translation":
         found = {f"{side}_words": len(Vocabulary.from_json(takes[side])) for side in ("source", "target")}
         found |= {"length": takes["length"]}
@@ -263,7 +320,8 @@ def _given(module: ModuleType, data: Shards, takes: dict[str, Any]) -> dict[str,
             found |= {"words": len(Vocabulary.from_json(takes["text"])), "length": takes["length"]}
         else:
             found |= {"input_shape": data.shape(takes["array"])}
-    return {name: found[name] for name in inspect.signature(module.build).parameters if name in found}
+    build = import_module(f"stages.train.architectures.{architecture}").build
+    return {name: found[name] for name in inspect.signature(build).parameters if name in found}
 
 
 def _batches(
@@ -349,11 +407,15 @@ def save(model: keras.Model, path: Path) -> None:
 
 def environment() -> dict[str, Any]:
     """Returns what a training ran on: backend, devices, Python and library versions."""
-    backend = keras.backend.backend()
-    libraries = ("keras", backend, "numpy")
     return {
-        "backend": backend,
+        "backend": keras.backend.backend(),
         "devices": compute.devices(),
+        "hardware": compute.hardware(),
         "python": platform.python_version(),
-        "libraries": {library: version(library) for library in libraries},
+        "libraries": libraries(),
     }
+
+
+def libraries() -> dict[str, str]:
+    """Returns the versions of what computes."""
+    return {library: version(library) for library in ("keras", keras.backend.backend(), "numpy")}

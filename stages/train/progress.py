@@ -48,7 +48,7 @@ class Progress(keras.callbacks.Callback):
         )
         self._task = self._bar.add_task(title, total=epochs * steps, state="")
         self._busy, self._done = 0.0, 0  # seconds in training steps, and steps, without the first
-        self._epoch = 0
+        self._epoch = self._step = 0  # the step is the last one that ended in the epoch
         self._line_at = self._started = self._step_at = 0.0
         self._foretold = False
 
@@ -62,26 +62,27 @@ class Progress(keras.callbacks.Callback):
         self._started = self._line_at = time.monotonic()
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        self._epoch = epoch
+        self._epoch, self._step = epoch, 0
         self._step_at = time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
-        if batch + 1 == self._steps:
+        step = min(batch + 1, self._steps)  # of several per execution the last ones of an epoch may be fewer
+        if step == self._steps:
             float(logs["loss"])  # waits for the last step, for which else validation would wait, where nobody counts it
         now = time.monotonic()
-        if self._epoch or batch:
+        if self._epoch or self._step:
             self._busy += now - self._step_at
-            self._done += 1
-        self._step_at = now
+            self._done += step - self._step
+        self._step, self._step_at = step, now
         if self._busy > MEASURED and not self._foretold:
             self._foretell()
         if self._console.is_terminal:
             if now - self._line_at > LIVE_SECONDS:
                 self._line_at = now
-                done = self._epoch * self._steps + batch + 1
-                self._bar.update(self._task, completed=done, state=self._state(batch + 1, logs))
+                done = self._epoch * self._steps + step
+                self._bar.update(self._task, completed=done, state=self._state(step, logs))
         elif now - self._line_at > PLAIN_SECONDS:
-            self._say(self._state(batch + 1, logs))
+            self._say(self._state(step, logs))
 
     def on_test_begin(self, logs: dict | None = None) -> None:
         self.validation_seconds = -time.monotonic()

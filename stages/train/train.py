@@ -6,6 +6,7 @@ This file imports no Keras, so that the schema of ``train`` can be read without 
 import ast
 import inspect
 import json
+import math
 import shutil
 import time
 from contextlib import suppress
@@ -27,6 +28,11 @@ ARCHITECTURES = Path(__file__).parent / "architectures"
 ARRAYS = {"images": "image", "volumes": "volume"}  # kind -> array of the shards
 READING = ("tokens", "vocabulary", "min_count", "case", "length")  # arguments that say how texts are read
 ROW = "trial: "  # begins what a trial says of an epoch
+PACE = "pace: "  # begins what is said of the speed of a step
+STEP = 3  # forward passes that a training step is worth: back takes twice as long as forth
+# Operations per second of a training where nothing like it ever ran: the middle of what the models of params.yaml reach
+# on 2 cores (benchmarks/RESULTS.md). There is none for other devices.
+RATES = {"cpu": 4e10}
 LONGEST = 4096  # tokens that are read of a text where an entry does not say; bounds memory
 # Arguments of ``build`` that are no sizes: they follow from the data or from the training.
 FOLLOWS = ("input_shape", "classes", "heads", "words", "source_words", "target_words", "length")
@@ -53,7 +59,11 @@ def train(
     class_weights: bool = False,
     patience: Positive | None = None,
     devices: Positive = 1,
-    precision: Literal["float32", "bfloat16", "auto"] = "float32",
+    deterministic: bool = False,
+    precision: Literal["float32", "bfloat16", "float16", "auto"] = "float32",
+    jit_compile: bool | Literal["auto"] = "auto",
+    steps_per_execution: Positive | Literal["auto"] = "auto",
+    threads: Positive | Literal["auto"] = "auto",
     tokens: Unit = "words",
     vocabulary: Positive | None = None,
     min_count: Positive = 1,
@@ -66,8 +76,8 @@ def train(
 
     ``model.keras`` (no optimizer; loads without our code), ``input.json`` (what it takes: how a picture comes to its
     size, a text to tokens; what its answers mean), ``history.csv`` (per epoch), and ``run.json`` (the MLflow run, sizes
-    and seconds). Equal entries, data, code and machine give an equal model. What an entry does not say, its
-    architecture's ``PRESET`` does, then the defaults here.
+    and seconds). On a CPU equal entries, data, code, policy (``policy.py``) and machine give an equal model. What an
+    entry does not say, its architecture's ``PRESET`` does, then the defaults here.
 
     Args:
         model: name of the entry in params.yaml.
@@ -93,8 +103,13 @@ def train(
         patience: stop after so many epochs without a lower validation loss, and keep the best weights; by default
             train to the end and keep the last.
         devices: that the model is trained on, each with its share of every batch.
+        deterministic: equal trainings give equal models on a GPU too, where that is slower; on a CPU they do.
         precision: of what layers compute in training; weights, and the model that is stored, are float32. auto:
-            bfloat16 where the device has instructions for it.
+            bfloat16, or else float16, where the device has instructions for it and they are faster.
+        jit_compile: by XLA, or torch.compile. This and the next two, like an ``auto`` precision, follow from a rule or,
+            before a long training, from a measurement; see ``policy.py``.
+        steps_per_execution: that the device takes before Python looks again.
+        threads: of the CPU that one operation is divided into.
         tokens: what texts are divided into: words, characters or subwords; see ``tokens.py``.
         vocabulary: the most frequent words or characters that are known; by default all of the training split.
         min_count: how often a word or character has to occur there.
@@ -121,14 +136,16 @@ def train(
         read["word_vectors"] = sha256(word_vectors)
     # Here, since a trial and `check` have no use for MLflow's seconds of start-up, nor `check` for Keras'.
     from stages import compute, tracking
-    from stages.train import cost, loop
+    from stages.train import cost, loop, policy
 
     with tracking.run(f"train@{model}", dataset, arguments, read) as run_id:
         for context, split in (("training", data), ("validation", val)):
             tracking.log_data(context, dataset, split.folder, read[str(split.folder / INDEX)])
         started, title, settings = time.time(), f"train@{model}", fitting(arguments)
+        chosen, source = policy.choose(model, data, takes, settings)
+        settings |= chosen
         spent = cost.check(data, takes, title, **settings)
-        print(f"{title}  {spent}", flush=True)
+        print(f"{title}  {spent}\n{title}  computes in {policy.told(chosen)} ({source})", flush=True)
         with cost.guarded(spent, title):
             result = loop.fit(data, val, takes, title=title, log=tracking.log_metrics, **settings)
             seconds = time.time() - started
@@ -147,7 +164,8 @@ def train(
             "validation_examples_per_second": round(result.validation_examples_per_second),
             "memory": round(memory.peak() / 2**20),  # MiB
             **({"device_memory": round(most / 2**20)} if (most := compute.peak_memory()) else {}),  # MiB of a GPU
-            "precision": result.precision,
+            **chosen,
+            "policy": source,
             "seconds": round(seconds, 1),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             **loop.environment(),
@@ -169,10 +187,12 @@ def planned(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """
     data, _, takes = opened(model, arguments["dataset"], arguments, verify=False)
     from stages import compute  # here, for the reason in the first lines
-    from stages.train import cost
+    from stages.train import cost, policy
 
     compute.prepare()
-    found = cost.estimate(data, takes, **fitting(arguments))
+    settings = fitting(arguments)
+    settings |= policy.choose(model, data, takes, settings, worth=math.inf)[0]
+    found = cost.estimate(data, takes, **settings)
     others = {key: arguments[key] for key in ("architecture", "epochs")}
     return asdict(found) | others | {"memory": found.memory, "device": compute.devices()[0]}
 
@@ -184,17 +204,46 @@ def trial(model: str, *, dataset: str, **arguments: Any) -> None:
     ``kept`` the epoch whose weights ``train`` would keep.
     """
     data, val, takes = opened(model, dataset, arguments)
-    from stages.train import cost, loop  # as in train
+    from stages.train import cost, loop, policy  # as in train
 
     def say(row: dict[str, float], _epoch: int = 0) -> None:
         print(ROW + json.dumps(row), flush=True)
 
     settings, title = fitting(arguments), f"trial@{model}"
+    settings |= policy.choose(model, data, takes, settings, worth=math.inf)[0]
     with cost.guarded(cost.check(data, takes, title, **settings), title):
         result = loop.fit(data, val, takes, title=title, log=say, **settings)
     losses = result.history["val_loss"]
     kept = len(losses) if arguments["patience"] is None else int(losses.argmin()) + 1
     say({"kept": kept, "parameters": result.parameters})
+
+
+def measure(model: str, *, dataset: str, **arguments: Any) -> None:
+    """Measures how a training computes fastest, which every later one then does: see ``policy.py``."""
+    data, _, takes = opened(model, dataset, arguments)
+    from stages.train import policy  # as in train
+
+    chosen, source = policy.choose(model, data, takes, fitting(arguments), worth=0.0, anew=True)
+    print(f"train@{model}  will compute in {policy.told(chosen)} ({source})")
+
+
+def pace(model: str, steps: int, chosen: dict[str, Any], *, dataset: str, **arguments: Any) -> None:
+    """Says in a line of PACE and JSON how fast a training is with a policy: ``policy.Tried``'s start and step.
+
+    Args:
+        model: name of the entry in params.yaml.
+        steps: that are measured.
+        chosen: the policy.
+        dataset: as of ``train``.
+        arguments: likewise.
+    """
+    data, val, takes = opened(model, dataset, arguments)
+    from stages.train import cost, loop  # as in train
+
+    settings, title = fitting(arguments) | chosen, f"pace@{model}"
+    with cost.guarded(cost.check(data, takes, title, **settings), title):
+        start, step = loop.pace(steps, data=data, val=val, takes=takes, title=title, **settings)
+    print(PACE + json.dumps({"start": start, "step": step}), flush=True)
 
 
 def opened(

@@ -1,0 +1,202 @@
+"""How a training computes: precision, compilation, steps per execution and threads.
+
+What an entry leaves open follows from a rule; or from a measurement on the network, its data and the device, which is
+remembered. It is made where a training is long enough to be worth it, in processes of their own: what goes wrong there
+is not the training's, and each begins with an untouched backend.
+"""
+
+import hashlib
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import keras
+from filelock import FileLock
+
+from stages import compute
+from stages.shards import Shards, read_json
+from stages.train import cost, loop
+from stages.train.train import PACE, RATES, STEP
+
+CACHE = Path("data/train/.cache/policies.json")
+# Beside what an entry says of the policy, the data and the device: what the speed of a step follows from.
+DECIDES = ("architecture", "sizes", "batch", "optimizer", "ema", "clip_norm", "devices", "deterministic")
+GAIN = 1.08  # by which a change has to shorten the training; less may be luck
+STEPS = 16  # per execution, where there are several
+WORTH = 600.0  # expected seconds of a training from which it is measured
+SECONDS, FEWEST, MOST = 4.0, 16, 400  # steps that are measured: those of so many seconds, within these bounds
+GPU = 2e12  # operations per second of one, for that; a guess, at which only trainings that are really long are measured
+LONGEST = 120.0  # seconds that one measurement may take; what is not compiled by then is not chosen
+
+Policy = dict[str, Any]  # precision, jit_compile, steps_per_execution, threads (None: one per core); none is ``auto``
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What was measured of one policy.
+
+    Attributes:
+        policy: as of ``Policy``.
+        start: seconds before its steps have their speed: imports, building, compiling.
+        step: seconds of one step; None if there was none.
+        failed: why.
+    """
+
+    policy: Policy
+    start: float = 0.0
+    step: float | None = None
+    failed: str = ""
+
+    def seconds(self, steps: int) -> float:
+        """Returns the length of a training of so many steps."""
+        return math.inf if self.step is None else self.start + steps * self.step
+
+    def __str__(self) -> str:
+        said = f"{1000 * self.step:,.3g} ms a step after {self.start:.0f} s" if self.step else self.failed
+        return f"{told(self.policy)}: {said}"
+
+
+def told(policy: Policy) -> str:
+    """Returns a policy in words, e.g. ``float32, compiled, 16 steps per execution, 4 threads``."""
+    steps, threads = policy["steps_per_execution"], policy["threads"]
+    return ", ".join(
+        [
+            policy["precision"],
+            "compiled" if policy["jit_compile"] else "not compiled",
+            f"{steps} step{'s' * (steps > 1)} per execution",
+            f"{threads} thread{'s' * (threads > 1)}" if threads else "a thread per core",
+        ]
+    )
+
+
+def rule(asked: Mapping[str, Any]) -> Policy:
+    """Returns the policy where nothing was measured: for ``auto`` what was best for most networks."""
+    usual = {
+        "precision": compute.precision("auto"),
+        "jit_compile": compute.compilation(),
+        "steps_per_execution": 1,
+        "threads": None,
+    }
+    return {key: value if asked[key] == "auto" else asked[key] for key, value in usual.items()}
+
+
+def choose(
+    name: str, data: Shards, takes: dict[str, Any], settings: dict[str, Any], worth: float = WORTH, anew: bool = False
+) -> tuple[Policy, str]:
+    """Returns the policy of a training, and where it is from: ``entry``, ``rule`` or ``measured``.
+
+    What was measured once holds for all later trainings of an equal network, batch, data and device, however short.
+
+    Args:
+        name: of the model in params.yaml, for the processes that measure.
+        data: training examples.
+        takes: what the model takes.
+        settings: arguments of ``loop.fit``, of which those of the policy may be ``auto``.
+        worth: expected seconds of the training from which it is measured.
+        anew: even if it is remembered.
+    """
+    policy = rule(settings)
+    if "auto" not in [settings[part] for part in policy]:
+        return policy, "entry"
+    place, known = key(data, takes, settings), _remembered()
+    if place in known and not anew:
+        return known[place]["policy"], "measured"
+    each = math.ceil(len(data) / settings["batch"])
+    most = min(MOST, each - loop.Pace.WARM_UP - 1)  # within one epoch: after it would come a validation
+    steps, seconds = settings["epochs"] * each, expected(data, takes, settings | policy)
+    if seconds < worth or most < FEWEST:
+        return policy, "rule"
+    count = min(most, max(FEWEST, round(SECONDS * steps / seconds)))
+    CACHE.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(CACHE.with_suffix(".lock")):  # two that measure at once would measure each other
+        print(f"train@{name}  looks how it trains fastest here; {CACHE} will remember it", flush=True)
+        best, tried = search(policy, settings, steps, each, lambda one: _measured(name, one, count))
+        if best.step is None:
+            return policy, "rule"
+        _remember(place, {"model": name, "policy": best.policy, "tried": [asdict(one) for one in tried]})
+    return best.policy, "measured"
+
+
+def search(
+    first: Policy, asked: Mapping[str, Any], steps: int, each: int, measure: Callable[[Policy], Tried]
+) -> tuple[Tried, list[Tried]]:
+    """Returns the best policy that was found by changing one part after the other, and all that were tried.
+
+    Args:
+        first: where to begin.
+        asked: its parts that are ``auto`` here may change.
+        steps: of the whole training.
+        each: steps of an epoch.
+        measure: tries a policy.
+    """
+    best = measure(first)
+    tried = [best]
+    for part, values in _alternatives(first, asked, each):
+        for value in values:
+            one = measure(best.policy | {part: value})
+            tried.append(one)
+            if one.seconds(steps) * GAIN > best.seconds(steps):
+                break
+            best = one
+    return best, tried
+
+
+def _alternatives(first: Policy, asked: Mapping[str, Any], each: int) -> Iterator[tuple[str, list[Any]]]:
+    """Yields the parts of a policy that may change, with what to try, of which each has to better the one before."""
+    if asked["precision"] == "auto" and first["precision"] != "float32":
+        yield "precision", ["float32"]  # what has no instructions is emulated, and not worth a try
+    if asked["jit_compile"] == "auto" and keras.backend.backend() != "jax":  # which takes minutes for it without
+        yield "jit_compile", [not first["jit_compile"]]
+    if asked["threads"] == "auto" and compute.on_cpu() and keras.backend.backend() != "jax":
+        cores = compute.cores()
+        yield "threads", [cores // 2**power for power in range(1, cores.bit_length())]
+    if asked["steps_per_execution"] == "auto" and each >= 4 * STEPS:
+        yield "steps_per_execution", [STEPS]
+
+
+def expected(data: Shards, takes: dict[str, Any], settings: dict[str, Any]) -> float:
+    """Returns the seconds that a training may take, counted from its operations."""
+    found = cost.estimate(data, takes, **settings)
+    rate = RATES["cpu"] if compute.on_cpu() else GPU
+    return STEP * found.flops * found.examples * settings["epochs"] / rate
+
+
+def key(data: Shards, takes: dict[str, Any], settings: Mapping[str, Any]) -> str:
+    """Returns what tells apart trainings whose best policies may differ."""
+    decides = {part: settings[part] for part in (*DECIDES, *rule(settings))}
+    decides["given"] = loop.given(settings["architecture"], data, takes)
+    decides["on"] = (compute.hardware(), loop.libraries())
+    return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _measured(name: str, policy: Policy, steps: int) -> Tried:
+    """Measures a policy in a process of its own, and says what it found."""
+    command = [sys.executable, "-m", "stages", "pace", name, json.dumps({"steps": steps, **policy})]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST, check=False)
+        lines = [line.removeprefix(PACE) for line in done.stdout.splitlines() if line.startswith(PACE)]
+        if lines:
+            one = Tried(policy, **json.loads(lines[-1]))
+        else:
+            one = Tried(policy, failed=(done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1])
+    except subprocess.TimeoutExpired:
+        one = Tried(policy, failed=f"had no {steps} steps after {LONGEST:.0f} s")
+    print(f"train@{name}  {one}", flush=True)
+    return one
+
+
+def _remembered() -> dict[str, Any]:
+    return read_json(CACHE) if CACHE.exists() else {}
+
+
+def _remember(place: str, entry: dict[str, Any]) -> None:
+    known = _remembered() | {place: entry | {"measured": datetime.now(UTC).isoformat(timespec="seconds")}}
+    partial = CACHE.with_suffix(".partial")
+    partial.write_text(json.dumps(known, indent=1), encoding="utf-8")
+    partial.replace(CACHE)
