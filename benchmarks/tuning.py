@@ -8,6 +8,7 @@ the table is the nearest of them; as there, what was tried before costs nothing,
 Prints a table for RESULTS.md; TABLE.csv is read if it exists, else written.
 """
 
+import math
 import os
 import sys
 import tempfile
@@ -113,7 +114,7 @@ def train_one(values: tuple[Any, ...]) -> dict[str, Any]:
 
     began = time.monotonic()
     settings = fitting(arguments)
-    settings |= policy.rule(settings)
+    settings |= policy.choose("one", data, takes, settings, worth=math.inf)[0]
     try:
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
             loop.fit(data, val, takes, title="one", log=log, **settings)

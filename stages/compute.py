@@ -48,8 +48,8 @@ def prepare(count: int = 1, threads: int | None = None, deterministic: bool = Fa
     """Sets the backend up; before anything ran on it.
 
     TensorFlow takes GPU memory as it needs it, so that trainings can share a device. On a CPU equal steps give equal
-    numbers: TensorFlow would else add some gradients up in the order in which its threads happen to end (those of
-    word vectors), and to be told an order costs it nothing there (``benchmarks/policy.py``).
+    numbers: TensorFlow would else add some gradients up, those of word vectors, in the order in which its threads
+    happen to end (what it costs: ``benchmarks/steps.py``).
 
     Args:
         count: devices that one model will be trained on. Where there is no other device the CPU is divided into so

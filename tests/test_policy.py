@@ -20,6 +20,7 @@ from stages.train.train import fitting, opened, train
 
 FIRST = {"precision": "float32", "jit_compile": False, "steps_per_execution": 1, "threads": None}
 OPEN = dict.fromkeys(FIRST, "auto")
+RULE = FIRST | {"steps_per_execution": policy.STEPS}  # of ENTRY, whose steps are short
 ENTRY = {"dataset": "bars", "architecture": "plain_cnn", "sizes": {"width": 0.1}, "epochs": 2, "learning_rate": 0.01}
 
 
@@ -99,9 +100,20 @@ def settings(ready, monkeypatch, **entry):
     return data, takes, fitting(arguments)
 
 
+@pytest.mark.parametrize(
+    ("backend", "step", "steps"),
+    [("tensorflow", 1e-3, 16), ("tensorflow", 0.05, 5), ("tensorflow", 3.0, 1), ("jax", 1e-3, 1), ("torch", 1e-3, 1)],
+)
+def test_python_looks_at_least_four_times_a_second(monkeypatch, backend, step, steps):
+    monkeypatch.setattr(keras.backend, "backend", lambda: backend)
+    monkeypatch.setattr(compute, "compilation", lambda: False)
+    monkeypatch.setattr(compute, "precision", lambda asked: "float32")
+    assert policy.rule(OPEN | {"precision": "float32"}, step) == FIRST | {"steps_per_execution": steps}
+
+
 def test_a_short_training_follows_the_rule_and_a_settled_entry_itself(ready, monkeypatch):
     data, takes, asked = settings(ready, monkeypatch)
-    assert policy.choose("one", data, takes, asked) == (FIRST, "rule")
+    assert policy.choose("one", data, takes, asked) == (RULE, "rule")
     settled = {"precision": "bfloat16", "jit_compile": True, "steps_per_execution": 4, "threads": 3}
     assert policy.choose("one", data, takes, asked | settled) == (settled, "entry")
 
@@ -112,10 +124,10 @@ def test_a_long_training_is_measured_once_for_its_network_data_and_device(ready,
 
     def measured(name, one, steps):
         calls.append((name, steps))
-        return policy.Tried(one, 1.0, 0.1 if one["steps_per_execution"] == 1 else 0.01)
+        return policy.Tried(one, 1.0, 0.01 if one["steps_per_execution"] == 1 else 0.1)
 
     monkeypatch.setattr(policy, "_measured", measured)
-    chosen = FIRST | {"steps_per_execution": policy.STEPS}
+    chosen = FIRST
     assert policy.choose("one", data, takes, asked) == (chosen, "measured")
     counted, rows = len(calls), len(data)
     assert {name for name, _ in calls} == {"one"}
@@ -132,7 +144,7 @@ def test_a_long_training_is_measured_once_for_its_network_data_and_device(ready,
 def test_where_nothing_can_be_measured_the_rule_holds_and_nothing_is_remembered(ready, monkeypatch):
     data, takes, asked = settings(ready, monkeypatch, batch=1)
     monkeypatch.setattr(policy, "_measured", lambda name, one, steps: policy.Tried(one, failed="killed"))
-    assert policy.choose("one", data, takes, asked, worth=0.0) == (FIRST, "rule")
+    assert policy.choose("one", data, takes, asked, worth=0.0) == (RULE, "rule")
     assert not policy.CACHE.exists()
 
 
@@ -146,12 +158,12 @@ def test_the_command_measures_in_processes_of_its_own_and_training_then_does_as_
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.split(": ")[0].split("  ")[1] for line in lines[1:3]] == [
-        "float32, not compiled, 1 step per execution, 1 thread",
         "float32, not compiled, 16 steps per execution, 1 thread",
+        "float32, not compiled, 1 step per execution, 1 thread",
     ]
     assert all("ms a step after" in line for line in lines[1:3])
     [kept] = json.loads(policy.CACHE.read_text()).values()
-    assert [one["policy"]["steps_per_execution"] for one in kept["tried"]] == [1, 16]
+    assert [one["policy"]["steps_per_execution"] for one in kept["tried"]] == [16, 1]
     assert kept["policy"]["threads"] == 1
 
 

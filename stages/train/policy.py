@@ -28,13 +28,14 @@ CACHE = Path("data/train/.cache/policies.json")
 # Beside what an entry says of the policy, the data and the device: what the speed of a step follows from.
 DECIDES = ("architecture", "sizes", "batch", "optimizer", "ema", "clip_norm", "devices", "deterministic")
 GAIN = 1.08  # by which a change has to shorten the training; less may be luck
-STEPS = 16  # per execution, where there are several
+STEPS, LOOK = 16, 0.25  # per execution, where there are several; and seconds after which to look again
 WORTH = 600.0  # expected seconds of a training from which it is measured
 SECONDS, FEWEST, MOST = 4.0, 16, 400  # steps that are measured: those of so many seconds, within these bounds
 GPU = 2e12  # operations per second of one, for that; a guess, at which only trainings that are really long are measured
 LONGEST = 120.0  # seconds that one measurement may take; what is not compiled by then is not chosen
 
-Policy = dict[str, Any]  # precision, jit_compile, steps_per_execution, threads (None: one per core); none is ``auto``
+PARTS = ("precision", "jit_compile", "steps_per_execution", "threads")
+Policy = dict[str, Any]  # a value for each of PARTS, none of them ``auto``; no threads are one per core
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,21 @@ def told(policy: Policy) -> str:
     )
 
 
-def rule(asked: Mapping[str, Any]) -> Policy:
-    """Returns the policy where nothing was measured: for ``auto`` what was best for most networks."""
+def rule(asked: Mapping[str, Any], step: float) -> Policy:
+    """Returns the policy where nothing was measured: for ``auto`` what was best for most networks.
+
+    Several steps per execution spare Python's part of each, a tenth of a step of ten milliseconds; so many that one
+    still sees what happens. With JAX they are compiled one behind the other, which takes longer than they do.
+
+    Args:
+        asked: the values of an entry.
+        step: expected seconds of one.
+    """
+    several = keras.backend.backend() == "tensorflow"
     usual = {
         "precision": compute.precision("auto"),
         "jit_compile": compute.compilation(),
-        "steps_per_execution": 1,
+        "steps_per_execution": max(1, min(STEPS, int(LOOK / step))) if several else 1,
         "threads": None,
     }
     return {key: value if asked[key] == "auto" else asked[key] for key, value in usual.items()}
@@ -101,18 +111,18 @@ def choose(
         worth: expected seconds of the training from which it is measured.
         anew: even if it is remembered.
     """
-    policy = rule(settings)
-    if "auto" not in [settings[part] for part in policy]:
-        return policy, "entry"
+    if "auto" not in [settings[part] for part in PARTS]:
+        return {part: settings[part] for part in PARTS}, "entry"
     place, known = key(data, takes, settings), _remembered()
     if place in known and not anew:
         return known[place]["policy"], "measured"
     each = math.ceil(len(data) / settings["batch"])
     most = min(MOST, each - loop.Pace.WARM_UP - 1)  # within one epoch: after it would come a validation
-    steps, seconds = settings["epochs"] * each, expected(data, takes, settings | policy)
-    if seconds < worth or most < FEWEST:
+    step = expected(data, takes, settings) / each
+    policy, steps = rule(settings, step), settings["epochs"] * each
+    if steps * step < worth or most < FEWEST:
         return policy, "rule"
-    count = min(most, max(FEWEST, round(SECONDS * steps / seconds)))
+    count = min(most, max(FEWEST, round(SECONDS / step)))
     CACHE.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(CACHE.with_suffix(".lock")):  # two that measure at once would measure each other
         print(f"train@{name}  looks how it trains fastest here; {CACHE} will remember it", flush=True)
@@ -157,19 +167,18 @@ def _alternatives(first: Policy, asked: Mapping[str, Any], each: int) -> Iterato
         cores = compute.cores()
         yield "threads", [cores // 2**power for power in range(1, cores.bit_length())]
     if asked["steps_per_execution"] == "auto" and each >= 4 * STEPS:
-        yield "steps_per_execution", [STEPS]
+        yield "steps_per_execution", [1 if first["steps_per_execution"] > 1 else STEPS]
 
 
 def expected(data: Shards, takes: dict[str, Any], settings: dict[str, Any]) -> float:
-    """Returns the seconds that a training may take, counted from its operations."""
+    """Returns the seconds that an epoch may take, counted from its operations."""
     found = cost.estimate(data, takes, **settings)
-    rate = RATES["cpu"] if compute.on_cpu() else GPU
-    return STEP * found.flops * found.examples * settings["epochs"] / rate
+    return STEP * found.flops * found.examples / (RATES["cpu"] if compute.on_cpu() else GPU)
 
 
 def key(data: Shards, takes: dict[str, Any], settings: Mapping[str, Any]) -> str:
     """Returns what tells apart trainings whose best policies may differ."""
-    decides = {part: settings[part] for part in (*DECIDES, *rule(settings))}
+    decides = {part: settings[part] for part in (*DECIDES, *PARTS)}
     decides["given"] = loop.given(settings["architecture"], data, takes)
     decides["on"] = (compute.hardware(), loop.libraries())
     return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()
