@@ -318,6 +318,14 @@ def test_lenet5_with_the_papers_average_pooling_or_another_kernel(pooling, kerne
     assert type(model.get_layer("s2")).__name__ == f"{pooling.title()}Pooling2D"
 
 
+def test_lenet5_with_strides_as_its_predecessor_has_the_same_parameters_and_no_pooling():
+    model = build("lenet5", pooling="stride", activation="relu")
+    assert [model.get_layer(name).output.shape[1] for name in ("c1", "c3")] == [14, 5]
+    assert model.count_params() == 61_706
+    assert not [layer.name for layer in model.layers if "Pooling" in type(layer).__name__]
+    assert {model.get_layer(name).activation.__name__ for name in ("c1", "c3", "c5", "f6")} == {"relu"}
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
@@ -333,7 +341,7 @@ def test_lenet5_with_the_papers_average_pooling_or_another_kernel(pooling, kerne
         ("resnet", {"stem": "tiny"}, "imagenet, small, cifar; got 'tiny'"),
         ("googlenet", {"stem": "tiny"}, "imagenet, small; got 'tiny'"),
         ("alexnet", {"stem": "tiny"}, "imagenet, small; got 'tiny'"),
-        ("lenet5", {"pooling": "min"}, "max or average; got 'min'"),
+        ("lenet5", {"pooling": "min"}, "max, average, stride; got 'min'"),
         ("lenet5", {"pooling": "average", "antialias": True}, "max; got 'average'"),
     ],
 )

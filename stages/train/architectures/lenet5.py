@@ -3,7 +3,8 @@
 Source: LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition", figure 2 and section II.B.
 Variant: C3 sees all maps of S2 (the paper's table I connects some), S2 and S4 are max pooling or plain averages (the
 paper: trainable ones), the output is a softmax (the paper: radial basis functions). 61,706 parameters at the paper's
-size.
+size. With strides instead of pooling as its predecessor: LeCun et al. 1989, "Backpropagation Applied to Handwritten
+Zip Code Recognition", figure 3; the convolutions then cost a quarter.
 Pixels are scaled as in section III.A: background -0.1, full ink 1.175.
 """
 
@@ -20,6 +21,8 @@ def pool(x, antialias: bool, name: str, pooling: str = "max"):
     two neighbours - in both directions. The edge is repeated once on all sides, so that the filter lies symmetrically
     about the places that the plain pooling keeps, and the size is the same.
     """
+    if pooling == "stride":
+        return x
     if pooling == "average":
         return layers.AveragePooling2D(2, name=name)(x)
     if not antialias:
@@ -37,6 +40,7 @@ def build(
     units: tuple[int, int] = (120, 84),
     kernel: int = 5,
     pooling: str = "max",
+    activation: str = "tanh",
     antialias: bool = False,
     width: float = 1.0,
 ) -> keras.Model:
@@ -48,23 +52,26 @@ def build(
         maps: feature maps of C1 and C3.
         units: units of C5 and F6.
         kernel: height and width of the kernels of C1 and C3.
-        pooling: max, or average as in the paper (there with a trainable factor and bias).
+        pooling: max; average as in the paper (there with a trainable factor and bias); or stride: C1 and C3 are
+            computed at every second place.
+        activation: of all layers but the last; any of Keras, the paper's is tanh.
         antialias: blur before each max pooling takes every second place (Zhang 2019); same sizes, same parameters.
         width: factor of all maps and units.
 
     Raises:
-        ValueError: another ``pooling``; or an average beside ``antialias``, which is for max pooling.
+        ValueError: another ``pooling``; or one beside ``antialias``, which is for max pooling.
     """
-    allowed = ("max",) if antialias else ("max", "average")
+    allowed = ("max",) if antialias else ("max", "average", "stride")
     if pooling not in allowed:
-        raise ValueError(f"pooling can be {' or '.join(allowed)}; got {pooling!r}.")
+        raise ValueError(f"pooling can be {', '.join(allowed)}; got {pooling!r}.")
     c1, c3, c5, f6 = (round(width * number) for number in (*maps, *units))
     image = keras.Input(input_shape, name="image")  # (32, 32, 1)
     x = layers.Rescaling(1.275 / 255, offset=-0.1)(image)
-    x = layers.Conv2D(c1, kernel, activation="tanh", name="c1")(x)  # (28, 28, 6)
+    step = 2 if pooling == "stride" else 1
+    x = layers.Conv2D(c1, kernel, step, activation=activation, name="c1")(x)  # (28, 28, 6)
     x = pool(x, antialias, "s2", pooling)  # (14, 14, 6)
-    x = layers.Conv2D(c3, kernel, activation="tanh", name="c3")(x)  # (10, 10, 16)
+    x = layers.Conv2D(c3, kernel, step, activation=activation, name="c3")(x)  # (10, 10, 16)
     x = pool(x, antialias, "s4", pooling)  # (5, 5, 16)
-    x = layers.Dense(c5, activation="tanh", name="c5")(layers.Flatten()(x))
-    x = layers.Dense(f6, activation="tanh", name="f6")(x)
+    x = layers.Dense(c5, activation=activation, name="c5")(layers.Flatten()(x))
+    x = layers.Dense(f6, activation=activation, name="f6")(x)
     return keras.Model(image, layers.Dense(classes, "softmax", dtype="float32", name="output")(x), name="lenet5")
