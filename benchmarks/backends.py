@@ -46,8 +46,8 @@ from stages.shards import Shards, write_shards
 DEFAULTS = {
     "sizes": {}, "optimizer": "adam", "momentum": 0.9, "weight_decay": 0.0, "clip_norm": None, "ema": 0.0,
     "schedule": "constant", "warmup": 0.0, "milestones": [], "label_smoothing": 0.0, "class_weights": False,
-    "patience": None, "devices": 1, "word_vectors": None, "seed": 0, "deterministic": False, "steps_per_execution": 1,
-    "threads": None,
+    "patience": None, "devices": 1, "word_vectors": None, "seed": 0, "deterministic": False,
+    "augmentation": {}, "steps_per_execution": 1, "threads": None,
 }  # fmt: skip
 # Memory rises from each to the next, so that the peak of the process is that of the last one.
 SETTINGS = [(128, "bfloat16"), (128, "float32"), (512, "bfloat16"), (512, "float32")]

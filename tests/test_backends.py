@@ -35,7 +35,7 @@ ENTRY = {
     "epochs": 3, "batch": 32, "optimizer": "adam", "momentum": 0.9, "learning_rate": 0.01, "weight_decay": 1e-3,
     "schedule": "cosine", "warmup": 0, "milestones": [], "clip_norm": 1.0, "ema": 0.5, "word_vectors": None,
     "precision": "float32", "label_smoothing": 0.1, "class_weights": True, "patience": 3, "seed": 0, "devices": 1,
-    "deterministic": False, "steps_per_execution": 1, "threads": None,
+    "deterministic": False, "augmentation": {}, "steps_per_execution": 1, "threads": None,
 }  # fmt: skip
 
 

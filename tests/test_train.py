@@ -89,7 +89,7 @@ def test_a_model_on_two_devices_is_the_one_on_one(workspace):
     entry = {"architecture": "lenet5", "sizes": {}, "epochs": 2, "batch": 64, "optimizer": "sgd", "momentum": 0.9}
     entry |= {"learning_rate": 0.02, "weight_decay": 0.0, "schedule": "cosine", "warmup": 0, "milestones": []}
     entry |= {"clip_norm": None, "ema": 0.0, "word_vectors": None, "precision": "float32", "deterministic": False}
-    entry |= {"jit_compile": False, "steps_per_execution": 1, "threads": None}
+    entry |= {"jit_compile": False, "steps_per_execution": 1, "threads": None, "augmentation": {}}
     entry |= {"label_smoothing": 0.0, "class_weights": True, "patience": None, "seed": 0}  # LeNet-5 draws no numbers
     histories = []
     for devices in (1, 2):
@@ -167,9 +167,10 @@ def test_leaves_a_model_its_history_and_its_run(ready):
     assert {tag for tag in run.data.tags if tag.startswith("input.")} == {
         "input.data/augment/bars/train/index.json", "input.data/ingest/bars/val/index.json",
         "input.stages/compute.py", "input.stages/shards.py", "input.stages/tokens.py", "input.stages/train/__init__.py",
-        "input.stages/train/architectures/plain_cnn.py", "input.stages/train/batches.py",
-        "input.stages/train/cost.py", "input.stages/train/loop.py", "input.stages/train/policy.py",
-        "input.stages/train/progress.py", "input.stages/train/train.py", "input.stages/train/vectors.py",
+        "input.stages/train/architectures/plain_cnn.py", "input.stages/train/augmentation.py",
+        "input.stages/train/batches.py", "input.stages/train/cost.py", "input.stages/train/loop.py",
+        "input.stages/train/policy.py", "input.stages/train/progress.py", "input.stages/train/train.py",
+        "input.stages/train/vectors.py",
     }  # fmt: skip
     curve = tracking._connect().get_metric_history(facts["run_id"], "loss")
     np.testing.assert_allclose([point.value for point in curve], history["loss"])

@@ -25,6 +25,7 @@ from stages.errors import ConfigurationError, DivergedError
 from stages.shards import Shards
 from stages.tokens import Vocabulary
 from stages.train import vectors
+from stages.train.augmentation import before
 from stages.train.batches import Batches, Labelled, Pairs, encoded
 from stages.train.progress import Progress
 
@@ -201,6 +202,7 @@ def fit(
     label_smoothing: float,
     class_weights: bool,
     patience: int | None,
+    augmentation: dict[str, Any],
     devices: int,
     deterministic: bool,
     precision: str,
@@ -236,6 +238,8 @@ def fit(
                 raise ConfigurationError(f"{architecture} has no word vectors; without word_vectors it can be trained.")
             vectors.load(word_vectors, model.get_layer("embedding"), Vocabulary.from_json(takes["text"]))
         served = keras.Model(model.input, model.output["output"] if heads else model.output, name=model.name)
+        if augmentation:
+            model = before(model, augmentation)
 
         steps = math.ceil(len(data) / batch)
         rate = learning_rates(schedule, learning_rate, epochs * steps, round(warmup * steps), milestones)

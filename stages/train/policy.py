@@ -26,7 +26,17 @@ from stages.train.train import PACE, RATES, STEP
 
 CACHE = Path("data/train/.cache/policies.json")
 # Beside what an entry says of the policy, the data and the device: what the speed of a step follows from.
-DECIDES = ("architecture", "sizes", "batch", "optimizer", "ema", "clip_norm", "devices", "deterministic")
+DECIDES = (
+    "architecture",
+    "sizes",
+    "batch",
+    "optimizer",
+    "ema",
+    "clip_norm",
+    "augmentation",
+    "devices",
+    "deterministic",
+)
 GAIN = 1.08  # by which a change has to shorten the training; less may be luck
 STEPS, LOOK = 16, 0.25  # per execution, where there are several; and seconds after which to look again
 WORTH = 600.0  # expected seconds of a training from which it is measured

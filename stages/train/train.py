@@ -58,6 +58,7 @@ def train(
     label_smoothing: Share = 0.0,
     class_weights: bool = False,
     patience: Positive | None = None,
+    augmentation: dict[Literal["shift", "rotate", "scale", "flip", "noise"], Amount] = {},  # noqa: B006
     devices: Positive = 1,
     deterministic: bool = False,
     precision: Literal["float32", "bfloat16", "float16", "auto"] = "float32",
@@ -102,6 +103,8 @@ def train(
         class_weights: weigh every class equally, however many examples it has.
         patience: stop after so many epochs without a lower validation loss, and keep the best weights; by default
             train to the end and keep the last.
+        augmentation: of pictures, anew in every epoch, beside the copies of ``augment``: ``shift`` in pixels,
+            ``rotate`` in degrees, ``scale`` as a share, ``flip``, the share that is mirrored, ``noise`` in grey levels.
         devices: that the model is trained on, each with its share of every batch.
         deterministic: equal trainings give equal models on a GPU too, where that is slower; on a CPU they do.
         precision: of what layers compute in training; weights, and the model that is stored, are float32. auto:
@@ -336,6 +339,8 @@ def check_keys(where: str, kind: str, arguments: dict[str, Any]) -> None:
         idle |= dict.fromkeys(READING, f"{kind} are not divided into tokens")
     elif tokens == "subwords":
         idle |= dict.fromkeys(("vocabulary", "min_count", "case"), "augment learns the subwords, and they have case")
+    if kind != "images":
+        idle["augmentation"] = "it is of pictures"
     if (kind, tokens) != ("text", "words"):
         idle["word_vectors"] = "they are for texts, divided into words"
     if kind == "translation":
