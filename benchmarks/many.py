@@ -1,0 +1,114 @@
+"""Whether cost grows with the examples alone: ``python benchmarks/many.py [--sizes 10000 100000 1000000]``.
+
+Pictures of 32x32 are generated - a bright bar at one of ten angles before a grey pattern -, written as IDX files, and
+go through ingest, augment (one changed copy each), train (LeNet-5, one epoch) and evaluate, each a process of its own,
+in a clone of HEAD. Seconds and peak memory are the journal's. A twentieth is validation, a tenth test. Prints Markdown
+for RESULTS.md and draws benchmarks/many.png. 20 minutes on 2 cores for a million, and 8 GB of disk.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from ruamel.yaml import YAML
+
+mpl.use("agg")
+from matplotlib import pyplot as plt
+
+STAGES = ("ingest", "augment", "train", "evaluate")
+BLOCK = 10_000
+PICTURE = Path(__file__).with_name("many.png")
+
+
+def main() -> None:
+    """Runs all stages on every size; prints the table and draws it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--draw", type=Path, default=PICTURE, help="where the plot goes")
+    arguments = parser.parse_args()
+    found = {}
+    for size in arguments.sizes:
+        with tempfile.TemporaryDirectory() as scratch:
+            found[size] = measure(Path(scratch, "convoy"), size)
+        print(f"{size:,}: {found[size]}", flush=True)
+    print(f"\n| stage | {' | '.join(f'{size:,}: s | us an example | MiB' for size in found)} |")
+    print(f"|---|{'---|' * 3 * len(found)}")
+    for stage in STAGES:
+        cells = (
+            f"{one[stage]['seconds']:.1f} | {1e6 * one[stage]['seconds'] / size:,.0f} | {one[stage]['memory']:,}"
+            for size, one in found.items()
+        )
+        print(f"| {stage} | {' | '.join(cells)} |")
+    print(f"| train, examples/s | {' | | '.join(format(one['speed'], ',') + ' |' for one in found.values())}")
+    draw(found, arguments.draw)
+
+
+def measure(clone: Path, size: int) -> dict:
+    """Returns the seconds and MiB of each stage, and as ``speed`` the examples per second of the training."""
+    subprocess.run(["git", "clone", "--quiet", ".", clone], check=True)
+    entries = {
+        "fetch": {"bars": {"path": "unused"}},
+        "ingest": {"bars": {"kind": "images", "size": [32, 32], "mode": "grey", "val": 0.05, "test": 0.1}},
+        "augment": {"bars": {"copies": 1, "seed": 0, "shift": 2.0}},
+        "train": {"lenet5": {"dataset": "bars", "architecture": "lenet5", "epochs": 1, "learning_rate": 2e-3}},
+        "register": {"bars": {}},
+    }
+    YAML().dump(entries, clone / "params.yaml")
+    write(clone / "data/raw/bars", size)
+    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    for stage in STAGES:
+        name = "lenet5" if stage in ("train", "evaluate") else "bars"
+        command = [sys.executable, "-m", "stages", stage, name]
+        subprocess.run(command, cwd=clone, env=environment, check=True, stdout=subprocess.DEVNULL)
+    journal = map(json.loads, (clone / "data/journal.jsonl").read_text().splitlines())
+    found = {line["stage"].split("@")[0]: {key: line[key] for key in ("seconds", "memory")} for line in journal}
+    speed = json.loads((clone / "data/train/bars/lenet5/run.json").read_text())["examples_per_second"]
+    return found | {"speed": speed}
+
+
+def write(folder: Path, size: int) -> None:
+    """Writes pictures and labels as IDX files, a block at a time."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[-15.5:16.5, -15.5:16.5].astype(np.float32)
+    with (
+        (folder / "train-images-idx3-ubyte").open("wb") as images,
+        (folder / "train-labels-idx1-ubyte").open("wb") as labels,
+    ):
+        images.write(np.array([0x803, size, 32, 32], ">i4").tobytes())
+        labels.write(np.array([0x801, size], ">i4").tobytes())
+        for start in range(0, size, BLOCK):
+            count = min(BLOCK, size - start)
+            digits = rng.integers(0, 10, count)
+            angles = (digits + rng.uniform(-0.3, 0.3, count)) * np.pi / 10
+            x, y = rng.uniform(-5, 5, (2, count, 1, 1)).astype(np.float32)
+            cosine, sine = (f(angles).astype(np.float32)[:, None, None] for f in (np.cos, np.sin))
+            distance = np.abs((columns - x) * sine - (rows - y) * cosine)
+            pictures = rng.integers(0, 100, (count, 8, 8), np.uint8).repeat(4, axis=1).repeat(4, axis=2)
+            pictures[distance < 1.5] += 150
+            images.write(pictures.tobytes())
+            labels.write(digits.astype(np.uint8).tobytes())
+
+
+def draw(found: dict[int, dict], path: Path) -> None:
+    """Draws microseconds an example and memory over the number of examples."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    sizes = list(found)
+    for stage in STAGES:
+        left.plot(sizes, [1e6 * one[stage]["seconds"] / size for size, one in found.items()], "o-", label=stage)
+        right.plot(sizes, [one[stage]["memory"] for one in found.values()], "o-", label=stage)
+    for axes, title in ((left, "microseconds an example"), (right, "peak memory, MiB")):
+        axes.set(xscale="log", yscale="log", xlabel="examples", title=title)
+        axes.grid(alpha=0.3)
+    left.legend()
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
