@@ -59,8 +59,7 @@ ARMS = {
 RATIOS = ("keras", "torch", "compiled")  # what convoy is compared with
 POLICY = ("precision", "jit_compile", "steps_per_execution", "threads")
 FOUND = "found: "  # begins the line in which a process says what it measured
-FEW = 20  # batches of an epoch of the first estimate; steps that torch has before it is measured
-TRIED = 8  # steps by which a memory layout is chosen
+FEW = 20  # batches of an epoch of the first estimate; steps by which torch warms up, and chooses a layout
 COMPILING = 120  # seconds that torch.compile may take
 LONGEST = 900  # seconds of one process
 TOLERANCE = 1e-4  # between the answers of Keras and torch
@@ -363,7 +362,7 @@ def translated(part: Part) -> dict[str, Any]:
     torch.save((net, bounded, weights, served(model)), Path(part.folder, "net.pt"))
     if len(part.network[2]) == 1:
         return {"layout": part.layout}
-    short = replace(part, examples=TRIED * part.settings["batch"])
+    short = replace(part, examples=FEW * part.settings["batch"])
     return {"layout": max(("last", "first"), key=lambda layout: torched(replace(short, layout=layout))["rate"])}
 
 
