@@ -98,7 +98,7 @@ def main() -> None:
     from stages.train.train import fitting
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", help="entries of params.yaml; default: one of each architecture")
+    parser.add_argument("--models", nargs="+", help="some of those of limits.py; default: all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5, help="of the epoch that is measured, at convoy's speed")
     parser.add_argument("--torch", default=sys.executable, help="an interpreter that has torch; default: this one")
