@@ -57,7 +57,6 @@ ARMS = {
     "compiled": "torch.compile",
 }
 RATIOS = ("keras", "torch", "compiled")  # what convoy is compared with
-POLICY = ("precision", "jit_compile", "steps_per_execution", "threads")
 FOUND = "found: "  # begins the line in which a process says what it measured
 FEW = 20  # batches of an epoch of the first estimate; steps by which torch warms up, and chooses a layout
 COMPILING = 120  # seconds that torch.compile may take
@@ -267,9 +266,10 @@ def convoy(part: Part) -> dict[str, Any]:
         columns = {key.removesuffix("words").strip("_") or "text": n for key, n in given.items() if "words" in key}
         takes |= {"kind": "text" if "text" in columns else "translation", "length": given.get("length", shape[0])}
         takes |= {column: Vocabulary(unit, pieces(part, words)).to_json() for column, words in columns.items()}
-    settings = part.settings | {"epochs": 2}
-    settings |= (chosen := policy.rule(dict.fromkeys(POLICY, "auto")) | part.policy)
     data, val = (Shards(Path(part.folder, f"{split}-{part.examples}")) for split in ("train", "val"))
+    settings = part.settings | {"epochs": 2, "augmentation": {}}
+    rule, _ = policy.choose(part.name, data, takes, settings | dict.fromkeys(policy.PARTS, "auto"), worth=math.inf)
+    settings |= (chosen := rule | part.policy)
     reported = []  # examples/s after each epoch, of all steps but the first
     result = loop.fit(
         data, val, takes, title=part.name, log=lambda row, _: reported.append(row["examples_per_second"]), **settings
