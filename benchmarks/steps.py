@@ -98,6 +98,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", help="some of those of limits.py; default: all")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, metavar="ARM", help=", ".join(ARMS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5, help="of the epoch that is measured, at convoy's speed")
     parser.add_argument("--torch", default=sys.executable, help="an interpreter that has torch; default: this one")
@@ -110,7 +111,7 @@ def main() -> None:
     from benchmarks.limits import NETWORKS
 
     listed = params.load(ROOT / "params.yaml")["train"]
-    arms = [arm for arm in ARMS if arm != "forced" or arguments.policy]
+    arms = [arm for arm in ARMS if arm in arguments.arms and (arm != "forced" or arguments.policy)]
     if subprocess.run([arguments.torch, "-c", "import torch, keras"], capture_output=True, check=False).returncode:
         print(f"{arguments.torch} has no torch: its arms are left out\n")
         arms = [arm for arm in arms if arm not in ("torch", "compiled")]
