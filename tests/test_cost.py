@@ -314,7 +314,7 @@ def test_of_several_gpus_the_fullest_is_the_bound(tmp_path, monkeypatch):
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr(cost.compute, "devices", lambda: ["gpu:0", "gpu:1"])
-    spent = cost.Cost(parameters=1, flops=1, examples=1, weights=7, step=5, devices=2, data=3)
+    spent = cost.Cost(parameters=1, flops=1, examples=1, weights=7, step=5, devices=2, data=3, held=1)
     assert cost._room(spent) == (12, 500 * 2**20, 81559 * 2**20, " of the device")
 
 

@@ -45,6 +45,15 @@ class Batches(keras.utils.PyDataset):
         longer = number == 0 and (not self._shuffled or len(self) == 1)
         return self._read(np.resize(chosen, len(dealt))[dealt], (dealt < len(chosen)).astype(np.float32), longer)
 
+    @property
+    def size(self) -> int:
+        """Examples of one batch."""
+        return self._batch
+
+    def order(self) -> list[np.ndarray]:
+        """Returns the rows of each batch of this epoch."""
+        return self._batches
+
     def reorder(self, epoch: int) -> None:
         """Shuffles for one epoch."""
         self._shuffled = True
@@ -68,6 +77,12 @@ class Labelled(Batches):
 
     Where the model has several outputs, labels and weights are given once for each.
 
+    Attributes:
+        outputs: names of the model's outputs.
+        labels: of the examples, shape (examples,).
+        one_hot: of each class, shape (classes, classes).
+        class_weights: shape (classes,).
+
     Args:
         shards: the examples.
         array: theirs, that the model takes: image or volume, uint8 (n, ..., channels).
@@ -90,9 +105,9 @@ class Labelled(Batches):
         **settings: Any,
     ) -> None:
         self._shards, self._array, self._tokens, self._length = shards, array, tokens, length
-        self._outputs, self._class_weights = outputs, class_weights
-        self._one_hot = np.eye(len(class_weights), dtype=np.float32)
-        self._labels = shards.column("label")
+        self.outputs, self.class_weights = outputs, class_weights
+        self.one_hot = np.eye(len(class_weights), dtype=np.float32)
+        self.labels = shards.column("label")
         similar = tokens is not None and length is None
         super().__init__(len(shards), lengths=tokens.lengths if similar else None, **settings)
 
@@ -102,11 +117,15 @@ class Labelled(Batches):
         else:
             length = int(self._tokens.lengths.max()) + 2 * MULTIPLE if longer and self._length is None else self._length
             inputs = pad([self._tokens[row] for row in rows], length)
-        labels = self._labels[rows]
-        target, weights = self._one_hot[labels], weights * self._class_weights[labels]
-        if len(self._outputs) == 1:
+        labels = self.labels[rows]
+        target, weights = self.one_hot[labels], weights * self.class_weights[labels]
+        if len(self.outputs) == 1:
             return inputs, target, weights
-        return inputs, dict.fromkeys(self._outputs, target), dict.fromkeys(self._outputs, weights)
+        return inputs, dict.fromkeys(self.outputs, target), dict.fromkeys(self.outputs, weights)
+
+    def array(self) -> np.ndarray:
+        """Returns all pictures or volumes, in memory."""
+        return self._shards[:][self._array]
 
 
 class Pairs(Batches):

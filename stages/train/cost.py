@@ -26,7 +26,7 @@ from stages import compute
 from stages.errors import ConfigurationError, ServiceError
 from stages.shards import Shards, spread
 from stages.tokens import MULTIPLE, Vocabulary
-from stages.train import loop
+from stages.train import loop, resident
 
 MIB, GIB = 2**20, 2**30
 BASE = 855 * MIB  # of a process with Python, TensorFlow and MLflow after a first step; half of it is their code
@@ -76,6 +76,7 @@ class Cost:
         step: bytes that a step takes beside them, on each device; what writing the weights takes, if that is more.
         devices: that share each batch.
         data: bytes of the examples, which are read through the system's cache: it gives them back when memory is short.
+        held: bytes of those that stay in memory.
     """
 
     parameters: int
@@ -85,11 +86,12 @@ class Cost:
     step: int
     devices: int
     data: int
+    held: int
 
     @property
     def memory(self) -> int:
         """Largest memory of the process, in bytes, where it trains on the CPU."""
-        return BASE + self.devices * (self.weights + self.step) + self.data
+        return BASE + self.devices * (self.weights + self.step) + self.data + self.held
 
     def __str__(self) -> str:
         return (
@@ -174,6 +176,7 @@ def estimate(
         step=max(step, written),
         devices=devices,
         data=data.row_bytes * len(data),
+        held=resident.held(data, takes.get("array"), devices),
     )
 
 

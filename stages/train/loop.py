@@ -24,7 +24,7 @@ from stages import compute
 from stages.errors import ConfigurationError, DivergedError
 from stages.shards import Shards
 from stages.tokens import Vocabulary
-from stages.train import vectors
+from stages.train import resident, vectors
 from stages.train.augmentation import before
 from stages.train.batches import Batches, Labelled, Pairs, encoded
 from stages.train.progress import Progress
@@ -263,6 +263,9 @@ def fit(
                      seed=order, devices=devices)
             for split, order in ((data, seed), (val, None))
         )  # fmt: skip
+        fed, checked = (
+            resident.feed(made, split, takes.get("array"), devices) for made, split in ((batches, data), (checks, val))
+        )
 
         progress = Progress(title, epochs, len(data), steps, log, model.optimizer)
         # The averaged weights are in the model first: what follows looks at them.
@@ -274,7 +277,7 @@ def fit(
                 keras.callbacks.EarlyStopping(monitor, patience=patience, mode="min", restore_best_weights=True)
             )
         try:
-            model.fit(batches, validation_data=checks, epochs=epochs, callbacks=callbacks, shuffle=False, verbose=0)
+            model.fit(fed, validation_data=checked, epochs=epochs, callbacks=callbacks, shuffle=False, verbose=0)
         finally:
             progress.close()
     if precision != "float32":  # what is stored computes in float32 everywhere
