@@ -56,6 +56,9 @@ def prepare(count: int = 1, threads: int | None = None, deterministic: bool = Fa
             many, so that the same is computed.
         threads: that one operation on the CPU is divided into; None: one for each core.
         deterministic: equal steps give equal numbers on a GPU too; it is slower, and has not every operation.
+
+    Raises:
+        ConfigurationError: threads cannot be set in this backend.
     """
     backend = keras.backend.backend()
     if backend == "tensorflow":
@@ -71,10 +74,16 @@ def prepare(count: int = 1, threads: int | None = None, deterministic: bool = Fa
             tf.config.threading.set_intra_op_parallelism_threads(threads)
         if deterministic or not gpus:
             tf.config.experimental.enable_op_determinism()
-    elif backend == "jax" and count > 1:
+    elif backend == "jax":
         import jax
 
-        jax.config.update("jax_num_cpu_devices", count)  # of no effect on others
+        if threads:
+            raise ConfigurationError(f"threads = {threads}: the backend jax takes as many as there are cores.")
+        if count > 1:
+            jax.config.update("jax_num_cpu_devices", count)  # of no effect on others
+        flag = "--xla_gpu_deterministic_ops=true"
+        if deterministic and flag not in os.environ.get("XLA_FLAGS", ""):
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
     elif backend == "torch":
         import torch
 

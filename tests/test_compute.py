@@ -110,6 +110,17 @@ def test_on_a_cpu_equal_steps_give_equal_numbers_and_threads_are_as_many_as_aske
     assert done.stdout.split() == ["True", "1"]
 
 
+def test_jax_takes_no_threads_and_is_told_to_be_deterministic(monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    monkeypatch.setitem(sys.modules, "jax", object())  # for these two nothing of it is asked
+    monkeypatch.setenv("XLA_FLAGS", "--own")
+    with pytest.raises(ConfigurationError, match="threads = 2: the backend jax"):
+        compute.prepare(threads=2)
+    compute.prepare(deterministic=True)
+    compute.prepare(deterministic=True)
+    assert compute.os.environ["XLA_FLAGS"] == "--own --xla_gpu_deterministic_ops=true"
+
+
 def test_keras_starts_quietly_and_without_what_is_not_used():
     script = (
         "import sys; from stages import compute\n"

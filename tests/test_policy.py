@@ -118,6 +118,16 @@ def test_a_short_training_follows_the_rule_and_a_settled_entry_itself(ready, mon
     assert policy.choose("one", data, takes, asked | settled) == (settled, "entry")
 
 
+def test_devices_are_divided_before_anything_asks_for_them(ready, monkeypatch):
+    data, takes, asked = settings(ready, monkeypatch)
+    calls, on_cpu = [], compute.on_cpu
+    monkeypatch.setattr(compute, "prepare", lambda count: calls.append(("prepare", count)))
+    monkeypatch.setattr(compute, "on_cpu", lambda: calls.append("asked") or on_cpu())
+    policy.choose("one", data, takes, asked | {"devices": 2})
+    assert calls[0] == ("prepare", 2)
+    assert "asked" in calls
+
+
 def test_a_long_training_is_measured_once_for_its_network_data_and_device(ready, monkeypatch):
     data, takes, asked = settings(ready, monkeypatch, batch=1, epochs=10**9)
     calls = []

@@ -123,6 +123,7 @@ def choose(
     """
     if "auto" not in [settings[part] for part in PARTS]:
         return {part: settings[part] for part in PARTS}, "entry"
+    compute.prepare(settings["devices"])  # the questions below start JAX, after which it is too late
     place, known = key(data, takes, settings), _remembered()
     if place in known and not anew:
         return known[place]["policy"], "measured"
