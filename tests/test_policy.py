@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from stages import compute
 from stages.entries import prepare
 from stages.shards import Shards
-from stages.train import policy
+from stages.train import loop, policy
 from stages.train.train import fitting, opened, train
 
 FIRST = {"precision": "float32", "jit_compile": False, "steps_per_execution": 1, "threads": None}
@@ -139,9 +139,9 @@ def test_a_long_training_is_measured_once_for_its_network_data_and_device(ready,
     monkeypatch.setattr(policy, "_measured", measured)
     chosen = FIRST
     assert policy.choose("one", data, takes, asked) == (chosen, "measured")
-    counted, rows = len(calls), len(data)
+    counted = len(calls)
     assert {name for name, _ in calls} == {"one"}
-    assert {steps for _, steps in calls} == {rows - 7}  # of one epoch, without those before the speed is reached
+    assert {steps for _, steps in calls} == {policy.MOST}
     assert policy.choose("two", data, takes, asked | {"epochs": 1}) == (chosen, "measured")  # however short
     assert len(calls) == counted
     policy.choose("one", data, takes, asked, anew=True)
@@ -149,6 +149,29 @@ def test_a_long_training_is_measured_once_for_its_network_data_and_device(ready,
     assert policy.choose("one", data, takes, asked | {"batch": 2, "epochs": 1})[1] == "rule"
     monkeypatch.setattr(compute, "hardware", lambda: "another")
     assert policy.choose("one", data, takes, asked | {"epochs": 1})[1] == "rule"
+
+
+def test_a_training_of_few_steps_is_not_measured_and_says_so(ready, monkeypatch, capsys):
+    data, takes, asked = settings(ready, monkeypatch)
+    assert policy.choose("one", data, takes, asked, worth=0.0, anew=True) == (RULE, "rule")
+    assert "train@one  has 2 steps, too few to measure" in capsys.readouterr().out
+
+
+def test_the_pace_is_that_of_steps_without_what_is_between_epochs(monkeypatch):
+    clock = iter(range(10**6))
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: 0.25 * next(clock))
+    meter = loop.Pace(20)
+    meter.set_params({"steps": 10})
+    with pytest.raises(loop.Enough):
+        for epoch in range(9):
+            meter.on_epoch_begin(epoch)
+            for batch in (3, 7, 11):  # four steps per execution; the last has two
+                meter.on_train_batch_end(batch, {"loss": 1.0})
+            for _ in range(100):  # a validation
+                next(clock)
+    # Looks at the clock after the 8th step, then at the ends of two epochs, 2 and 10 steps later, and 8 further.
+    assert meter.start == 0.5
+    assert meter.step == pytest.approx(3 * 0.25 / 20)
 
 
 def test_where_nothing_can_be_measured_the_rule_holds_and_nothing_is_remembered(ready, monkeypatch):
@@ -175,6 +198,10 @@ def test_the_command_measures_in_processes_of_its_own_and_training_then_does_as_
     [kept] = json.loads(policy.CACHE.read_text()).values()
     assert [one["policy"]["steps_per_execution"] for one in kept["tried"]] == [16, 1]
     assert kept["policy"]["threads"] == 1
+    subprocess.run([sys.executable, "-m", "stages", "train", "one"], env=environment, capture_output=True, check=True)
+    facts = json.loads((ready / "train/bars/one/run.json").read_text())
+    assert facts["policy"] == "measured"
+    assert {part: facts[part] for part in policy.PARTS} == kept["policy"]
 
 
 def test_the_number_of_steps_per_execution_changes_nothing_but_the_speed(ready):

@@ -17,7 +17,7 @@ def test_every_epoch_has_the_batches_of_the_shards_in_their_order(ready, outputs
     shards = Shards(ready / "augment/bars/train")
     weights = np.array([1.0, 2.0], np.float32)
     batches = Labelled(shards, "image", outputs=outputs, class_weights=weights, batch=32, seed=3)
-    data = resident.dataset(batches)
+    data = resident.dataset(batches, shards.column("image"))
     assert len(data) == len(batches) == 3
     seen = []
     for epoch in (0, 1):

@@ -123,10 +123,6 @@ class Labelled(Batches):
             return inputs, target, weights
         return inputs, dict.fromkeys(self.outputs, target), dict.fromkeys(self.outputs, weights)
 
-    def array(self) -> np.ndarray:
-        """Returns all pictures or volumes, in memory."""
-        return self._shards[:][self._array]
-
 
 class Pairs(Batches):
     """Sentences and their translations: (source (n, time), BEGIN and target (n, steps)), target and END, weights.

@@ -133,7 +133,7 @@ class Enough(Exception):  # noqa: N818 - it is no error
 
 
 class Pace(keras.callbacks.Callback):
-    """Measures how long steps take, and ends the training after enough of them, by raising ``Enough``.
+    """Measures how long steps take, validation left out, and ends the training after enough, by raising ``Enough``.
 
     Args:
         steps: to measure, after the first WARM_UP, which build the graph.
@@ -148,31 +148,35 @@ class Pace(keras.callbacks.Callback):
     def __init__(self, steps: int) -> None:
         super().__init__()
         self.start, self.step = 0.0, None
-        self._steps = steps
-        self._done = self._first = self._counted = 0
-        self._began = time.perf_counter()
+        self._wanted = steps
+        self._done = self._in_epoch = 0  # steps since the last thing that was found, and of this epoch
+        self._busy = 0.0  # seconds of those
+        self._began = self._at = time.perf_counter()
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        self._first = self._done
+        self._in_epoch, self._at = 0, time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
-        self._done = self._first + batch + 1
-        if self.start and self._done < self._counted + self._steps:
+        step = min(batch + 1, self.params["steps"])  # the last execution of an epoch may have fewer steps
+        self._done, self._in_epoch = self._done + step - self._in_epoch, step
+        enough = self._done >= (self._wanted if self.start else self.WARM_UP)
+        if not enough and step < self.params["steps"]:
             return
         float(logs["loss"])  # waits for the step
         now = time.perf_counter()
-        if self.start:
-            self.step = (now - self._began) / (self._done - self._counted)
+        self._busy, self._at = self._busy + now - self._at, now
+        if enough and self.start:
+            self.step = self._busy / self._done
             raise Enough
-        if self._done >= self.WARM_UP:
-            self.start, self._began, self._counted = now - self._began, now, self._done
+        if enough:
+            self.start, self._busy, self._done = now - self._began, 0.0, 0
 
 
 def pace(steps: int, **settings: Any) -> tuple[float, float]:
     """Returns the seconds of a training before its steps have their speed, and of one step then.
 
     Args:
-        steps: that are measured; of one epoch at most, as the time of validation would be in it.
+        steps: that are measured; the training has to have some more.
         settings: arguments of ``fit``.
     """
     meter = Pace(steps)
@@ -263,9 +267,9 @@ def fit(
                      seed=order, devices=devices)
             for split, order in ((data, seed), (val, None))
         )  # fmt: skip
-        fed, checked = (
-            resident.feed(made, split, takes.get("array"), devices) for made, split in ((batches, data), (checks, val))
-        )
+        fed = batches
+        if resident.held(data, takes.get("array"), devices):
+            fed = resident.dataset(batches, data.column(takes["array"]))
 
         progress = Progress(title, epochs, len(data), steps, log, model.optimizer)
         # The averaged weights are in the model first: what follows looks at them.
@@ -277,7 +281,7 @@ def fit(
                 keras.callbacks.EarlyStopping(monitor, patience=patience, mode="min", restore_best_weights=True)
             )
         try:
-            model.fit(fed, validation_data=checked, epochs=epochs, callbacks=callbacks, shuffle=False, verbose=0)
+            model.fit(fed, validation_data=checks, epochs=epochs, callbacks=callbacks, shuffle=False, verbose=0)
         finally:
             progress.close()
     if precision != "float32":  # what is stored computes in float32 everywhere

@@ -27,16 +27,8 @@ from stages.train.train import PACE, RATES, STEP
 CACHE = Path("data/train/.cache/policies.json")
 # Beside what an entry says of the policy, the data and the device: what the speed of a step follows from.
 DECIDES = (
-    "architecture",
-    "sizes",
-    "batch",
-    "optimizer",
-    "ema",
-    "clip_norm",
-    "augmentation",
-    "devices",
-    "deterministic",
-)
+    "architecture", "sizes", "batch", "optimizer", "ema", "clip_norm", "augmentation", "devices", "deterministic",
+)  # fmt: skip
 GAIN = 1.08  # by which a change has to shorten the training; less may be luck
 STEPS, LOOK = 16, 0.25  # per execution, where there are several; and seconds after which to look again
 WORTH = 600.0  # expected seconds of a training from which it is measured
@@ -54,7 +46,7 @@ class Tried:
 
     Attributes:
         policy: as of ``Policy``.
-        start: seconds before its steps have their speed: imports, building, compiling.
+        start: seconds before its steps have their speed: building and compiling.
         step: seconds of one step; None if there was none.
         failed: why.
     """
@@ -124,18 +116,21 @@ def choose(
     if "auto" not in [settings[part] for part in PARTS]:
         return {part: settings[part] for part in PARTS}, "entry"
     compute.prepare(settings["devices"])  # the questions below start JAX, after which it is too late
-    place, known = key(data, takes, settings), _remembered()
-    if place in known and not anew:
-        return known[place]["policy"], "measured"
+    place = key(data, takes, settings)
+    if not anew and (known := _remembered().get(place)):
+        return known["policy"], "measured"
     each = math.ceil(len(data) / settings["batch"])
-    most = min(MOST, each - loop.Pace.WARM_UP - 1)  # within one epoch: after it would come a validation
-    step = expected(data, takes, settings) / each
-    policy, steps = rule(settings, step), settings["epochs"] * each
+    steps, step = settings["epochs"] * each, expected(data, takes, settings) / each
+    policy, most = rule(settings, step), min(MOST, steps - 2 * STEPS)  # one execution goes before, one may go beyond
+    if most < FEWEST and anew:
+        print(f"train@{name}  has {steps} steps, too few to measure")
     if steps * step < worth or most < FEWEST:
         return policy, "rule"
     count = min(most, max(FEWEST, round(SECONDS / step)))
     CACHE.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(CACHE.with_suffix(".lock")):  # two that measure at once would measure each other
+        if not anew and (known := _remembered().get(place)):  # by whom this one waited for
+            return known["policy"], "measured"
         print(f"train@{name}  looks how it trains fastest here; {CACHE} will remember it", flush=True)
         best, tried = search(policy, settings, steps, each, lambda one: _measured(name, one, count))
         if best.step is None:

@@ -1,7 +1,7 @@
-"""Pictures and volumes that TensorFlow holds in memory, and gathers batches of by itself.
+"""Pictures and volumes that TensorFlow holds in memory while it trains, and gathers batches of by itself.
 
-What does not fit is read from the shards as it is needed, by ``Batches``, with as little memory for any number of
-examples. Both give the same batches; without Python's part in each, LeNet-5 trains by a twentieth faster.
+More than MOST bytes are read from the shards as they are needed, by ``Batches``, with as little memory for any number
+of examples. Both give the same batches; without Python's part in each, LeNet-5 trains by a twentieth faster.
 """
 
 from typing import Any
@@ -10,9 +10,9 @@ import keras
 import numpy as np
 
 from stages.shards import Shards
-from stages.train.batches import Batches, Labelled
+from stages.train.batches import Labelled
 
-MOST = 2**29  # bytes that are held of a split
+MOST = 2**29  # bytes that are held of the training split
 
 
 def held(split: Shards, array: str | None, devices: int) -> int:
@@ -23,11 +23,16 @@ def held(split: Shards, array: str | None, devices: int) -> int:
     return size if size <= MOST else 0
 
 
-def dataset(batches: Labelled) -> Any:
-    """Returns a ``tf.data.Dataset`` of the same batches, in the order that each epoch has when it begins."""
+def dataset(batches: Labelled, examples: np.ndarray) -> Any:
+    """Returns a ``tf.data.Dataset`` of the same batches, in the order that each epoch has when it begins.
+
+    Args:
+        batches: tells the order, and what belongs to each example.
+        examples: all that the rows of ``batches`` number: uint8 (examples, ..., channels).
+    """
     import tensorflow as tf
 
-    names, size, examples = batches.outputs, batches.size, tf.constant(batches.array())
+    names, size, examples = batches.outputs, batches.size, tf.constant(examples)
     labels, targets, weights = map(tf.constant, (batches.labels, batches.one_hot, batches.class_weights))
 
     def order() -> Any:
@@ -47,8 +52,3 @@ def dataset(batches: Labelled) -> Any:
     rows = tf.data.Dataset.from_generator(order, output_signature=tf.TensorSpec((None,), tf.int64)).flat_map(cut)
     gathered = rows.map(gather, num_parallel_calls=1, deterministic=True)
     return gathered.apply(tf.data.experimental.assert_cardinality(len(batches))).prefetch(4)
-
-
-def feed(batches: Batches, split: Shards, array: str | None, devices: int) -> Any:
-    """Returns what ``fit`` takes for a split: the dataset of what is held, or the batches themselves."""
-    return dataset(batches) if held(split, array, devices) else batches
