@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from stages.entries import prepare
 from stages.errors import ConfigurationError
 from stages.shards import Shards
-from stages.train.augmentation import RandomAffine, before
-from stages.train.train import train
+from stages.train.augmentation import RandomAffine
+from stages.train.train import check_keys, train
 
 ENTRY = {"dataset": "bars", "architecture": "plain_cnn", "sizes": {"width": 0.1}, "epochs": 2, "learning_rate": 0.01}
 
@@ -80,8 +81,9 @@ def test_noise_has_its_deviation_and_stays_within_the_grey_levels():
 @pytest.mark.parametrize("changes", [{"scale": 1.0}, {"flip": 1.5}])
 def test_a_share_above_all_is_refused(changes):
     [name] = changes
+    _, arguments = prepare("train", "one", ENTRY | {"augmentation": changes})
     with pytest.raises(ConfigurationError, match=f"augmentation: {name} = .* is a share"):
-        before(keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()]), changes)
+        check_keys("here", "images", arguments)
 
 
 def test_a_training_is_changed_by_it_repeats_and_stores_the_network_alone(ready):

@@ -10,8 +10,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from stages.errors import ConfigurationError
-
 
 class RandomAffine(keras.layers.Layer):
     """Moves, turns, scales and mirrors pictures (n, h, w, c) of 0..255 in training, by one interpolation.
@@ -74,12 +72,6 @@ def before(model: keras.Model, changes: dict[str, Any]) -> keras.Model:
     Args:
         model: takes a batch of pictures.
         changes: arguments of RandomAffine.
-
-    Raises:
-        ConfigurationError: a share is none.
     """
-    for name, below in (("scale", 1.0), ("flip", 1.0 + 1e-9)):
-        if changes.get(name, 0.0) >= below:
-            raise ConfigurationError(f"augmentation: {name} = {changes[name]} is a share: below 1, or of flip up to 1.")
     image = keras.Input(model.input_shape[1:], name="image")
     return keras.Model(image, model(RandomAffine(**changes)(image)), name=model.name)

@@ -331,7 +331,7 @@ def check_kind(where: str, architecture: str, dataset: str, kind: str) -> None:
 
 
 def check_keys(where: str, kind: str, arguments: dict[str, Any]) -> None:
-    """Raises ConfigurationError where a key of the entry has no effect on this kind of data."""
+    """Raises ConfigurationError where a key of the entry has no effect on this kind of data, or no meaning."""
     unset = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}
     unset |= preset(arguments["architecture"])
     tokens, idle = arguments["tokens"], {}
@@ -339,6 +339,11 @@ def check_keys(where: str, kind: str, arguments: dict[str, Any]) -> None:
         idle |= dict.fromkeys(READING, f"{kind} are not divided into tokens")
     elif tokens == "subwords":
         idle |= dict.fromkeys(("vocabulary", "min_count", "case"), "augment learns the subwords, and they have case")
+    for name, share in arguments["augmentation"].items():
+        if (name == "scale" and share >= 1) or (name == "flip" and share > 1):
+            raise ConfigurationError(
+                f"{where}, augmentation: {name} = {share} is a share: below 1, or of flip up to 1."
+            )
     if kind != "images":
         idle["augmentation"] = "it is of pictures"
     if (kind, tokens) != ("text", "words"):
