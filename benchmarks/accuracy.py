@@ -52,10 +52,14 @@ def prepare(name: str, clone: Path, seeds: int, first: int = 0) -> Path:
     return clone
 
 
+def own_store() -> dict[str, str]:
+    """Returns an environment with a clone's own MLflow: models here must not compete for a champion of the user's."""
+    return {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+
+
 def repro(clone: Path, *targets: str) -> None:
-    """Runs ``dvc repro``, into the clone's own store: these must not compete for a champion on the user's server."""
-    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
-    subprocess.run(["dvc", "repro", *targets], cwd=clone, env=environment, check=True)
+    """Runs ``dvc repro`` there."""
+    subprocess.run(["dvc", "repro", *targets], cwd=clone, env=own_store(), check=True)
 
 
 def results(clone: Path, model: str) -> tuple[dict, dict]:

@@ -182,7 +182,7 @@ def prepare(scratch: Path, arguments: argparse.Namespace) -> None:
         )
         write_shards(scratch / name, blocks)
     if arguments.fashion:
-        (train, labels), test = (read_fashion(arguments.fashion, split) for split in ("train", "t10k"))
+        (train, labels), test = (read_idx(arguments.fashion, split) for split in ("train", "t10k"))
         order = rng.permutation(len(train))
         if arguments.tiny:
             order, test = order[:132], tuple(array[:128] for array in test)
@@ -194,7 +194,7 @@ def prepare(scratch: Path, arguments: argparse.Namespace) -> None:
         write_shards(scratch / "fashion/train", copies)
 
 
-def read_fashion(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+def read_idx(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns the pictures, uint8 (n, 28, 28, 1), and labels of IDX files."""
     images, labels = (
         np.frombuffer(gzip.decompress((folder / f"{split}-{name}-ubyte.gz").read_bytes()), np.uint8, offset=offset)

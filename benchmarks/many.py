@@ -8,7 +8,6 @@ for RESULTS.md and draws benchmarks/many.png. 20 minutes on 2 cores for a millio
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,9 @@ from ruamel.yaml import YAML
 
 mpl.use("agg")
 from matplotlib import pyplot as plt
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks.accuracy import own_store
 
 STAGES = ("ingest", "augment", "train", "evaluate")
 BLOCK = 10_000
@@ -61,11 +63,10 @@ def measure(clone: Path, size: int) -> dict:
     }
     YAML().dump(entries, clone / "params.yaml")
     write(clone / "data/raw/bars", size)
-    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     for stage in STAGES:
         name = "lenet5" if stage in ("train", "evaluate") else "bars"
         command = [sys.executable, "-m", "stages", stage, name]
-        subprocess.run(command, cwd=clone, env=environment, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, cwd=clone, env=own_store(), check=True, stdout=subprocess.DEVNULL)
     journal = map(json.loads, (clone / "data/journal.jsonl").read_text().splitlines())
     found = {line["stage"].split("@")[0]: {key: line[key] for key in ("seconds", "memory")} for line in journal}
     speed = json.loads((clone / "data/train/bars/lenet5/run.json").read_text())["examples_per_second"]

@@ -10,7 +10,8 @@ The networks are those of params.yaml, at the sizes of ``limits.py``, with the e
 weight decay, clipping and moving average; examples are random, texts all of one length, so that none is filled up. Each
 arm of each round is a process of its own; a round has all arms of a model, and each begins with another one.
 
-- convoy: ``loop.fit`` from shards, with what ``policy.rule`` has for ``auto``; the second epoch, by what it reports.
+- convoy: ``loop.fit`` from shards, with what the rule of ``policy.py`` has for ``auto``; the second epoch, by what it
+  reports.
   ``--policy '{"precision": "bfloat16"}'`` adds an arm with parts of it forced.
 - without determinism: the same, and TensorFlow is not told to compute equal numbers.
 - Keras: ``build``, ``compile`` and ``fit`` of arrays in memory, float32, all else Keras' default; its second epoch.
@@ -98,7 +99,8 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", help="some of those of limits.py; default: all")
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, metavar="ARM", help=", ".join(ARMS))
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, metavar="ARM",
+                        help=f"beside convoy: {', '.join(ARMS)}")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5, help="of the epoch that is measured, at convoy's speed")
     parser.add_argument("--torch", default=sys.executable, help="an interpreter that has torch; default: this one")
@@ -111,7 +113,7 @@ def main() -> None:
     from benchmarks.limits import NETWORKS
 
     listed = params.load(ROOT / "params.yaml")["train"]
-    arms = [arm for arm in ARMS if arm in arguments.arms and (arm != "forced" or arguments.policy)]
+    arms = [arm for arm in ARMS if arm == "convoy" or (arm in arguments.arms and (arm != "forced" or arguments.policy))]
     if subprocess.run([arguments.torch, "-c", "import torch, keras"], capture_output=True, check=False).returncode:
         print(f"{arguments.torch} has no torch: its arms are left out\n")
         arms = [arm for arm in arms if arm not in ("torch", "compiled")]
@@ -150,7 +152,7 @@ def compared(
         part = replace(part, examples=steps * batch)
         write(part)
         failed = {}
-        if "torch" in arms:
+        if {"torch", "compiled"} & set(arms):
             made = measured(replace(part, arm="translate"), arguments)
             if "failed" in made:
                 failed = dict.fromkeys(("torch", "compiled"), made["failed"])
@@ -268,7 +270,7 @@ def convoy(part: Part) -> dict[str, Any]:
         takes |= {"kind": "text" if "text" in columns else "translation", "length": given.get("length", shape[0])}
         takes |= {column: Vocabulary(unit, pieces(part, words)).to_json() for column, words in columns.items()}
     data, val = (Shards(Path(part.folder, f"{split}-{part.examples}")) for split in ("train", "val"))
-    settings = part.settings | {"epochs": 2, "augmentation": {}}
+    settings = part.settings | {"epochs": 2}
     rule, _ = policy.choose(part.name, data, takes, settings | dict.fromkeys(policy.PARTS, "auto"), worth=math.inf)
     settings |= (chosen := rule | part.policy)
     reported = []  # examples/s after each epoch, of all steps but the first

@@ -9,7 +9,6 @@ counted of neither. The notebook is tested after each epoch, so that there is a 
 """
 
 import argparse
-import gzip
 import json
 import os
 import statistics
@@ -25,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.accuracy import prepare, repro, results
+from benchmarks.backends import read_idx
 
 GOAL = 0.9902
 FIRST = 100  # seed; the recipe was looked for with the first few
@@ -84,7 +84,10 @@ def notebook(seed: int) -> None:
     from keras import layers
 
     keras.utils.set_random_seed(seed)
-    (x, y), (test, labels) = pictures("train"), pictures("t10k")
+    (x, y), (test, labels) = (
+        read_idx(Path(os.environ["CONVOY_DATASETS"], "mnist"), split) for split in ("train", "t10k")
+    )
+    x, test = (pictures.astype("float32") / 255 for pictures in (x, test))
     y = keras.utils.to_categorical(y, 10)
     stack = [layers.Conv2D(32, 3, activation="relu"), layers.Conv2D(64, 3, activation="relu"), layers.MaxPooling2D(2)]
     stack += [layers.Dropout(0.25), layers.Flatten(), layers.Dense(128, activation="relu"), layers.Dropout(0.5)]
@@ -97,16 +100,6 @@ def notebook(seed: int) -> None:
         seconds.append(seconds[-1] + time.perf_counter() - began)
         accuracies.append(float(np.mean(model.predict(test, batch_size=1000, verbose=0).argmax(axis=1) == labels)))
     print(json.dumps({"seconds": [round(one, 1) for one in seconds[1:]], "accuracies": accuracies}))
-
-
-def pictures(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns pictures, float32 (n, 28, 28, 1) from 0 to 1, and labels of MNIST's files."""
-    folder = Path(os.environ["CONVOY_DATASETS"], "mnist")
-    images, labels = (
-        np.frombuffer(gzip.decompress((folder / f"{split}-{name}-ubyte.gz").read_bytes()), np.uint8, offset=offset)
-        for name, offset in (("images-idx3", 16), ("labels-idx1", 8))
-    )
-    return images.reshape(-1, 28, 28, 1).astype("float32") / 255, labels
 
 
 if __name__ == "__main__":

@@ -10,6 +10,12 @@ from stages import compute
 from stages.errors import ConfigurationError
 
 
+def run(script):
+    """Returns what a process of its own, with an untouched backend, says to stdout and stderr."""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout, done.stderr
+
+
 @pytest.mark.parametrize(
     ("backend", "cpu", "compiled"),
     [
@@ -106,8 +112,7 @@ def test_on_a_cpu_equal_steps_give_equal_numbers_and_threads_are_as_many_as_aske
         "from tensorflow.python.framework import config\n"
         "print(config.is_op_determinism_enabled(), tf.config.threading.get_intra_op_parallelism_threads())"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True", "1"]
+    assert run(script)[0].split() == ["True", "1"]
 
 
 def test_jax_takes_no_threads_and_is_told_to_be_deterministic(monkeypatch):
@@ -127,5 +132,4 @@ def test_keras_starts_quietly_and_without_what_is_not_used():
         "assert not {'sklearn', 'matplotlib'} & set(sys.modules)\n"
         "import sklearn.metrics, matplotlib.pyplot"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("", "")
+    assert run(script) == ("", "")

@@ -16,8 +16,7 @@ def test_a_recipe_has_entries_that_the_stages_take(name):
     assert set(recipe) - {"raw", "seeds"} == {"ingest", "augment", "train"}
     for stage in ("ingest", "augment"):
         prepare(stage, "data", recipe[stage])
-    preset = train.preset(recipe["train"]["architecture"])
-    _, arguments = prepare("train", "model", {"dataset": "data"} | preset | recipe["train"])
+    _, arguments = prepare("train", "model", {"dataset": "data"} | recipe["train"])
     kind = recipe["ingest"]["kind"]
     train.check_kind(name, arguments["architecture"], "data", kind)
     train.check_keys(name, kind, arguments)
