@@ -1,10 +1,11 @@
-"""How long a training step waits for its batch: ``python benchmarks/input.py [MODEL...]``, five minutes on 2 cores.
+"""How long a training step waits for its batch: ``python benchmarks/input.py [MODEL...]``, ten minutes on 2 cores.
 
 For the models of params.yaml, on their own data in a clone of HEAD: milliseconds that gathering a batch takes alone;
-those of a step as it is, batches gathered ahead of it by another thread; and of one whose batches lie ready in memory.
-What the first step has more than the second is what input costs, at most; both are medians over epochs that take turns.
-Then, of a batch of 128 pictures of 28x28 that are moved, turned and scaled: CPU milliseconds in the compiled graph
-(``stages/train/augmentation.py``), and by the code of the stage ``augment``, as workers would run it. Prints Markdown.
+those of a step as it is, pictures held by TensorFlow (``stages/train/resident.py``); of one whose batches are read from
+the shards, by another thread and ahead of it; and of one whose batches lie ready in memory, but for Keras to pass on.
+Medians of three trainings of each, in turn. Then, of a batch of 128 pictures of 28x28 that are moved, turned, scaled:
+CPU milliseconds in the compiled graph (``stages/train/augmentation.py``), and by the code of the stage ``augment``, as
+workers would run it. Prints Markdown.
 """
 
 import argparse
@@ -25,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 from ruamel.yaml import YAML
 
-SECONDS = 12.0  # of the epochs of one model
+SECONDS = 40.0  # of the trainings of one model, about
 CHANGES = {"shift": 1.5, "rotate": 10.0, "scale": 0.1}
 REPEATS = 50
 
@@ -46,7 +47,7 @@ def main() -> None:
         subprocess.run(["git", "clone", "--quiet", ".", clone], check=True)
         targets = {f"augment@{entries[name]['dataset']}" for name in chosen}
         subprocess.run(["dvc", "repro", "--quiet", *targets], cwd=clone, check=True, stdout=subprocess.DEVNULL)
-        print("| model | batch | to gather one, ms | step, ms | step with batches at hand, ms | share of input |")
+        print("| model | batch | gathering one, ms | step, ms | read from shards | batches at hand |")
         print("|---|---|---|---|---|---|", flush=True)
         for name in chosen:
             subprocess.run([sys.executable, "benchmarks/input.py", "--one", name], cwd=clone, check=True)
@@ -59,7 +60,7 @@ def waiting(name: str) -> None:
 
     from stages import compute, params
     from stages.entries import prepare
-    from stages.train import loop, policy
+    from stages.train import loop, policy, resident
     from stages.train.train import fitting, opened
 
     class Ready(keras.utils.PyDataset):
@@ -95,19 +96,18 @@ def waiting(name: str) -> None:
             gathering.append((time.perf_counter() - began) / len(every))
         return Ready(every)
 
-    def step(batches: Any, epochs: int) -> float:
-        loop._batches = batches
+    def step(batches: Any, most: int, epochs: int) -> float:
+        loop._batches, resident.MOST = batches, most
         with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
             result = loop.fit(data, val, takes, title=name, log=lambda *_: None, **settings | {"epochs": epochs})
         return settings["batch"] / result.examples_per_second
 
-    began = time.perf_counter()
-    step(made, 1)
-    epochs = max(2, round(SECONDS / 6 / (time.perf_counter() - began)))
-    rounds = [(step(made, epochs), step(ready, epochs)) for _ in range(3)]
-    own, at_hand = (1000 * statistics.median(times) for times in zip(*rounds, strict=True))
-    row = (name, settings["batch"], f"{1000 * statistics.median(gathering):.2f}", f"{own:.1f}", f"{at_hand:.1f}")
-    print(f"| {' | '.join(map(str, row))} | {max(0.0, 1 - at_hand / own):.0%} |", flush=True)
+    most, began = resident.MOST, time.perf_counter()
+    step(made, most, 1)
+    epochs = max(2, round(SECONDS / 9 / (time.perf_counter() - began)))
+    rounds = [(step(made, most, epochs), step(made, 0, epochs), step(ready, 0, epochs)) for _ in range(3)]
+    cells = (f"{1000 * statistics.median(times):.2f}" for times in (gathering, *zip(*rounds, strict=True)))
+    print(f"| {name} | {settings['batch']} | {' | '.join(cells)} |", flush=True)
 
 
 def changes() -> None:
