@@ -171,12 +171,14 @@ def lock(folder):
     return YAML(typ="safe").load(folder / "dvc.lock")
 
 
-def running(clones):
-    """Returns the stages that are alive, by clone."""
+def running(clones, prefix=""):
+    """Returns the stages that are alive and whose names begin with ``prefix``, by clone."""
     found = {}
     for process in psutil.process_iter(["cmdline", "cwd", "status"]):
         words, folder = process.info["cmdline"] or (), process.info["cwd"] or ""
-        if "stage.py" in words and folder.startswith(str(clones)) and process.info["status"] != psutil.STATUS_ZOMBIE:
+        stage = next(iter(words[words.index("stage.py") + 1 :]), "") if "stage.py" in words else None
+        alive = process.info["status"] != psutil.STATUS_ZOMBIE
+        if stage is not None and stage.startswith(prefix) and folder.startswith(str(clones)) and alive:
             found.setdefault(Path(folder).name, []).append(process)
     return found
 
@@ -218,8 +220,9 @@ def test_another_worker_takes_over_from_one_that_is_killed(prefect, clones, work
     killed = []
 
     def kill():
-        wait_for(lambda: "one" in running(clones), 60)
-        [stage, *_] = running(clones)["one"]
+        trainings = []  # kept as they are seen: a short stage may be gone when it is asked for again
+        wait_for(lambda: trainings.extend(running(clones, "train@").get("one", ())) or trainings, 60)
+        [stage, *_] = trainings
         workers["one"].kill()
         began = time.monotonic()
         wait_for(lambda: not stage.is_running() or stage.status() == psutil.STATUS_ZOMBIE, 5)

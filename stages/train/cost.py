@@ -153,14 +153,11 @@ def estimate(
     Raises:
         ConfigurationError: the architecture refuses the data or its sizes.
     """
-    keras.utils.clear_session(free_memory=False)
-    with compute.computing_in(compute.precision(precision)), keras.StatelessScope(initialize_variables=False):
-        model = loop.build(architecture, data, takes, sizes)
-        share = max(1, -(-min(batch, len(data)) // devices))
+    share = max(1, -(-min(batch, len(data)) // devices))
+    with _weightless(architecture, data, takes, sizes, precision) as model:
         usual, longest = ([(share, *shape) for shape in shapes] for shapes in _shapes(data, takes, model))
         found = count(model, longest)
         products = sum(count(model, usual).products.values())
-    keras.utils.clear_session(free_memory=False)  # which would else give the weights values, at its next chance
     parameters, frozen = (
         sum(math.prod(one.shape) for one in weights)
         for weights in (model.trainable_weights, model.non_trainable_weights)
@@ -178,6 +175,46 @@ def estimate(
         data=data.row_bytes * len(data),
         held=resident.held(data, takes.get("array"), devices),
     )
+
+
+def kernel_layers(
+    data: Shards,
+    takes: dict[str, Any],
+    *,
+    architecture: str,
+    sizes: dict[str, Any],
+    batch: int,
+    devices: int,
+    precision: str,
+    **_: Any,
+) -> list[tuple[keras.layers.Layer, tuple[int, ...]]]:
+    """Returns the layers with kernels, without values, and the shapes of their inputs, that of the batch included.
+
+    Texts are of average length, and of the longest. The arguments are as of ``estimate``.
+
+    Raises:
+        ConfigurationError: as of ``estimate``.
+    """
+    found = []
+    share = max(1, -(-min(batch, len(data)) // devices))
+    with _weightless(architecture, data, takes, sizes, precision) as model:
+        for shapes in _shapes(data, takes, model):
+            inputs = [
+                keras.KerasTensor((share, *shape), one.dtype) for shape, one in zip(shapes, model.inputs, strict=True)
+            ]
+            _follow(model, inputs, lambda one, given, _: found.append((one, given[0].shape)) if _kernels(one) else None)
+    return found
+
+
+@contextmanager
+def _weightless(
+    architecture: str, data: Shards, takes: dict[str, Any], sizes: dict[str, Any], precision: str
+) -> Iterator[keras.Model]:
+    """Gives an untrained network whose weights have shapes, but no values."""
+    keras.utils.clear_session(free_memory=False)
+    with compute.computing_in(compute.precision(precision)), keras.StatelessScope(initialize_variables=False):
+        yield loop.build(architecture, data, takes, sizes)
+    keras.utils.clear_session(free_memory=False)  # which would else give the weights values, at its next chance
 
 
 def check(data: Shards, takes: dict[str, Any], where: str, **settings: Any) -> Cost:

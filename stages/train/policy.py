@@ -20,8 +20,9 @@ import keras
 from filelock import FileLock
 
 from stages import compute
+from stages.errors import ConfigurationError
 from stages.shards import Shards, read_json
-from stages.train import cost, loop
+from stages.train import cost, gradients, loop
 from stages.train.train import PACE, RATES, STEP
 
 CACHE = Path("data/train/.cache/policies.json")
@@ -112,7 +113,34 @@ def choose(
         settings: arguments of ``loop.fit``, of which those of the policy may be ``auto``.
         worth: expected seconds of the training from which it is measured.
         anew: even if it is remembered.
+
+    Raises:
+        ConfigurationError: the entry asks for a precision in which this machine computes wrong gradients.
     """
+    policy, source = _chosen(name, data, takes, settings, worth, anew)
+    layers = _wrong(data, takes, settings | policy)
+    if not layers:
+        return policy, source
+    said = f"in {policy['precision']} this machine computes wrong gradients of {', '.join(layers)}"
+    if settings["precision"] != "auto":
+        raise ConfigurationError(f"train.{name}: {said}. Right ones have precision: float32, or auto.")
+    print(f"train@{name}  {said}: float32 is taken", flush=True)
+    return policy | {"precision": "float32"}, source
+
+
+def _wrong(data: Shards, takes: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """Returns the layers whose gradients this machine computes wrongly; of what it has no memory for, none."""
+    if settings["precision"] == "float32" or not compute.on_cpu():
+        return []
+    if cost.estimate(data, takes, **settings).memory > cost.available()[0]:
+        return []  # the training is refused, or may not fit
+    return gradients.wrong(data, takes, settings)
+
+
+def _chosen(
+    name: str, data: Shards, takes: dict[str, Any], settings: dict[str, Any], worth: float, anew: bool
+) -> tuple[Policy, str]:
+    """Returns what ``choose`` does, whatever the gradients are."""
     if "auto" not in [settings[part] for part in PARTS]:
         return {part: settings[part] for part in PARTS}, "entry"
     compute.prepare(settings["devices"])  # the questions below start JAX, after which it is too late

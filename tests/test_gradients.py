@@ -1,0 +1,85 @@
+"""No training takes a precision in which this machine computes wrong gradients."""
+
+import numpy as np
+import pytest
+
+from stages import compute
+from stages.entries import prepare
+from stages.errors import ConfigurationError
+from stages.shards import Shards, write_shards
+from stages.train import gradients, policy
+from stages.train.train import fitting, opened
+
+ENTRY = {"dataset": "bars", "architecture": "plain_cnn", "sizes": {"width": 0.1}, "epochs": 2, "learning_rate": 0.01}
+# On a processor that multiplies bfloat16 TensorFlow 2.21 gets the gradient of its second convolution wrong: two planes.
+CLIPS = {"architecture": "conv3d", "sizes": {"stem": "small", "depth": 10, "width": 0.1}}
+
+
+def arguments(dataset, **entry):
+    """Returns the arguments of a fit."""
+    _, given = prepare("train", "one", ENTRY | {"dataset": dataset} | entry)
+    given.pop("dataset")
+    return given
+
+
+@pytest.fixture
+def bars(ready):
+    """Returns the training examples, and what a model takes of them."""
+    data, _, takes = opened("one", "bars", arguments("bars"))
+    return data, takes
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """A machine with bfloat16 whose gradient of one kernel is partly what happened to be in memory."""
+    right = gradients._gradients
+
+    def gradient(layer, x, after):
+        found = right(layer, x, after)
+        if layer.compute_dtype == "bfloat16" and layer.kernel.shape == (3, 3, 3, 6):
+            found[1][0] = np.nan
+        return found
+
+    monkeypatch.setattr(compute, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(gradients, "_gradients", gradient)
+
+
+def test_the_layer_is_named_whose_gradients_are_wrong(bars, broken):
+    for precision, wrong in (("bfloat16", ["conv2"]), ("float32", [])):
+        assert gradients.wrong(*bars, fitting(arguments("bars", precision=precision))) == wrong
+
+
+def test_float32_is_taken_instead_and_said(bars, broken, capsys):
+    chosen, source = policy.choose("one", *bars, fitting(arguments("bars", precision="auto")))
+    assert (chosen["precision"], source) == ("float32", "rule")
+    said = "train@one  in bfloat16 this machine computes wrong gradients of conv2: float32 is taken"
+    assert said in capsys.readouterr().out
+
+
+def test_an_entry_that_asks_for_wrong_gradients_is_refused(bars, broken):
+    with pytest.raises(
+        ConfigurationError, match="wrong gradients of conv2. Right ones have precision: float32, or auto"
+    ):
+        policy.choose("one", *bars, fitting(arguments("bars", precision="bfloat16")))
+
+
+def test_a_network_that_memory_has_no_room_for_is_not_tried(bars, broken, monkeypatch):
+    monkeypatch.setattr(policy.cost, "available", lambda: (0, 0))
+    chosen, _ = policy.choose("one", *bars, fitting(arguments("bars", precision="bfloat16")))
+    assert chosen["precision"] == "bfloat16"  # which the training then refuses, with what would fit
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_rounding_is_not_wrong(bars, precision):
+    assert gradients.wrong(*bars, fitting(arguments("bars", precision=precision, batch=32))) == []
+
+
+@pytest.mark.parametrize("side", [2, 4, 8])
+def test_what_is_chosen_has_right_gradients_on_this_machine(workspace, side):
+    rng = np.random.default_rng(0)
+    volumes = rng.integers(0, 256, (32, side, 8, 8, 1), np.uint8)
+    write_shards(workspace / "clips", [{"volume": volumes, "label": np.arange(32) % 2}])
+    data, takes = Shards(workspace / "clips"), {"kind": "volumes", "array": "volume", "classes": ["a", "b"]}
+    settings = fitting(arguments("clips", **CLIPS, precision="auto", batch=32))
+    chosen, _ = policy.choose("one", data, takes, settings)
+    assert gradients.wrong(data, takes, settings | chosen) == []
