@@ -154,7 +154,11 @@ def _handwritten() -> Iterator[tuple[np.ndarray, int]]:
 def _sentences(path: Path) -> Iterator[str]:
     """Yields the sentences of 6 to 30 words in the docstrings of a file."""
     names = re.compile(rf"\b({'|'.join(LIBRARIES)}|scikit|pyplot)", re.I)
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    statements: list[ast.AST] = [ast.parse(path.read_bytes())]
+    while statements:
+        node = statements.pop()
+        for part in ("body", "orelse", "finalbody", "handlers", "cases"):  # ast.walk would look at expressions too
+            statements += getattr(node, part, ())
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             for paragraph in (ast.get_docstring(node) or "").split("\n\n"):
                 for sentence in re.split(r"(?<=\.)\s+", " ".join(paragraph.split())):

@@ -45,11 +45,6 @@ class Batches(keras.utils.PyDataset):
         longer = number == 0 and (not self._shuffled or len(self) == 1)
         return self._read(np.resize(chosen, len(dealt))[dealt], (dealt < len(chosen)).astype(np.float32), longer)
 
-    @property
-    def size(self) -> int:
-        """Examples of one batch."""
-        return self._batch
-
     def order(self) -> list[np.ndarray]:
         """Returns the rows of each batch of this epoch."""
         return self._batches
@@ -78,6 +73,8 @@ class Labelled(Batches):
     Where the model has several outputs, labels and weights are given once for each.
 
     Attributes:
+        tokens: of texts; None for others.
+        length: that tokens are filled up to, or None.
         outputs: names of the model's outputs.
         labels: of the examples, shape (examples,).
         one_hot: of each class, shape (classes, classes).
@@ -104,7 +101,7 @@ class Labelled(Batches):
         class_weights: np.ndarray,
         **settings: Any,
     ) -> None:
-        self._shards, self._array, self._tokens, self._length = shards, array, tokens, length
+        self._shards, self._array, self.tokens, self.length = shards, array, tokens, length
         self.outputs, self.class_weights = outputs, class_weights
         self.one_hot = np.eye(len(class_weights), dtype=np.float32)
         self.labels = shards.column("label")
@@ -112,11 +109,11 @@ class Labelled(Batches):
         super().__init__(len(shards), lengths=tokens.lengths if similar else None, **settings)
 
     def _read(self, rows: np.ndarray, weights: np.ndarray, longer: bool) -> tuple:
-        if self._tokens is None:
+        if self.tokens is None:
             inputs = self._shards.take(self._array, rows)
         else:
-            length = int(self._tokens.lengths.max()) + 2 * MULTIPLE if longer and self._length is None else self._length
-            inputs = pad([self._tokens[row] for row in rows], length)
+            length = int(self.tokens.lengths.max()) + 2 * MULTIPLE if longer and self.length is None else self.length
+            inputs = pad([self.tokens[row] for row in rows], length)
         labels = self.labels[rows]
         target, weights = self.one_hot[labels], weights * self.class_weights[labels]
         if len(self.outputs) == 1:
@@ -128,18 +125,22 @@ class Pairs(Batches):
     """Sentences and their translations: (source (n, time), BEGIN and target (n, steps)), target and END, weights.
 
     The weights (n, steps) are those of the tokens; filling has 0.
+
+    Attributes:
+        source: tokens of the sentences.
+        target: tokens of their translations.
     """
 
     def __init__(self, source: Ragged, target: Ragged, **settings: Any) -> None:
-        self._source, self._target = source, target
+        self.source, self.target = source, target
         super().__init__(len(source), lengths=source.lengths + target.lengths, **settings)
 
     def _read(self, rows: np.ndarray, weights: np.ndarray, longer: bool) -> tuple:
-        sides = (self._source, self._target)
+        sides = (self.source, self.target)
         lengths = [int(side.lengths.max()) + 2 * MULTIPLE if longer else None for side in sides]
-        source = pad([self._source[row] for row in rows], lengths[0])
-        before = pad([np.concatenate([[BEGIN], self._target[row]]) for row in rows], lengths[1])
-        after = pad([np.concatenate([self._target[row], [END]]) for row in rows], lengths[1])
+        source = pad([self.source[row] for row in rows], lengths[0])
+        before = pad([np.concatenate([[BEGIN], self.target[row]]) for row in rows], lengths[1])
+        after = pad([np.concatenate([self.target[row], [END]]) for row in rows], lengths[1])
         return (source, before), after, (after != PAD) * weights[:, None]
 
 

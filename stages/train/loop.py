@@ -71,12 +71,12 @@ class TokenCrossentropy(keras.losses.Loss):
 class EpochSeeds(keras.callbacks.Callback):
     """Sets the order of examples and the state of every random layer from (seed, layer, epoch)."""
 
-    def __init__(self, batches: Batches, seed: int) -> None:
+    def __init__(self, reorder: Callable[[int], None], seed: int) -> None:
         super().__init__()
-        self._batches, self._seed = batches, seed
+        self._reorder, self._seed = reorder, seed
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        self._batches.reorder(epoch)
+        self._reorder(epoch)
         for number, layer in enumerate(_layers(self.model)):
             generator = getattr(layer, "seed_generator", None)
             if generator is not None:
@@ -267,14 +267,15 @@ def fit(
                      seed=order, devices=devices)
             for split, order in ((data, seed), (val, None))
         )  # fmt: skip
-        fed = batches
-        if resident.held(data, takes.get("array"), devices):
-            fed = resident.dataset(batches, data.column(takes["array"]))
+        fed, reorder, array = batches, batches.reorder, takes.get("array")
+        if resident.holds(batches, data, array, devices):
+            held = resident.Held(batches, data.column(array) if array else None)
+            fed, reorder = held.data, held.reorder
 
         progress = Progress(title, epochs, len(data), steps, log, model.optimizer)
         # The averaged weights are in the model first: what follows looks at them.
         callbacks = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)] if ema else []
-        callbacks += [EpochSeeds(batches, seed), StopAtNaN(), progress, *watch]
+        callbacks += [EpochSeeds(reorder, seed), StopAtNaN(), progress, *watch]
         if patience is not None:
             monitor = "val_output_loss" if heads else "val_loss"
             callbacks.append(

@@ -1,16 +1,19 @@
-"""Pictures and volumes that TensorFlow holds in memory while it trains, and gathers batches of by itself.
+"""Examples that TensorFlow holds in memory while it trains, and gathers batches of by itself.
 
 More than MOST bytes are read from the shards as they are needed, by ``Batches``, with as little memory for any number
-of examples. Both give the same batches; without Python's part in each, LeNet-5 trains by a twentieth faster.
+of examples. Both give the same batches. With a dataset that calls Python, if only once an epoch, TensorFlow takes up to
+half as long again for every step (``benchmarks/RESULTS.md``); so the order of an epoch is a variable.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 
 from stages.shards import Shards
-from stages.train.batches import Labelled
+from stages.tokens import BEGIN, END, MULTIPLE, PAD, Ragged
+from stages.train.batches import Batches, Labelled, Pairs
 
 MOST = 2**29  # bytes that are held of the training split
 
@@ -23,32 +26,102 @@ def held(split: Shards, array: str | None, devices: int) -> int:
     return size if size <= MOST else 0
 
 
-def dataset(batches: Labelled, examples: np.ndarray) -> Any:
-    """Returns a ``tf.data.Dataset`` of the same batches, in the order that each epoch has when it begins.
+class Held:
+    """A ``tf.data.Dataset`` of the batches that ``batches`` would give.
+
+    Attributes:
+        data: the dataset.
 
     Args:
         batches: tells the order, and what belongs to each example.
-        examples: all that the rows of ``batches`` number: uint8 (examples, ..., channels).
+        examples: all pictures or volumes that the rows of ``batches`` number: uint8 (examples, ..., channels); of texts
+            None, as ``batches`` has their tokens.
     """
+
+    def __init__(self, batches: Labelled | Pairs, examples: np.ndarray | None) -> None:
+        import tensorflow as tf
+
+        self._batches = batches
+        order, starts = self._ordered()
+        self._order, self._starts = (tf.Variable(part, trainable=False) for part in (order, starts))
+        gather = _pairs(batches) if isinstance(batches, Pairs) else _labelled(batches, examples)
+
+        def epoch(_: Any) -> Any:
+            order, starts = self._order.read_value(), self._starts.read_value()
+            numbers = tf.data.Dataset.range(len(batches))
+            return numbers.map(lambda number: order[starts[number] : starts[number + 1]])
+
+        rows = tf.data.Dataset.from_tensors(0).flat_map(epoch)
+        gathered = rows.map(gather, num_parallel_calls=1, deterministic=True)
+        self.data = gathered.apply(tf.data.experimental.assert_cardinality(len(batches))).prefetch(4)
+
+    def reorder(self, epoch: int) -> None:
+        """Shuffles for one epoch; before it begins."""
+        self._batches.reorder(epoch)
+        for variable, part in zip((self._order, self._starts), self._ordered(), strict=True):
+            variable.assign(part)
+
+    def _ordered(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the rows of all batches, and where in them each begins, and the last ends."""
+        rows = self._batches.order()
+        return np.concatenate(rows), np.cumsum([0, *map(len, rows)])
+
+
+def holds(batches: Batches, split: Shards, array: str | None, devices: int) -> bool:
+    """Returns whether a training holds its examples: those of ``held``, or texts whose tokens are not too many."""
+    if array is not None or devices > 1 or keras.backend.backend() != "tensorflow":
+        return held(split, array, devices) > 0
+    texts = (batches.source, batches.target) if isinstance(batches, Pairs) else (batches.tokens,)
+    return sum(text.flat.nbytes for text in texts) <= MOST
+
+
+def _labelled(batches: Labelled, examples: np.ndarray | None) -> Callable[[Any], tuple]:
     import tensorflow as tf
 
-    names, size, examples = batches.outputs, batches.size, tf.constant(examples)
+    names = batches.outputs
     labels, targets, weights = map(tf.constant, (batches.labels, batches.one_hot, batches.class_weights))
-
-    def order() -> Any:
-        yield np.concatenate(batches.order())
-
-    def cut(rows: Any) -> Any:
-        starts = tf.data.Dataset.range(0, tf.shape(rows, tf.int64)[0], size)
-        return starts.map(lambda start: rows[start : start + size])
+    if examples is None:
+        tokens = _ragged(batches.tokens)
+    else:
+        examples = tf.constant(examples)
 
     def gather(rows: Any) -> tuple:
+        inputs = _filled(tf.gather(tokens, rows), batches.length) if examples is None else tf.gather(examples, rows)
         chosen = tf.gather(labels, rows)
         target, weight = tf.gather(targets, chosen), tf.gather(weights, chosen)
         if len(names) > 1:
             target, weight = dict.fromkeys(names, target), dict.fromkeys(names, weight)
-        return tf.gather(examples, rows), target, weight
+        return inputs, target, weight
 
-    rows = tf.data.Dataset.from_generator(order, output_signature=tf.TensorSpec((None,), tf.int64)).flat_map(cut)
-    gathered = rows.map(gather, num_parallel_calls=1, deterministic=True)
-    return gathered.apply(tf.data.experimental.assert_cardinality(len(batches))).prefetch(4)
+    return gather
+
+
+def _pairs(batches: Pairs) -> Callable[[Any], tuple]:
+    import tensorflow as tf
+
+    source, target = _ragged(batches.source), _ragged(batches.target)
+
+    def gather(rows: Any) -> tuple:
+        given, wanted = tf.gather(source, rows), tf.gather(target, rows)
+        begin, end = (tf.fill((tf.size(rows), 1), token) for token in (BEGIN, END))
+        before, after = _filled(tf.concat([begin, wanted], 1)), _filled(tf.concat([wanted, end], 1))
+        return (_filled(given), before), after, tf.cast(after != PAD, tf.float32)
+
+    return gather
+
+
+def _ragged(tokens: Ragged) -> Any:
+    import tensorflow as tf
+
+    return tf.RaggedTensor.from_row_splits(tokens.flat, np.concatenate([[0], tokens.ends]))
+
+
+def _filled(rows: Any, length: int | None = None) -> Any:
+    """Does what ``tokens.pad`` does."""
+    import tensorflow as tf
+
+    made = rows.to_tensor(PAD)
+    present = tf.shape(made)[1]
+    missing = -present % MULTIPLE if length is None else length - present
+    made = tf.pad(made, [[0, 0], [0, tf.where(present + missing > 0, missing, MULTIPLE)]], constant_values=PAD)
+    return tf.ensure_shape(made, (None, length))
