@@ -1,8 +1,8 @@
 """How long a training step waits for its batch: ``python benchmarks/input.py [MODEL...]``, ten minutes on 2 cores.
 
 For the models of params.yaml, on their own data in a clone of HEAD: milliseconds that gathering a batch takes alone;
-those of a step as it is, pictures held by TensorFlow (``stages/train/resident.py``); of one whose batches are read from
-the shards, by another thread and ahead of it; and of one whose batches lie ready in memory, but for Keras to pass on.
+those of a step as it is, its examples held by TensorFlow (``stages/train/resident.py``); of one whose batches are read
+from the shards, by another thread and ahead of it; and of one whose batches lie ready in TensorFlow's memory.
 Medians of three trainings of each, in turn. Then, of a batch of 128 pictures of 28x28 that are moved, turned, scaled:
 CPU milliseconds in the compiled graph (``stages/train/augmentation.py``), and by the code of the stage ``augment``, as
 workers would run it. Prints Markdown.
@@ -56,56 +56,48 @@ def main() -> None:
 
 def waiting(name: str) -> None:
     """Prints the row of one model."""
-    import keras
-
     from stages import compute, params
     from stages.entries import prepare
     from stages.train import loop, policy, resident
     from stages.train.train import fitting, opened
 
-    class Ready(keras.utils.PyDataset):
-        """Batches that were gathered beforehand, in the place of ``Batches``."""
+    class Ready(resident.Held):
+        """Batches that were gathered in the first epoch, in whose order they stay."""
 
-        def __init__(self, batches: list) -> None:
-            super().__init__()
-            self._all = batches
-
-        def __len__(self) -> int:
-            return len(self._all)
-
-        def __getitem__(self, number: int) -> tuple:
-            return self._all[number]
-
-        def reorder(self, epoch: int) -> None:
-            """Keeps the order."""
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            self.data = self.data.cache()
 
     _, arguments = prepare("train", name, params.read("train", name))
     data, val, takes = opened(name, arguments.pop("dataset"), arguments)
     compute.prepare()
     settings = fitting(arguments)
     settings |= policy.choose(name, data, takes, settings, worth=float("inf"))[0]
-    made, gathering = loop._batches, []
+    made, as_is, holds = loop._batches, resident.Held, resident.holds
+    gathering = []
 
-    def ready(split: Any, *others: Any, **changes: Any) -> Ready:
-        batches = made(split, *others, **changes)
+    def batches(split: Any, *others: Any, **changes: Any) -> Any:
+        found = made(split, *others, **changes)
         if changes["seed"] is not None:
-            batches.reorder(0)
-        began = time.perf_counter()
-        every = [batches[number] for number in range(len(batches))]
-        if changes["seed"] is not None:
-            gathering.append((time.perf_counter() - began) / len(every))
-        return Ready(every)
+            began = time.perf_counter()
+            for number in range(len(found)):
+                found[number]
+            gathering.append((time.perf_counter() - began) / len(found))
+        return found
 
-    def step(batches: Any, most: int, epochs: int) -> float:
-        loop._batches, resident.MOST = batches, most
+    def step(kind: Any, held: Any, epochs: int) -> float:
+        resident.Held, resident.holds = kind, held
         with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
             result = loop.fit(data, val, takes, title=name, log=lambda *_: None, **settings | {"epochs": epochs})
         return settings["batch"] / result.examples_per_second
 
-    most, began = resident.MOST, time.perf_counter()
-    step(made, most, 1)
+    loop._batches, began = batches, time.perf_counter()
+    step(as_is, holds, 1)
     epochs = max(2, round(SECONDS / 9 / (time.perf_counter() - began)))
-    rounds = [(step(made, most, epochs), step(made, 0, epochs), step(ready, 0, epochs)) for _ in range(3)]
+    rounds = [
+        (step(as_is, holds, epochs), step(as_is, lambda *_: False, epochs), step(Ready, holds, epochs))
+        for _ in range(3)
+    ]
     cells = (f"{1000 * statistics.median(times):.2f}" for times in (gathering, *zip(*rounds, strict=True)))
     print(f"| {name} | {settings['batch']} | {' | '.join(cells)} |", flush=True)
 

@@ -520,7 +520,7 @@ def test_ctrl_c_ends_the_trial_and_the_same_command_goes_on(quick):
 def test_after_sigkill_the_same_command_goes_on_and_the_values_train_as_they_were_tried(bars):
     ranges("{train: {learning_rate: {low: 1e-4, high: 1e-2, log: true}}, augment: {noise: {low: 0.0, high: 20.0}}}")
     text = Path("params.yaml").read_text()  # within the warm-up no trial is ended early
-    Path("params.yaml").write_text(text.replace("epochs: 9", "epochs: 150\n    warmup: 150"))
+    Path("params.yaml").write_text(text.replace("epochs: 9", "epochs: 60\n    warmup: 60"))
     process = start(2)
 
     def second_works():
