@@ -3,13 +3,14 @@
 For the models of params.yaml, on their own data in a clone of HEAD: milliseconds that gathering a batch takes alone;
 those of a step as it is, its examples held by TensorFlow (``stages/train/resident.py``); of one whose batches are read
 from the shards, by another thread and ahead of it; and of one whose batches lie ready in TensorFlow's memory.
-Medians of three trainings of each, in turn. Then, of a batch of 128 pictures of 28x28 that are moved, turned, scaled:
+Medians of three trainings of each, in turn, every one in a process of its own: a thread of Python that fed one training
+slows the next. Then, of a batch of 128 pictures of 28x28 that are moved, turned, scaled:
 CPU milliseconds in the compiled graph (``stages/train/augmentation.py``), and by the code of the stage ``augment``, as
 workers would run it. Prints Markdown.
 """
 
 import argparse
-import contextlib
+import json
 import os
 import statistics
 import subprocess
@@ -26,7 +27,8 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 from ruamel.yaml import YAML
 
-SECONDS = 40.0  # of the trainings of one model, about
+WAYS = ("held", "shards", "ready")
+ROUNDS, EPOCHS = 3, 4  # the first epoch, in which the graph is built, is not counted
 CHANGES = {"shift": 1.5, "rotate": 10.0, "scale": 0.1}
 REPEATS = 50
 
@@ -35,10 +37,10 @@ def main() -> None:
     """Measures each model in a process of its own, and the changes of pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="MODEL")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        waiting(arguments.one)
+        trained(*arguments.one)
         return
     entries = YAML(typ="safe").load(ROOT / "params.yaml")["train"]
     chosen = arguments.models or list(entries)
@@ -50,13 +52,22 @@ def main() -> None:
         print("| model | batch | gathering one, ms | step, ms | read from shards | batches at hand |")
         print("|---|---|---|---|---|---|", flush=True)
         for name in chosen:
-            subprocess.run([sys.executable, "benchmarks/input.py", "--one", name], cwd=clone, check=True)
+            found = {way: [] for way in WAYS}
+            for _ in range(ROUNDS):
+                for way in WAYS:
+                    command = [sys.executable, "benchmarks/input.py", "--one", name, way]
+                    done = subprocess.run(command, cwd=clone, check=True, stdout=subprocess.PIPE, text=True)
+                    found[way].append(json.loads(done.stdout.splitlines()[-1]))
+            steps = [statistics.median(one["step"] for one in found[way]) for way in WAYS]
+            gathering = statistics.median(one["gathering"] for ones in found.values() for one in ones)
+            cells = " | ".join(f"{1000 * seconds:.2f}" for seconds in (gathering, *steps))
+            print(f"| {name} | {found['held'][0]['batch']} | {cells} |", flush=True)
     changes()
 
 
-def waiting(name: str) -> None:
-    """Prints the row of one model."""
-    from stages import compute, params
+def trained(name: str, way: str) -> None:
+    """Prints the seconds of a step and of gathering a batch, as JSON."""
+    from stages import params
     from stages.entries import prepare
     from stages.train import loop, policy, resident
     from stages.train.train import fitting, opened
@@ -70,11 +81,9 @@ def waiting(name: str) -> None:
 
     _, arguments = prepare("train", name, params.read("train", name))
     data, val, takes = opened(name, arguments.pop("dataset"), arguments)
-    compute.prepare()
-    settings = fitting(arguments)
-    settings |= policy.choose(name, data, takes, settings, worth=float("inf"))[0]
-    made, as_is, holds = loop._batches, resident.Held, resident.holds
-    gathering = []
+    settings = fitting(arguments) | {"epochs": EPOCHS}
+    settings |= policy.settle(name, name, data, takes, settings, worth=float("inf"))[0]
+    made, gathering = loop._batches, []
 
     def batches(split: Any, *others: Any, **changes: Any) -> Any:
         found = made(split, *others, **changes)
@@ -85,21 +94,19 @@ def waiting(name: str) -> None:
             gathering.append((time.perf_counter() - began) / len(found))
         return found
 
-    def step(kind: Any, held: Any, epochs: int) -> float:
-        resident.Held, resident.holds = kind, held
-        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-            result = loop.fit(data, val, takes, title=name, log=lambda *_: None, **settings | {"epochs": epochs})
-        return settings["batch"] / result.examples_per_second
+    loop._batches = batches
+    if way == "shards":
+        resident.holds = lambda *_: False
+    elif way == "ready":
+        resident.Held = Ready
+    seconds = []  # of the training until the end of each epoch, without validation
 
-    loop._batches, began = batches, time.perf_counter()
-    step(as_is, holds, 1)
-    epochs = max(2, round(SECONDS / 9 / (time.perf_counter() - began)))
-    rounds = [
-        (step(as_is, holds, epochs), step(as_is, lambda *_: False, epochs), step(Ready, holds, epochs))
-        for _ in range(3)
-    ]
-    cells = (f"{1000 * statistics.median(times):.2f}" for times in (gathering, *zip(*rounds, strict=True)))
-    print(f"| {name} | {settings['batch']} | {' | '.join(cells)} |", flush=True)
+    def log(row: dict[str, float], epoch: int) -> None:
+        seconds.append((epoch + 1) * len(data) / row["examples_per_second"])
+
+    loop.fit(data, val, takes, title=name, log=log, **settings)
+    step = (seconds[-1] - seconds[0]) / (EPOCHS - 1) * settings["batch"] / len(data)
+    print(json.dumps({"step": step, "gathering": gathering[0], "batch": settings["batch"]}))
 
 
 def changes() -> None:

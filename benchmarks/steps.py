@@ -271,7 +271,8 @@ def convoy(part: Part) -> dict[str, Any]:
         takes |= {column: Vocabulary(unit, pieces(part, words)).to_json() for column, words in columns.items()}
     data, val = (Shards(Path(part.folder, f"{split}-{part.examples}")) for split in ("train", "val"))
     settings = part.settings | {"epochs": 2}
-    rule, _ = policy.choose(part.name, data, takes, settings | dict.fromkeys(policy.PARTS, "auto"), worth=math.inf)
+    asked = settings | dict.fromkeys(policy.PARTS, "auto")
+    rule, *_ = policy.settle(part.name, part.name, data, takes, asked, worth=math.inf)
     settings |= (chosen := rule | part.policy)
     reported = []  # examples/s after each epoch, of all steps but the first
     result = loop.fit(

@@ -1,14 +1,20 @@
 """No training takes a precision in which this machine computes wrong gradients."""
 
+import json
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from stages import compute
 from stages.entries import prepare
 from stages.errors import ConfigurationError
 from stages.shards import Shards, write_shards
 from stages.train import gradients, policy
-from stages.train.train import fitting, opened
+from stages.train.train import fitting, opened, pace
 
 ENTRY = {"dataset": "bars", "architecture": "plain_cnn", "sizes": {"width": 0.1}, "epochs": 2, "learning_rate": 0.01}
 # On a processor that multiplies bfloat16 TensorFlow 2.21 gets the gradient of its second convolution wrong: two planes.
@@ -50,7 +56,7 @@ def test_the_layer_is_named_whose_gradients_are_wrong(bars, broken):
 
 
 def test_float32_is_taken_instead_and_said(bars, broken, capsys):
-    chosen, source = policy.choose("one", *bars, fitting(arguments("bars", precision="auto")))
+    chosen, source, _ = policy.settle("one", "train@one", *bars, fitting(arguments("bars", precision="auto")))
     assert (chosen["precision"], source) == ("float32", "rule")
     said = "train@one  in bfloat16 this machine computes wrong gradients of conv2: float32 is taken"
     assert said in capsys.readouterr().out
@@ -60,13 +66,32 @@ def test_an_entry_that_asks_for_wrong_gradients_is_refused(bars, broken):
     with pytest.raises(
         ConfigurationError, match="wrong gradients of conv2. Right ones have precision: float32, or auto"
     ):
-        policy.choose("one", *bars, fitting(arguments("bars", precision="bfloat16")))
+        policy.settle("one", "train@one", *bars, fitting(arguments("bars", precision="bfloat16")))
 
 
-def test_a_network_that_memory_has_no_room_for_is_not_tried(bars, broken, monkeypatch):
+def test_a_network_that_memory_has_no_room_for_is_refused_before(bars, broken, monkeypatch):
     monkeypatch.setattr(policy.cost, "available", lambda: (0, 0))
-    chosen, _ = policy.choose("one", *bars, fitting(arguments("bars", precision="bfloat16")))
-    assert chosen["precision"] == "bfloat16"  # which the training then refuses, with what would fit
+    monkeypatch.setattr(gradients, "wrong", lambda *_: pytest.fail("computed"))
+    with pytest.raises(ConfigurationError, match="of memory"):
+        policy.settle("one", "train@one", *bars, fitting(arguments("bars", precision="bfloat16")))
+
+
+def test_threads_are_set_before_gradients_are_computed(ready, workspace):
+    script = (
+        "from stages import compute; compute.multiplies_bfloat16 = lambda: True\n"
+        "from stages.train.train import train\n"
+        f"train('one', precision='auto', threads=1, **{ENTRY!r})"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", script], cwd=workspace, env=environment, check=True, capture_output=True)
+    facts = json.loads((ready / "train/bars/one/run.json").read_text())
+    assert (facts["precision"], facts["threads"]) == ("bfloat16", 1)
+
+
+def test_the_measurement_of_a_policy_fails_where_its_gradients_are_wrong(bars, broken):
+    chosen = {"precision": "bfloat16", "jit_compile": False, "steps_per_execution": 1, "threads": None}
+    with pytest.raises(ConfigurationError, match="wrong gradients"):
+        pace("one", 16, chosen, **arguments("bars") | {"dataset": "bars"})
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
@@ -81,5 +106,5 @@ def test_what_is_chosen_has_right_gradients_on_this_machine(workspace, side):
     write_shards(workspace / "clips", [{"volume": volumes, "label": np.arange(32) % 2}])
     data, takes = Shards(workspace / "clips"), {"kind": "volumes", "array": "volume", "classes": ["a", "b"]}
     settings = fitting(arguments("clips", **CLIPS, precision="auto", batch=32))
-    chosen, _ = policy.choose("one", data, takes, settings)
+    chosen, *_ = policy.settle("one", "train@one", data, takes, settings)
     assert gradients.wrong(data, takes, settings | chosen) == []

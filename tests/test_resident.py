@@ -42,7 +42,7 @@ def test_every_epoch_has_the_batches_of_the_shards_in_their_order(ready, outputs
 @pytest.mark.parametrize("length", [None, 24])
 def test_texts_are_filled_up_as_those_that_are_read(workspace, length):
     rng = np.random.default_rng(0)
-    texts = Ragged.of([rng.integers(SPECIAL, 99, size) for size in [0, *rng.integers(0, 25, 300)]], None)
+    texts = Ragged.of([rng.integers(SPECIAL, 99, size) for size in [*[0] * 40, *rng.integers(0, 25, 300)]], None)
     write_shards(workspace / "texts", [{"label": np.arange(len(texts)) % 2}])
     batches = Labelled(
         Shards(workspace / "texts"), None, tokens=texts, length=length, outputs=["output"],

@@ -130,8 +130,7 @@ def count(model: keras.Model, shapes: list[tuple[int, ...]]) -> Count:
         if "Normalization" in kind and _bytes(given[0]) < 4 * math.prod(given[0].shape):
             kept[id(given[0]), kind] = 4 * math.prod(given[0].shape)  # normalisation computes in float32
 
-    inputs = [keras.KerasTensor(shape, one.dtype) for shape, one in zip(shapes, model.inputs, strict=True)]
-    _follow(model, inputs, visit)
+    _follow(model, _symbols(model, shapes), visit)
     return Count(products, sum(kept.values()), largest, layers)
 
 
@@ -153,9 +152,7 @@ def estimate(
     Raises:
         ConfigurationError: the architecture refuses the data or its sizes.
     """
-    share = max(1, -(-min(batch, len(data)) // devices))
-    with _weightless(architecture, data, takes, sizes, precision) as model:
-        usual, longest = ([(share, *shape) for shape in shapes] for shapes in _shapes(data, takes, model))
+    with _weightless(data, takes, architecture, sizes, batch, devices, precision) as (model, usual, longest):
         found = count(model, longest)
         products = sum(count(model, usual).products.values())
     parameters, frozen = (
@@ -167,7 +164,7 @@ def estimate(
     slots = (2 if optimizer in ("adam", "adamw") else 1) + (ema > 0)
     return Cost(
         parameters=parameters,
-        flops=2 * products // share,
+        flops=2 * products // usual[0][0],
         examples=len(data),
         weights=4 * (parameters * (2 + slots) + frozen),
         step=max(step, written),
@@ -178,42 +175,43 @@ def estimate(
 
 
 def kernel_layers(
-    data: Shards,
-    takes: dict[str, Any],
-    *,
-    architecture: str,
-    sizes: dict[str, Any],
-    batch: int,
-    devices: int,
-    precision: str,
-    **_: Any,
+    data: Shards, takes: dict[str, Any], settings: dict[str, Any]
 ) -> list[tuple[keras.layers.Layer, tuple[int, ...]]]:
-    """Returns the layers with kernels, without values, and the shapes of their inputs, that of the batch included.
+    """Returns the layers with kernels, without values, and the shapes of their inputs, the axis of the batch included.
 
-    Texts are of average length, and of the longest. The arguments are as of ``estimate``.
+    Texts are of average length, and of the longest. The arguments are as of ``check``.
 
     Raises:
         ConfigurationError: as of ``estimate``.
     """
     found = []
-    share = max(1, -(-min(batch, len(data)) // devices))
-    with _weightless(architecture, data, takes, sizes, precision) as model:
-        for shapes in _shapes(data, takes, model):
-            inputs = [
-                keras.KerasTensor((share, *shape), one.dtype) for shape, one in zip(shapes, model.inputs, strict=True)
-            ]
-            _follow(model, inputs, lambda one, given, _: found.append((one, given[0].shape)) if _kernels(one) else None)
+
+    def visit(operation: keras.Operation, given: list[keras.KerasTensor], _made: list[keras.KerasTensor]) -> None:
+        if _kernels(operation):
+            found.append((operation, given[0].shape))
+
+    decides = {key: settings[key] for key in ("architecture", "sizes", "batch", "devices", "precision")}
+    with _weightless(data, takes, **decides) as (model, *both):
+        for shapes in both:
+            _follow(model, _symbols(model, shapes), visit)
     return found
 
 
 @contextmanager
 def _weightless(
-    architecture: str, data: Shards, takes: dict[str, Any], sizes: dict[str, Any], precision: str
-) -> Iterator[keras.Model]:
-    """Gives an untrained network whose weights have shapes, but no values."""
+    data: Shards, takes: dict[str, Any], architecture: str, sizes: dict[str, Any], batch: int, devices: int,
+    precision: str,
+) -> Iterator[tuple[keras.Model, list[tuple[int, ...]], list[tuple[int, ...]]]]:  # fmt: skip
+    """Gives an untrained network whose weights have no values, and the shapes of its inputs: usual ones, the largest.
+
+    They are of the part of a batch that one device has.
+    """
     keras.utils.clear_session(free_memory=False)
     with compute.computing_in(compute.precision(precision)), keras.StatelessScope(initialize_variables=False):
-        yield loop.build(architecture, data, takes, sizes)
+        model = loop.build(architecture, data, takes, sizes)
+        share = max(1, -(-min(batch, len(data)) // devices))
+        usual, longest = ([(share, *shape) for shape in shapes] for shapes in _shapes(data, takes, model))
+        yield model, usual, longest
     keras.utils.clear_session(free_memory=False)  # which would else give the weights values, at its next chance
 
 
@@ -375,6 +373,10 @@ def _shapes(data: Shards, takes: dict[str, Any], model: keras.Model) -> tuple[li
         usual.append((fixed or round(lengths[: len(some)].mean()),))
         longest.append((fixed or int(lengths.max()),))
     return usual, longest
+
+
+def _symbols(model: keras.Model, shapes: list[tuple[int, ...]]) -> list[keras.KerasTensor]:
+    return [keras.KerasTensor(shape, one.dtype) for shape, one in zip(shapes, model.inputs, strict=True)]
 
 
 def _follow(model: keras.Model, inputs: list, visit: Callable[[keras.Operation, list, list], None]) -> list:

@@ -34,7 +34,7 @@ def wrong(data: Shards, takes: dict[str, Any], settings: dict[str, Any]) -> list
         ConfigurationError: the architecture refuses the data or its sizes.
     """
     found, seen = [], set()
-    for layer, shape in cost.kernel_layers(data, takes, **settings):
+    for layer, shape in cost.kernel_layers(data, takes, settings):
         # The initial values are drawn anew, and activations left out: where rounding turns a sign their gradients jump.
         config = {key: value for key, value in layer.get_config().items() if not key.endswith("initializer")}
         config |= {"activation": "linear"} if "activation" in config else {}

@@ -113,34 +113,7 @@ def choose(
         settings: arguments of ``loop.fit``, of which those of the policy may be ``auto``.
         worth: expected seconds of the training from which it is measured.
         anew: even if it is remembered.
-
-    Raises:
-        ConfigurationError: the entry asks for a precision in which this machine computes wrong gradients.
     """
-    policy, source = _chosen(name, data, takes, settings, worth, anew)
-    layers = _wrong(data, takes, settings | policy)
-    if not layers:
-        return policy, source
-    said = f"in {policy['precision']} this machine computes wrong gradients of {', '.join(layers)}"
-    if settings["precision"] != "auto":
-        raise ConfigurationError(f"train.{name}: {said}. Right ones have precision: float32, or auto.")
-    print(f"train@{name}  {said}: float32 is taken", flush=True)
-    return policy | {"precision": "float32"}, source
-
-
-def _wrong(data: Shards, takes: dict[str, Any], settings: dict[str, Any]) -> list[str]:
-    """Returns the layers whose gradients this machine computes wrongly; of what it has no memory for, none."""
-    if settings["precision"] == "float32" or not compute.on_cpu():
-        return []
-    if cost.estimate(data, takes, **settings).memory > cost.available()[0]:
-        return []  # the training is refused, or may not fit
-    return gradients.wrong(data, takes, settings)
-
-
-def _chosen(
-    name: str, data: Shards, takes: dict[str, Any], settings: dict[str, Any], worth: float, anew: bool
-) -> tuple[Policy, str]:
-    """Returns what ``choose`` does, whatever the gradients are."""
     if "auto" not in [settings[part] for part in PARTS]:
         return {part: settings[part] for part in PARTS}, "entry"
     compute.prepare(settings["devices"])  # the questions below start JAX, after which it is too late
@@ -165,6 +138,40 @@ def _chosen(
             return policy, "rule"
         _remember(place, {"model": name, "policy": best.policy, "tried": [asdict(one) for one in tried]})
     return best.policy, "measured"
+
+
+def settle(
+    name: str, title: str, data: Shards, takes: dict[str, Any], settings: dict[str, Any], worth: float = WORTH
+) -> tuple[Policy, str, cost.Cost]:
+    """Returns what ``choose`` does, with a precision whose gradients are right, and what the training then costs.
+
+    On a CPU; those of GPUs are what everybody trains with.
+
+    Args:
+        name: of the model in params.yaml.
+        title: what messages call the training.
+        data: as of ``choose``, like the others.
+        takes: likewise.
+        settings: likewise.
+        worth: likewise.
+
+    Raises:
+        ConfigurationError: the entry asks for a precision in which this machine computes wrong gradients; or, like
+            ServiceError, as of ``cost.check``.
+    """
+    policy, source = choose(name, data, takes, settings, worth)
+    spent = cost.check(data, takes, title, **settings | policy)  # which also sets threads, before anything is computed
+    if policy["precision"] == "float32" or not compute.on_cpu():
+        return policy, source, spent
+    layers = gradients.wrong(data, takes, settings | policy)
+    if not layers:
+        return policy, source, spent
+    said = f"in {policy['precision']} this machine computes wrong gradients of {', '.join(layers)}"
+    if settings["precision"] != "auto":
+        raise ConfigurationError(f"train.{name}: {said}. Right ones have precision: float32, or auto.")
+    print(f"{title}  {said}: float32 is taken", flush=True)
+    policy |= {"precision": "float32"}
+    return policy, source, cost.check(data, takes, title, **settings | policy)
 
 
 def search(

@@ -1,8 +1,9 @@
 """Examples that TensorFlow holds in memory while it trains, and gathers batches of by itself.
 
 More than MOST bytes are read from the shards as they are needed, by ``Batches``, with as little memory for any number
-of examples. Both give the same batches. With a dataset that calls Python, if only once an epoch, TensorFlow takes up to
-half as long again for every step (``benchmarks/RESULTS.md``); so the order of an epoch is a variable.
+of examples. Both give the same batches. A dataset that calls Python, if only once an epoch, does so in a thread of its
+own, after which memory costs every step of some networks half as much time again (``benchmarks/RESULTS.md``); so the
+order of an epoch is a variable.
 """
 
 from collections.abc import Callable
@@ -43,8 +44,9 @@ class Held:
 
         self._batches = batches
         order, starts = self._ordered()
-        self._order, self._starts = (tf.Variable(part, trainable=False) for part in (order, starts))
-        gather = _pairs(batches) if isinstance(batches, Pairs) else _labelled(batches, examples)
+        with tf.device("CPU"):  # where datasets are computed
+            self._order, self._starts = (tf.Variable(part, trainable=False) for part in (order, starts))
+            gather = _pairs(batches) if isinstance(batches, Pairs) else _labelled(batches, examples)
 
         def epoch(_: Any) -> Any:
             order, starts = self._order.read_value(), self._starts.read_value()

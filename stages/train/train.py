@@ -145,9 +145,8 @@ def train(
         for context, split in (("training", data), ("validation", val)):
             tracking.log_data(context, dataset, split.folder, read[str(split.folder / INDEX)])
         started, title, settings = time.time(), f"train@{model}", fitting(arguments)
-        chosen, source = policy.choose(model, data, takes, settings)
+        chosen, source, spent = policy.settle(model, title, data, takes, settings)
         settings |= chosen
-        spent = cost.check(data, takes, title, **settings)
         print(f"{title}  {spent}\n{title}  computes in {policy.told(chosen)} ({source})", flush=True)
         with cost.guarded(spent, title):
             result = loop.fit(data, val, takes, title=title, log=tracking.log_metrics, **settings)
@@ -213,8 +212,9 @@ def trial(model: str, *, dataset: str, **arguments: Any) -> None:
         print(ROW + json.dumps(row), flush=True)
 
     settings, title = fitting(arguments), f"trial@{model}"
-    settings |= policy.choose(model, data, takes, settings, worth=math.inf)[0]
-    with cost.guarded(cost.check(data, takes, title, **settings), title):
+    chosen, _, spent = policy.settle(model, title, data, takes, settings, worth=math.inf)
+    settings |= chosen
+    with cost.guarded(spent, title):
         result = loop.fit(data, val, takes, title=title, log=say, **settings)
     losses = result.history["val_loss"]
     kept = len(losses) if arguments["patience"] is None else int(losses.argmin()) + 1
@@ -241,10 +241,11 @@ def pace(model: str, steps: int, chosen: dict[str, Any], *, dataset: str, **argu
         arguments: likewise.
     """
     data, val, takes = opened(model, dataset, arguments)
-    from stages.train import cost, loop  # as in train
+    from stages.train import cost, loop, policy  # as in train
 
     settings, title = fitting(arguments) | chosen, f"pace@{model}"
-    with cost.guarded(cost.check(data, takes, title, **settings), title):
+    _, _, spent = policy.settle(model, title, data, takes, settings)
+    with cost.guarded(spent, title):
         start, step = loop.pace(steps, data=data, val=val, takes=takes, title=title, **settings)
     print(PACE + json.dumps({"start": start, "step": step}), flush=True)
 
