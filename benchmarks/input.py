@@ -28,7 +28,7 @@ import numpy as np
 from ruamel.yaml import YAML
 
 WAYS = ("held", "shards", "ready")
-ROUNDS, EPOCHS = 3, 4  # the first epoch, in which the graph is built, is not counted
+ROUNDS, EPOCHS = 3, 6  # the first epoch, in which the graph is built, is not counted
 CHANGES = {"shift": 1.5, "rotate": 10.0, "scale": 0.1}
 REPEATS = 50
 
@@ -102,7 +102,7 @@ def trained(name: str, way: str) -> None:
     seconds = []  # of the training until the end of each epoch, without validation
 
     def log(row: dict[str, float], epoch: int) -> None:
-        seconds.append((epoch + 1) * len(data) / row["examples_per_second"])
+        seconds.append(epoch * len(data) / row["examples_per_second"])
 
     loop.fit(data, val, takes, title=name, log=log, **settings)
     step = (seconds[-1] - seconds[0]) / (EPOCHS - 1) * settings["batch"] / len(data)

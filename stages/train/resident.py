@@ -1,9 +1,8 @@
 """Examples that TensorFlow holds in memory while it trains, and gathers batches of by itself.
 
 More than MOST bytes are read from the shards as they are needed, by ``Batches``, with as little memory for any number
-of examples. Both give the same batches. A dataset that calls Python, if only once an epoch, does so in a thread of its
-own, after which memory costs every step of some networks half as much time again (``benchmarks/RESULTS.md``); so the
-order of an epoch is a variable.
+of examples. Both give the same batches. The order of an epoch is a variable, since a dataset that calls Python does so
+in a thread of its own, and glibc may then ask the system for memory in every step (``benchmarks/RESULTS.md``).
 """
 
 from collections.abc import Callable
