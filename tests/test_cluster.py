@@ -176,9 +176,9 @@ def running(clones, prefix=""):
     found = {}
     for process in psutil.process_iter(["cmdline", "cwd", "status"]):
         words, folder = process.info["cmdline"] or (), process.info["cwd"] or ""
-        stage = next(iter(words[words.index("stage.py") + 1 :]), "") if "stage.py" in words else None
-        alive = process.info["status"] != psutil.STATUS_ZOMBIE
-        if stage is not None and stage.startswith(prefix) and folder.startswith(str(clones)) and alive:
+        stage = words[words.index("stage.py") + 1] if "stage.py" in words[:-1] else None
+        alive = process.info["status"] != psutil.STATUS_ZOMBIE and folder.startswith(str(clones))
+        if alive and stage is not None and stage.startswith(prefix):
             found.setdefault(Path(folder).name, []).append(process)
     return found
 
