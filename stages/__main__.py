@@ -2,7 +2,8 @@
 
 Beside them: ``check`` looks at all of params.yaml first, ``cost`` says what trainings would take, ``measure`` how one
 computes fastest here; ``verify``, ``push`` and ``pull`` are in ``verify.py``, ``trace``, ``rebuild``, ``rollback`` and
-``clean`` in ``lineage.py``; ``trial`` is what ``flows/tune.py`` runs, ``pace`` what ``measure`` does.
+``clean`` in ``lineage.py``; ``ship`` brings to MLflow what waits for it, see ``record.py``; ``trial`` is what
+``flows/tune.py`` runs, ``pace`` what ``measure`` does.
 """
 
 import errno
@@ -41,6 +42,11 @@ def main(*words: str) -> int:
                 import_module("stages.verify").push(*words[1:])
             case ["pull"] | ["pull", _]:
                 import_module("stages.verify").pull(*words[1:])
+            case ["ship"]:
+                count = import_module("stages.tracking").ship()
+                print(f"brought {count} runs to MLflow; nothing waits any more")
+            case ["ship", number, name]:
+                import_module("stages.tracking").follow(number, name)
             case ["trace" | "rebuild" as command, name]:
                 getattr(import_module("stages.lineage"), command)(name)
             case ["rollback", dataset, "--to", number, "--reason", *reason]:
@@ -57,7 +63,7 @@ def main(*words: str) -> int:
             case _:
                 raise ConfigurationError(
                     f"got {' '.join(words) or 'nothing'}. Usage: python -m stages STAGE NAME, or python -m stages "
-                    "check, cost MODEL ..., measure MODEL, verify, push, pull, trace DATASET@champion, "
+                    "check, cost MODEL ..., measure MODEL, verify, push, pull, ship, trace DATASET@champion, "
                     "rebuild DATASET@VERSION, rollback DATASET --to VERSION --reason TEXT, "
                     "clean --keep champion,last:3 [--dry-run]. Stages: "
                     f"{', '.join(params.STAGES)}."

@@ -13,21 +13,22 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlflow
-import psutil
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
+from stages import record
 from stages.errors import ConfigurationError, ServiceError
 
 if TYPE_CHECKING:
@@ -40,6 +41,12 @@ KIND = {"mlflow.experimentKind": "custom_model_development"}  # its pages are th
 PATCH = "git.patch"  # of a run: what differed from its commit
 DIGEST = 36  # characters of a data set's digest that MLflow takes
 SAMPLE_SECONDS = 2  # between two readings of CPU, memory and GPU
+RECORD = "record"  # tag of a run: the id of what it was shipped from; see record.py
+POLL_SECONDS = 0.2  # between two looks at a record that is being written
+RETRY_SECONDS = 15.0  # between two tries of a store that could not be reached
+# Of requests to a server, where the work does not wait for it; MLflow's own defaults are minutes for each.
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")  # it would be so another time too
 
 
 def uri() -> str:
@@ -72,22 +79,13 @@ def run(
         former: id of the run that was begun for the same and is to go on, if the store still has it.
     """
     client = _connect()
-    commit, dirty, patch = _git()
-    tags = {
-        "stage": name.split("@")[0],
-        "model": name.split("@")[1],
-        "dataset": dataset,
-        "git.commit": commit,
-        "git.dirty": str(dirty).lower(),
-        "process": _process(os.getpid()),
-        **{f"input.{path}": digest for path, digest in inputs.items()},
-    }
+    tags, patch = record.tags(name, dataset, inputs)
     mlflow.set_system_metrics_sampling_interval(SAMPLE_SECONDS)
     experiment = _experiment(client, dataset)
     with mlflow.start_run(
         _known(client, former), experiment, run_name=name, tags=tags, log_system_metrics=True
     ) as active:
-        mlflow.log_params(_flat(parameters))
+        mlflow.log_params(record.flat(parameters))
         if patch:
             mlflow.log_text(patch, PATCH)
         yield active.info.run_id
@@ -107,11 +105,11 @@ def nested(parent: str, name: str, parameters: dict[str, Any]) -> Iterator["Nest
     client = _connect()
     outer = client.get_run(parent)
     tags = {key: outer.data.tags[key] for key in ("stage", "model", "dataset", "git.commit", "git.dirty")}
-    tags |= {MLFLOW_PARENT_RUN_ID: parent, "process": _process(os.getpid())}
+    tags |= {MLFLOW_PARENT_RUN_ID: parent, "process": record.process(os.getpid())}
     inner = client.create_run(outer.info.experiment_id, run_name=name, tags=tags).info.run_id
     opened = Nested(client, inner)
     try:
-        client.log_batch(inner, params=[Param(key, str(value)) for key, value in _flat(parameters).items()])
+        client.log_batch(inner, params=[Param(key, str(value)) for key, value in record.flat(parameters).items()])
         yield opened
     except BaseException:
         opened.status = "FAILED"
@@ -145,32 +143,18 @@ class Nested:
 
 @contextmanager
 def reopened(facts: dict[str, Any]) -> Iterator[str]:
-    """Continues the run of a training, given its ``run.json``, and yields the run's id; its end stays the training's.
+    """Continues the run of a training, given its ``run.json``; yields MLflow's id of it. Its end stays the training's.
 
-    Where DVC brought a trained model from elsewhere, this store does not know the run; a new one takes its place.
+    What the training said and could not be brought here is brought first; see ``record.reopened`` for one that this
+    store does not know.
+
+    Raises:
+        ServiceError: the store cannot be reached.
     """
+    ship()
     client = _connect()
-    try:
-        known = client.get_run(facts["run_id"])
-        run_id = known.info.run_id
-        if known.info.lifecycle_stage == "deleted":  # in the browser, say
-            client.restore_run(run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        experiment = _experiment(client, facts["dataset"])
-        known = client.search_runs([experiment], f"tags.`trained.as` = '{facts['run_id']}'", max_results=1)
-        if known:
-            run_id = known[0].info.run_id
-        else:
-            tags = {
-                "stage": "train",
-                "model": facts["model"],
-                "dataset": facts["dataset"],
-                "trained.as": facts["run_id"],
-            }
-            run_id = client.create_run(experiment, run_name=f"train@{facts['model']}", tags=tags).info.run_id
-            client.set_terminated(run_id)
+    tags = {"stage": "train", "model": facts["model"], "dataset": facts["dataset"]}
+    run_id = _recorded(client, facts["run_id"], f"train@{facts['model']}", facts["dataset"], tags)
     ended, status = client.get_run(run_id).info.end_time, "FAILED"
     try:
         with mlflow.start_run(run_id=run_id, log_system_metrics=False):
@@ -181,45 +165,229 @@ def reopened(facts: dict[str, Any]) -> Iterator[str]:
             client.set_terminated(run_id, status, end_time=ended)
 
 
-def end_abandoned() -> None:
-    """Ends as KILLED the open runs of processes of this machine that are no more."""
+def run_of_record(facts: dict[str, Any]) -> str | None:
+    """Returns MLflow's id of the run that a training recorded, given its ``run.json``, if this store has it."""
     client = _connect()
+    found = _with_record(client, facts["run_id"], _experiment(client, facts["dataset"]))
+    return found and found.info.run_id
+
+
+def follow(number: str, name: str) -> None:
+    """Ships a record while it is written, and then what else of this checkout waits; see ``record.py``.
+
+    A store that cannot be reached is tried again every RETRY_SECONDS as long as the work goes on, and once at its end.
+
+    Args:
+        number: the record's id.
+        name: of the stage that the run is of, e.g. ``train@lenet5``.
+    """
+    for variable, value in PATIENCE.items():
+        os.environ.setdefault(variable, value)
+    shipment, writing = _Shipment(number), record.writing(name)
+    with suppress(MlflowException, OSError):
+        _connect()  # a second, which is over when there is something to ship
+    trouble, again = "", 0.0
+    with shipment.alone(wait=True):
+        while True:
+            ended = _free(writing)  # asked first: all that was said before is then read
+            if ended or time.monotonic() >= again:
+                found = shipment.go(watched=not ended)
+                if found and not trouble:
+                    print(f"warning: {found}. What {name} says waits in {record.path(number)}", file=sys.stderr)
+                trouble, again = found or trouble, time.monotonic() + RETRY_SECONDS if found else 0.0
+            if ended:
+                break
+            time.sleep(POLL_SECONDS)
+        shipment.leave()
+    with suppress(ServiceError):
+        ship()
+
+
+def ship() -> int:
+    """Brings to MLflow what stages of this checkout said while it could not be reached; returns of how many runs.
+
+    What is being written is left to the process that follows it.
+
+    Raises:
+        ServiceError: it cannot be reached now either.
+    """
+    shipped = 0
+    for file in sorted(record.FOLDER.glob("*.jsonl"), key=lambda file: file.stat().st_mtime):
+        shipment = _Shipment(file.stem)
+        with shipment.alone() as alone:
+            if not alone or not (name := shipment.name()) or not _free(record.writing(name)):
+                continue
+            if trouble := shipment.go():
+                raise ServiceError(f"{trouble}. What {name} said waits in {file}; python -m stages ship brings it.")
+            shipped += 1
+            shipment.leave()
+    return shipped
+
+
+class _Shipment:
+    """Brings the lines of one record to MLflow, each at least once; a line that comes twice changes nothing there.
+
+    How far it came lies beside the record: ``<id>.shipped``.
+    """
+
+    def __init__(self, number: str) -> None:
+        self._number, self._path = number, record.path(number)
+        self._place = self._path.with_suffix(".shipped")
+        self._state: dict[str, Any] = {"bytes": 0, "run": None, "open": False, "later": False, "at": 0}
+        self._monitor: SystemMetricsMonitor | None = None
+
+    @contextmanager
+    def alone(self, wait: bool = False) -> Iterator[bool]:
+        """Says whether no other process ships this record, for which it can wait; none does until the context ends."""
+        lock = FileLock(record.FOLDER / f"{self._number}.shipping")
+        try:
+            lock.acquire(blocking=wait)
+        except Timeout:
+            yield False
+            return
+        try:
+            if self._place.exists():
+                self._state = json.loads(self._place.read_text(encoding="utf-8"))
+            yield True
+        finally:
+            if not self._path.exists():
+                Path(lock.lock_file).unlink()
+            lock.release()
+
+    def name(self) -> str | None:
+        """Returns what the record is of, e.g. ``train@lenet5``, if its first line is whole."""
+        with suppress(FileNotFoundError), self._path.open(encoding="utf-8") as file:
+            first = file.readline()
+            return json.loads(first)["name"] if first.endswith("\n") else None
+        return None
+
+    def go(self, watched: bool = False) -> str:
+        """Brings what is new; returns why it could not, or "".
+
+        Args:
+            watched: the work goes on, so its use of the machine is measured.
+        """
+        try:
+            client = None
+            for line in self._lines():
+                client = client or _connect()
+                self._bring(client, json.loads(line), watched)
+                self._state["bytes"] += len(line)
+                partial = self._place.with_suffix(".partial")
+                partial.write_text(json.dumps(self._state), encoding="utf-8")
+                partial.replace(self._place)
+        except (MlflowException, ConfigurationError, OSError) as error:
+            return f"{uri()} cannot be used now: {_first_line(error)}"
+        return ""
+
+    def leave(self) -> None:
+        """Ends the run of a stage that died, and removes the record if all of it was brought."""
+        if self._monitor is not None:
+            self._monitor.finish()
+        if self._lines() or not self._path.exists():
+            return
+        if self._state["open"]:
+            with suppress(MlflowException):
+                client = _connect()
+                client.set_terminated(self._state["run"], "KILLED", self._ended(client))
+        for file in (self._path, self._place):
+            file.unlink(missing_ok=True)
+
+    def _lines(self) -> list[bytes]:
+        """Returns the whole lines that were not brought yet."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._state["bytes"])
+            return [line for line in file if line.endswith(b"\n")]
+
+    def _bring(self, client: MlflowClient, line: dict[str, Any], watched: bool) -> None:
+        try:
+            getattr(self, f"_bring_{line['what']}")(client, line)
+        except MlflowException as error:
+            if error.error_code not in REFUSED:
+                raise
+            print(f"warning: MLflow refused {line['what']} of a run: {_first_line(error)}", file=sys.stderr)
+        self._state["at"] = line["at"]
+        if watched and self._monitor is None and self._state["open"] and not self._state["later"]:
+            self._monitor = SystemMetricsMonitor(self._state["run"], SAMPLE_SECONDS, resume_logging=True)
+            self._monitor.start()
+
+    def _bring_open(self, client: MlflowClient, line: dict[str, Any]) -> None:
+        self._state |= {"open": True, "later": line.get("later", False)}
+        self._state["run"] = _recorded(client, self._number, line["name"], line["dataset"], line["tags"], line["at"])
+        run_id = self._state["run"]
+        if not self._state["later"]:
+            client.update_run(run_id, status="RUNNING")
+            parameters = record.flat(line["parameters"])
+            client.log_batch(run_id, params=[Param(key, str(value)) for key, value in parameters.items()])
+            if line["patch"]:
+                client.log_text(run_id, line["patch"], PATCH)
+
+    def _bring_metrics(self, client: MlflowClient, line: dict[str, Any]) -> None:
+        found = [Metric(key, value, line["at"], line["step"] or 0) for key, value in line["numbers"].items()]
+        client.log_batch(self._state["run"], metrics=found)
+
+    def _bring_facts(self, client: MlflowClient, line: dict[str, Any]) -> None:
+        numbers = {key: value for key, value in line["facts"].items() if isinstance(value, int | float)}
+        others = {key: value for key, value in record.flat(line["facts"]).items() if key not in numbers}
+        client.log_batch(
+            self._state["run"],
+            metrics=[Metric(key, float(value), line["at"], 0) for key, value in numbers.items()],
+            tags=[RunTag(key, str(value)) for key, value in others.items() if key != "run_id"],
+        )
+
+    def _bring_data(self, client: MlflowClient, line: dict[str, Any]) -> None:
+        from mlflow.data.dataset_source_registry import resolve_dataset_source
+        from mlflow.data.meta_dataset import MetaDataset
+
+        with warnings.catch_warnings(action="ignore"):  # it knows two kinds of local folders, which are the same
+            source = resolve_dataset_source(line["folder"])
+        found = MetaDataset(source, line["name"], line["digest"][:DIGEST])._to_mlflow_entity()
+        client.log_inputs(
+            self._state["run"], [DatasetInput(found, [InputTag(MLFLOW_DATASET_CONTEXT, line["context"])])]
+        )
+
+    def _bring_files(self, client: MlflowClient, line: dict[str, Any]) -> None:
+        if Path(line["folder"]).is_dir():  # a later run of the stage may be writing them anew, and says so then
+            client.log_artifacts(self._state["run"], line["folder"], line["place"])
+
+    def _bring_close(self, client: MlflowClient, line: dict[str, Any]) -> None:
+        self._state["at"] = line["at"]
+        client.set_terminated(self._state["run"], line["status"], self._ended(client))
+        self._state["open"] = False
+
+    def _ended(self, client: MlflowClient) -> int:
+        """Returns when the run ended: what came later does not lengthen it."""
+        ended = client.get_run(self._state["run"]).info.end_time if self._state["later"] else None
+        return ended or self._state["at"]
+
+
+def end_abandoned() -> None:
+    """Ends as KILLED the open runs of processes of this machine that are no more.
+
+    Where the store cannot be reached, that is said, and it is left to a later time.
+    """
+    try:
+        ship()
+        _end_abandoned(_connect())
+    except (MlflowException, ServiceError) as error:
+        print(f"warning: {_first_line(error)}. Runs of processes that died stay open there", file=sys.stderr)
+
+
+def _end_abandoned(client: MlflowClient) -> None:
     for experiment in client.search_experiments():
         open_runs = client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'")
         for one in open_runs:
             process = one.data.tags.get("process", "")
             host, _, number = process.partition(" ")
-            if host == socket.gethostname() and process != _process(int(number.split()[0])):
+            if host == socket.gethostname() and process != record.process(int(number.split()[0])):
                 client.set_terminated(one.info.run_id, "KILLED")
 
 
-def log_data(context: str, name: str, folder: Path, digest: str) -> None:
-    """Notes a split that the open run reads, which MLflow shows as its data set.
-
-    Args:
-        context: training, validation or test.
-        name: of the data set.
-        folder: of its shards.
-        digest: SHA-256 of their index.
-    """
-    from mlflow.data.dataset_source_registry import resolve_dataset_source
-    from mlflow.data.meta_dataset import MetaDataset
-
-    with warnings.catch_warnings(action="ignore"):  # it knows two kinds of local folders, which are the same
-        source = resolve_dataset_source(folder.as_posix())
-    mlflow.log_input(MetaDataset(source, name, digest[:DIGEST]), context=context)
-
-
 def log_metrics(numbers: dict[str, float], step: int | None = None) -> None:
-    """Adds numbers to the open run, e.g. one epoch's."""
-    mlflow.log_metrics({key: value for key, value in numbers.items() if key != "epoch"}, step=step)
-
-
-def log_facts(facts: dict[str, Any]) -> None:
-    """Adds what a training turned out to be: numbers as metrics, the rest as tags."""
-    numbers = {key: value for key, value in facts.items() if isinstance(value, int | float)}
-    mlflow.log_metrics(numbers)
-    mlflow.set_tags({key: value for key, value in _flat(facts).items() if key not in numbers and key != "run_id"})
+    """Adds numbers to the open run."""
+    mlflow.log_metrics(numbers, step=step)
 
 
 def log_file(path: Path) -> None:
@@ -389,7 +557,7 @@ def unneeded(datasets: Iterable[str], last: int, kept_runs: Container[str]) -> t
     Args:
         datasets: registered models, which are also experiments.
         last: versions of a data set, and runs of a model, that stay beside versions with an alias.
-        kept_runs: further ones.
+        kept_runs: ids of records of further ones.
     """
     client, stay, go = _connect(), [], Unneeded([], [])
     for dataset in datasets:
@@ -409,7 +577,8 @@ def unneeded(datasets: Iterable[str], last: int, kept_runs: Container[str]) -> t
         for run in client.search_runs([experiment.experiment_id], "tags.stage = 'train'", **newest):
             model, number = run.data.tags.get("model"), run.info.run_id
             seen[model] += 1
-            if not (seen[model] <= last or number in needed or number in kept_runs or run.info.status == "RUNNING"):
+            stays = seen[model] <= last or number in needed or run.data.tags.get(RECORD) in kept_runs
+            if not stays and run.info.status != "RUNNING":
                 go.runs.append(number)
     return stay, go
 
@@ -465,6 +634,40 @@ def _connect() -> MlflowClient:
     return MlflowClient()
 
 
+def _recorded(
+    client: MlflowClient, number: str, name: str, dataset: str, tags: dict[str, str], at: int | None = None
+) -> str:
+    """Returns MLflow's id of the run of a record, which is created if the store does not have it."""
+    experiment = _experiment(client, dataset)
+    found = _with_record(client, number, experiment)
+    if found is None:
+        run_id = client.create_run(experiment, at, tags | {RECORD: number}, name).info.run_id
+        if at is None:
+            client.set_terminated(run_id)
+        return run_id
+    if found.info.lifecycle_stage == "deleted":  # in the browser, say
+        client.restore_run(found.info.run_id)
+    return found.info.run_id
+
+
+def _with_record(client: MlflowClient, number: str, experiment: str) -> Run | None:
+    found = client.search_runs([experiment], f"tags.`{RECORD}` = '{number}'", ViewType.ALL, max_results=1)
+    return next(iter(found), None)
+
+
+def _free(lock: FileLock) -> bool:
+    """Whether nobody holds a lock now."""
+    try:
+        with lock.acquire(blocking=False):
+            return True
+    except Timeout:
+        return False
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:500]
+
+
 def _known(client: MlflowClient, run_id: str | None) -> str | None:
     """Returns the id of a run if the store has it, and it was not deleted."""
     try:
@@ -478,15 +681,6 @@ def _known(client: MlflowClient, run_id: str | None) -> str | None:
 def _local() -> str:
     # Compared with, rather than "is the variable set": MLflow sets MLFLOW_TRACKING_URI itself.
     return f"sqlite:///{Path.cwd()}/mlflow.db"
-
-
-def _process(number: int) -> str:
-    """Returns what tells a process from all others, before and after it: host, number, and when it began."""
-    try:
-        began = psutil.Process(number).create_time()
-    except psutil.NoSuchProcess:
-        began = 0
-    return f"{socket.gethostname()} {number} {began:.2f}"
 
 
 def _experiment(client: MlflowClient, dataset: str) -> str:
@@ -509,28 +703,3 @@ def _experiment(client: MlflowClient, dataset: str) -> str:
             f"{known.artifact_location}, not in {place}. Move it back, or rename mlflow.db to begin a new store."
         )
     return known.experiment_id
-
-
-def _git() -> tuple[str, bool, str]:
-    """Returns the commit, whether anything differs from it, and the patch of what git tracks.
-
-    dvc.lock, which DVC writes as it goes, does not count; neither does a repository that merely contains this folder.
-    """
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], capture_output=True, text=True, errors="replace", check=False)
-        return done.stdout if done.returncode == 0 else ""
-
-    top = git("rev-parse", "--show-toplevel").strip()
-    if not top or Path(top).resolve() != Path.cwd().resolve():
-        return "none", False, ""
-    others = ("--", ".", ":!dvc.lock")
-    patch = git("diff", "--no-color", "--no-ext-diff", "--binary", "HEAD", *others)
-    return git("rev-parse", "HEAD").strip() or "none", bool(git("status", "--porcelain", *others)), patch
-
-
-def _flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in mapping.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

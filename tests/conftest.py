@@ -3,6 +3,7 @@
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 # Before any library reads them.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -14,12 +15,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stages import record
 from stages.augment.augment import augment
 from stages.ingest.ingest import ingest
 
 ROOT = Path(__file__).parent.parent
 # params.yaml of a checkout whose stages are not ours.
 NO_ENTRIES = {section: {} for section in ("fetch", "ingest", "augment", "train", "register")}
+
+
+def _ship():
+    from stages import tracking  # seconds that only trainings are worth
+
+    tracking.ship()
 
 
 def wait_for(condition, seconds=30):
@@ -36,6 +44,8 @@ def workspace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (tmp_path / "data").mkdir()
+    # What is recorded is shipped when it is whole, and by this process, as each of another would start MLflow anew.
+    monkeypatch.setattr(record, "shipper", lambda number, name: SimpleNamespace(wait=lambda seconds: _ship()))
     return tmp_path
 
 

@@ -15,7 +15,7 @@ DVC = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"
 LOCKS = ("requirements.lock", "requirements-gpu.lock", "requirements-benchmarks.lock")
 SHARED = {
     "beam", "checksums", "compute", "entries", "errors", "lineage", "memory", "page", "params", "predictor", "progress",
-    "ranges", "scores", "shards", "tokens", "tracking", "verify", "workers",
+    "ranges", "record", "scores", "shards", "tokens", "tracking", "verify", "workers",
 }  # fmt: skip
 
 

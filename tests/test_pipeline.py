@@ -94,12 +94,12 @@ def test_raw_files_become_a_registered_champion(clone):
     assert champion.tags["dvc.data/augment/digits/train"].endswith(".dir")  # what DVC recorded the training with
     assert f"params.train.{decision['model']}" in champion.tags
     trained = json.loads((clone / "data/train/digits" / decision["model"] / "run.json").read_text())
-    assert champion.run_id == trained["run_id"]
-    source = client.get_run(trained["run_id"])
+    source = client.get_run(champion.run_id)
+    assert source.data.tags["record"] == trained["run_id"]
     assert source.info.run_name == f"train@{decision['model']}"
     assert source.data.tags["git.commit"] == git(clone, "rev-parse", "HEAD").strip()
     assert source.data.tags["git.dirty"] == "false"
-    assert {file.path for file in client.list_artifacts(trained["run_id"])} >= {"evaluate"}
+    assert {file.path for file in client.list_artifacts(champion.run_id)} >= {"evaluate"}
     assert git(clone, "status", "--porcelain").split() == ["??", "dvc.lock"]
 
 

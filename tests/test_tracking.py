@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 from mlflow.exceptions import MlflowException
 
-from stages import tracking
+from stages import record, tracking
 from stages.errors import ConfigurationError
 
 
@@ -63,10 +63,10 @@ def test_the_commit_and_what_is_not_committed_go_with_the_run(workspace, monkeyp
     assert (workspace / "code.py").read_text() == "2\n"
     git("checkout", "code.py")
     (workspace / "new.py").write_text("3\n")
-    assert tracking._git()[1:] == (True, "")  # git does not know the file, but the code is another
+    assert record.git()[1:] == (True, "")  # git does not know the file, but the code is another
     (workspace / "inner").mkdir()
     monkeypatch.chdir(workspace / "inner")
-    assert tracking._git() == ("none", False, "")  # a folder that some other repository contains
+    assert record.git() == ("none", False, "")  # a folder that some other repository contains
 
 
 def test_the_address_is_absolute_and_the_environment_has_the_last_word(workspace, monkeypatch):
@@ -77,40 +77,40 @@ def test_the_address_is_absolute_and_the_environment_has_the_last_word(workspace
     assert tracking.uri() == f"sqlite:///{workspace}/other.db"
 
 
-def test_a_run_deleted_in_the_browser_is_taken_back(workspace):
-    with tracking.run("train@a", "d", {}, {}) as run_id:
+@pytest.fixture
+def trained(workspace):
+    """What run.json says of a run that has ended."""
+    with record.run("train@a", "d", {}, {}) as run:
         pass
-    client = tracking._connect()
+    time.sleep(0.01)
+    return {"run_id": run.id, "dataset": "d", "model": "a"}
+
+
+def test_a_run_deleted_in_the_browser_is_taken_back(trained):
+    client, run_id = tracking._connect(), tracking.run_of_record(trained)
     client.delete_run(run_id)
-    with tracking.reopened({"run_id": run_id, "dataset": "d", "model": "a"}) as found:
+    with tracking.reopened(trained) as found:
         tracking.log_metrics({"x": 1.0})
     assert found == run_id
     assert client.get_run(run_id).info.lifecycle_stage == "active"
 
 
-def test_what_is_added_later_does_not_lengthen_a_run(workspace):
-    with tracking.run("train@a", "d", {}, {}) as run_id:
-        pass
-    client = tracking._connect()
+def test_what_is_added_later_does_not_lengthen_a_run(trained):
+    client, run_id = tracking._connect(), tracking.run_of_record(trained)
     ended = client.get_run(run_id).info.end_time
-    time.sleep(0.01)
-    with tracking.reopened({"run_id": run_id, "dataset": "d", "model": "a"}):
+    with tracking.reopened(trained):
         tracking.log_metrics({"x": 1.0})
     found = client.get_run(run_id)
     assert (found.info.end_time, found.info.status, found.data.metrics["x"]) == (ended, "FINISHED", 1.0)
 
 
-def test_neither_does_what_fails_later(workspace):
-    with tracking.run("train@a", "d", {}, {}) as run_id:
-        pass
-    client = tracking._connect()
+def test_neither_does_what_fails_later(trained):
+    client, run_id = tracking._connect(), tracking.run_of_record(trained)
     ended = client.get_run(run_id).info.end_time
-    facts = {"run_id": run_id, "dataset": "d", "model": "a"}
-    time.sleep(0.01)
-    with pytest.raises(OSError), tracking.reopened(facts):
+    with pytest.raises(OSError), tracking.reopened(trained):
         raise OSError
     assert (client.get_run(run_id).info.status, client.get_run(run_id).info.end_time) == ("FAILED", ended)
-    with tracking.reopened(facts):
+    with tracking.reopened(trained):
         pass
     assert (client.get_run(run_id).info.status, client.get_run(run_id).info.end_time) == ("FINISHED", ended)
 

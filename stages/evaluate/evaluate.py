@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from stages import compute, scores, tracking
+from stages import compute, record, scores
 from stages.checksums import sha256
 from stages.evaluate import pictures, report
 from stages.predictor import Predictor
@@ -32,28 +32,28 @@ def evaluate(model: str, *, dataset: str) -> None:
     trained, source = Path("data/train", dataset, model), Path("data/ingest", dataset)
     target, title = Path("data/evaluate", dataset, model), f"{model} on {dataset}"
     facts = read_json(trained / "run.json")
-    compute.prepare()
-    predictor = Predictor.load(trained)
-    if predictor.kind == "translation":
-        from stages.evaluate.translation import assess
-    else:
-        from stages.evaluate.classification import assess
+    with record.reopened(facts) as run:
+        compute.prepare()
+        predictor = Predictor.load(trained)
+        if predictor.kind == "translation":
+            from stages.evaluate.translation import assess
+        else:
+            from stages.evaluate.classification import assess
 
-    test, val = Shards(source / "test"), Shards(source / "val")
-    shutil.rmtree(target, ignore_errors=True)
-    for folder in ("tables", "plots"):
-        (target / folder).mkdir(parents=True)
-    metrics, table = assess(predictor, test, val, _manifest(source), target, title)
-    metrics["parameters"] = facts["parameters"]
-    (target / "metrics.json").write_text(json.dumps(metrics, indent=1))
-    table.to_parquet(target / "predictions.parquet", index=False)
-    pictures.draw_curves(pd.read_csv(trained / "history.csv"), title).savefig(target / "plots/curves.png")
-    report.write(target, trained, test)
-    with tracking.reopened(facts):
+        test, val = Shards(source / "test"), Shards(source / "val")
+        shutil.rmtree(target, ignore_errors=True)
+        for folder in ("tables", "plots"):
+            (target / folder).mkdir(parents=True)
+        metrics, table = assess(predictor, test, val, _manifest(source), target, title)
+        metrics["parameters"] = facts["parameters"]
+        (target / "metrics.json").write_text(json.dumps(metrics, indent=1))
+        table.to_parquet(target / "predictions.parquet", index=False)
+        pictures.draw_curves(pd.read_csv(trained / "history.csv"), title).savefig(target / "plots/curves.png")
+        report.write(target, trained, test)
         numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
-        tracking.log_metrics({f"{_prefix(key)}{key}": value for key, value in numbers.items()})
-        tracking.log_data("test", dataset, test.folder, sha256(test.folder / INDEX))
-        tracking.log_files(target)
+        run.metrics({f"{_prefix(key)}{key}": value for key, value in numbers.items()})
+        run.data("test", dataset, test.folder, sha256(test.folder / INDEX))
+        run.files(target)
     value, low, high = scores.with_interval(metrics)
     print(f"{target}: test {metrics['metric']} {value} (95 % interval {low} to {high})")
 

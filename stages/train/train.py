@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from stages import memory
+from stages import memory, record
 from stages.checksums import sha256
 from stages.errors import ConfigurationError
 from stages.params import Above, Amount, Part, Positive, Seed, Share
@@ -137,19 +137,18 @@ def train(
     read = {str(path): sha256(path) for path in (data.folder / INDEX, val.folder / INDEX)} | code(architecture)
     if word_vectors is not None and word_vectors.is_file():
         read["word_vectors"] = sha256(word_vectors)
-    # Here, since a trial and `check` have no use for MLflow's seconds of start-up, nor `check` for Keras'.
-    from stages import compute, tracking
+    from stages import compute  # here, since `check` has no use for Keras' seconds of start-up
     from stages.train import cost, loop, policy
 
-    with tracking.run(f"train@{model}", dataset, arguments, read) as run_id:
+    with record.run(f"train@{model}", dataset, arguments, read) as run:
         for context, split in (("training", data), ("validation", val)):
-            tracking.log_data(context, dataset, split.folder, read[str(split.folder / INDEX)])
+            run.data(context, dataset, split.folder, read[str(split.folder / INDEX)])
         started, title, settings = time.time(), f"train@{model}", fitting(arguments)
         chosen, source, spent = policy.settle(model, title, data, takes, settings)
         settings |= chosen
         print(f"{title}  {spent}\n{title}  computes in {policy.told(chosen)} ({source})", flush=True)
         with cost.guarded(spent, title):
-            result = loop.fit(data, val, takes, title=title, log=tracking.log_metrics, **settings)
+            result = loop.fit(data, val, takes, title=title, log=run.metrics, **settings)
             seconds = time.time() - started
             loop.save(result.model, target / "model.keras")
         result.history.to_csv(target / "history.csv", index=False)
@@ -158,7 +157,7 @@ def train(
             "model": model,
             "dataset": dataset,
             "architecture": architecture,
-            "run_id": run_id,
+            "run_id": run.id,
             "parameters": result.parameters,
             "flops": spent.flops,
             "epochs": len(result.history),
@@ -172,7 +171,7 @@ def train(
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             **loop.environment(),
         }
-        tracking.log_facts(facts)
+        run.facts(facts)
     (target / "run.json").write_text(json.dumps(facts, indent=1))
 
 

@@ -1,0 +1,171 @@
+"""What a stage says reaches MLflow whatever becomes of the stage, of MLflow, and of who ships it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, wait_for
+
+from flows.server import free_port
+from stages import record, tracking
+from stages.errors import ServiceError
+
+SPEAKS = """
+import sys, time
+from stages import record
+with record.run("train@a", "d", {"rate": 0.1, "sizes": {"width": 2}}, {"file": "0"}) as run:
+    for epoch in range(1, 6):
+        started = time.perf_counter()
+        run.metrics({"epoch": epoch, "loss": 1 / epoch}, epoch)
+        print(time.perf_counter() - started, flush=True)
+        time.sleep(float(sys.argv[1]))
+    run.facts({"run_id": run.id, "memory": 7, "backend": "x", "libraries": {"keras": "3"}})
+"""
+
+
+def speaker(seconds, **environment):
+    """Starts a process that records a run, an epoch every so many seconds."""
+    return subprocess.Popen(
+        [sys.executable, "-c", SPEAKS, str(seconds)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def waiting():
+    return list(record.FOLDER.glob("*.jsonl"))
+
+
+def runs():
+    client = tracking._connect()
+    experiment = client.get_experiment_by_name("d")
+    return client.search_runs([experiment.experiment_id]) if experiment else []
+
+
+def curve(run):
+    return [point.value for point in tracking._connect().get_metric_history(run.info.run_id, "loss")]
+
+
+def test_a_run_is_in_mlflow_when_its_stage_ends_and_nothing_is_left(workspace):
+    speaking = speaker(0)
+    assert speaking.communicate()[1] == ""
+    [run] = runs()
+    assert (run.info.run_name, run.info.status) == ("train@a", "FINISHED")
+    assert run.data.params == {"rate": "0.1", "sizes.width": "2"}
+    assert {"git.commit", "git.dirty", "process", "record", "input.file", "backend", "libraries.keras"} <= set(
+        run.data.tags
+    )
+    assert run.data.metrics["memory"] == 7
+    assert curve(run) == [1, 1 / 2, 1 / 3, 1 / 4, 1 / 5]
+    assert [path.name for path in record.FOLDER.iterdir()] == ["train@a.lock"]
+
+
+def test_epochs_are_seen_while_the_training_goes_on_and_a_killed_one_ends_as_killed(workspace):
+    speaking = speaker(20)
+    try:
+        wait_for(lambda: runs() and curve(runs()[0]), 60)
+        assert runs()[0].info.status == "RUNNING"
+        wait_for(lambda: any(key.startswith("system/") for key in runs()[0].data.metrics), 60)
+        speaking.send_signal(signal.SIGKILL)
+        wait_for(lambda: runs()[0].info.status == "KILLED" and not waiting(), 60)
+    finally:
+        os.killpg(speaking.pid, signal.SIGKILL) if speaking.poll() is None else None
+        speaking.communicate()
+
+
+def test_what_nobody_shipped_is_shipped_later(workspace, monkeypatch):
+    monkeypatch.setattr(record, "shipper", lambda number, name: subprocess.Popen(["true"]))
+    with record.run("train@a", "d", {}, {}) as run:
+        run.metrics({"loss": 1.0}, 1)
+    with record.path(run.id).open("a") as file:
+        file.write('{"what": "metr')  # a line that was being written when its process died
+    assert runs() == []
+    assert tracking.ship() == 1
+    assert curve(runs()[0]) == [1.0]
+    assert tracking.ship() == 0
+    assert len(runs()) == 1
+
+
+def test_a_shipper_that_dies_between_two_lines_loses_none_and_doubles_none(workspace, monkeypatch):
+    monkeypatch.setattr(record, "shipper", lambda number, name: subprocess.Popen(["true"]))
+    with record.run("train@a", "d", {}, {}) as run:
+        for epoch in range(1, 4):
+            run.metrics({"loss": 1 / epoch}, epoch)
+    bring, died = tracking._Shipment._bring, []
+
+    def dies(self, client, line, watched):
+        bring(self, client, line, watched)
+        if line["what"] == "metrics" and line["step"] == 2 and not died:
+            died.append(line)
+            raise KeyboardInterrupt  # after MLflow has the line, and before that is written down
+
+    monkeypatch.setattr(tracking._Shipment, "_bring", dies)
+    with pytest.raises(KeyboardInterrupt):
+        tracking.ship()
+    assert tracking.ship() == 1
+    [found] = runs()
+    assert (curve(found), found.info.status) == ([1, 1 / 2, 1 / 3], "FINISHED")
+
+
+def test_a_server_that_is_down_costs_one_warning_and_no_time_and_no_point(workspace):
+    address = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}"}
+    speaking = speaker(0.5, **address)
+    said, errors = speaking.communicate()
+    assert speaking.returncode == 0
+    assert max(map(float, said.split())) < 0.2
+    [warning] = errors.splitlines()
+    assert warning.startswith(f"warning: {address['MLFLOW_TRACKING_URI']} cannot be used now: ")
+    assert f"What train@a says waits in {waiting()[0]}" in warning
+    assert tracking.ship() == 1  # to the store of the checkout, now
+    assert curve(runs()[0]) == [1, 1 / 2, 1 / 3, 1 / 4, 1 / 5]
+
+
+def test_ship_says_what_cannot_be_reached(workspace, monkeypatch):
+    monkeypatch.setattr(record, "shipper", lambda number, name: subprocess.Popen(["true"]))
+    with record.run("train@a", "d", {}, {}):
+        pass
+    for variable, value in tracking.PATIENCE.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(ServiceError, match=r"cannot be used now: .*What train@a said waits in data/runs/"):
+        tracking.ship()
+    assert len(waiting()) == 1
+
+
+def test_what_mlflow_refuses_does_not_hold_up_the_rest(workspace, capsys):
+    with record.run("train@a", "d", {}, {}) as run:
+        run.metrics({"not a name!": 1.0, "loss": 1.0}, 1)
+        run.metrics({"loss": 0.5}, 2)
+    assert "warning: MLflow refused metrics of a run: " in capsys.readouterr().err
+    assert curve(runs()[0])[-1] == 0.5
+
+
+def test_a_record_can_go_on_after_it_was_shipped(workspace):
+    with record.run("train@a", "d", {}, {}) as run:
+        pass
+    ended = runs()[0].info.end_time
+    time.sleep(0.01)
+    facts = {"run_id": run.id, "model": "a", "dataset": "d"}
+    with record.reopened(facts) as again:
+        again.metrics({"test_accuracy": 0.5})
+    [found] = runs()
+    assert (found.data.metrics["test_accuracy"], found.info.end_time) == (0.5, ended)
+    with pytest.raises(OSError), record.reopened(facts):
+        raise OSError  # before anything was said: the training is not to blame
+    assert runs()[0].info.status == "FINISHED"
+    assert tracking.run_of_record(facts) == found.info.run_id
+
+
+def test_a_line_is_whole_json_and_on_the_disk_before_the_work_goes_on(workspace, monkeypatch):
+    synced = []
+    monkeypatch.setattr(record.os, "fsync", lambda number: synced.append(number))
+    monkeypatch.setattr(record, "shipper", lambda number, name: subprocess.Popen(["true"]))
+    with record.run("train@a", "d", {"words": "ä"}, {}) as run:
+        run.metrics({"loss": float("inf")}, 1)
+    lines = [json.loads(line) for line in record.path(run.id).read_text().splitlines()]
+    assert [line["what"] for line in lines] == ["open", "metrics", "close"]
+    assert len(synced) == 3
