@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from stages import workers
+
 LIBRARIES = ("keras", "matplotlib", "mlflow", "numpy", "pandas", "prefect", "scipy", "sklearn")
 SENTENCES = 1500  # per library
 PROSE = re.compile(r"(?!.*---)[A-Z][a-z]*[ ,][A-Za-z0-9 ,;:'()-]+\.")  # one sentence without code, names and rulers
@@ -57,17 +59,8 @@ def docs(target: Path) -> None:
     Sentences that name a library, or stand in two of them, are left out; of the others SENTENCES each are chosen by a
     checksum, as are the files that are read for them.
     """
-    found: dict[str, list[str]] = {}
-    for library in LIBRARIES:
-        [place] = find_spec(library).submodule_search_locations
-        files = (path.relative_to(place) for path in Path(place).rglob("*.py"))
-        files = (file for file in files if not {"tests", "testing", "_vendor"} & {*file.parts})
-        sentences: dict[str, None] = {}
-        for file in sorted(files, key=lambda file: _digest(file.as_posix())):
-            sentences |= dict.fromkeys(_sentences(Path(place, file)))
-            if len(sentences) >= 3 * SENTENCES:  # some stand in another library too
-                break
-        found[library] = list(sentences)
+    with workers.executor(False, __name__) as pool:
+        found = dict(zip(LIBRARIES, workers.map_ahead(pool, _of_library, LIBRARIES), strict=True))
     counts: dict[str, int] = {}
     for sentences in found.values():
         for sentence in sentences:
@@ -149,6 +142,19 @@ def _handwritten() -> Iterator[tuple[np.ndarray, int]]:
 
     pictures, labels = load_digits(return_X_y=True)
     yield from zip(np.rint(pictures.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8), labels.tolist(), strict=True)
+
+
+def _of_library(library: str) -> list[str]:
+    """Returns sentences of a library, each once: more than are wanted, as some stand in another library too."""
+    [place] = find_spec(library).submodule_search_locations
+    files = (path.relative_to(place) for path in Path(place).rglob("*.py"))
+    files = (file for file in files if not {"tests", "testing", "_vendor"} & {*file.parts})
+    sentences: dict[str, None] = {}
+    for file in sorted(files, key=lambda file: _digest(file.as_posix())):
+        sentences |= dict.fromkeys(_sentences(Path(place, file)))
+        if len(sentences) >= 3 * SENTENCES:
+            break
+    return list(sentences)
 
 
 def _sentences(path: Path) -> Iterator[str]:
