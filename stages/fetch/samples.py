@@ -59,8 +59,9 @@ def docs(target: Path) -> None:
     Sentences that name a library, or stand in two of them, are left out; of the others SENTENCES each are chosen by a
     checksum, as are the files that are read for them.
     """
+    places = [Path(find_spec(library).submodule_search_locations[0]) for library in LIBRARIES]
     with workers.executor(False, __name__) as pool:
-        found = dict(zip(LIBRARIES, workers.map_ahead(pool, _of_library, LIBRARIES), strict=True))
+        found = dict(zip(LIBRARIES, workers.map_ahead(pool, _of_library, places), strict=True))
     counts: dict[str, int] = {}
     for sentences in found.values():
         for sentence in sentences:
@@ -144,14 +145,13 @@ def _handwritten() -> Iterator[tuple[np.ndarray, int]]:
     yield from zip(np.rint(pictures.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8), labels.tolist(), strict=True)
 
 
-def _of_library(library: str) -> list[str]:
+def _of_library(place: Path) -> list[str]:
     """Returns sentences of a library, each once: more than are wanted, as some stand in another library too."""
-    [place] = find_spec(library).submodule_search_locations
-    files = (path.relative_to(place) for path in Path(place).rglob("*.py"))
+    files = (path.relative_to(place) for path in place.rglob("*.py"))
     files = (file for file in files if not {"tests", "testing", "_vendor"} & {*file.parts})
     sentences: dict[str, None] = {}
     for file in sorted(files, key=lambda file: _digest(file.as_posix())):
-        sentences |= dict.fromkeys(_sentences(Path(place, file)))
+        sentences |= dict.fromkeys(_sentences(place / file))
         if len(sentences) >= 3 * SENTENCES:
             break
     return list(sentences)

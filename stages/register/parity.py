@@ -3,6 +3,7 @@
 ``asked.parquet`` -> ``answered.parquet`` and ``seconds.npy``, in the working directory.
 """
 
+import gc
 import sys
 import time
 
@@ -27,4 +28,6 @@ def main(address: str) -> None:
 
 
 if __name__ == "__main__":
+    gc.set_threshold(50_000, 20, 50)  # for the reason in stages/__main__.py
     main(sys.argv[1])
+    gc.freeze()
