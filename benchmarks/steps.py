@@ -114,7 +114,8 @@ def main() -> None:
 
     listed = params.load(ROOT / "params.yaml")["train"]
     arms = [arm for arm in ARMS if arm == "convoy" or (arm in arguments.arms and (arm != "forced" or arguments.policy))]
-    if subprocess.run([arguments.torch, "-c", "import torch, keras"], capture_output=True, check=False).returncode:
+    backend = os.environ | {"KERAS_BACKEND": "torch"}
+    if subprocess.run([arguments.torch, "-c", "import torch, keras"], env=backend, capture_output=True).returncode:
         print(f"{arguments.torch} has no torch: its arms are left out\n")
         arms = [arm for arm in arms if arm not in ("torch", "compiled")]
     columns = ["model", "batch", *(ARMS[arm] for arm in arms), *(f"of {ARMS[arm]}" for arm in RATIOS if arm in arms)]

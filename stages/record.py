@@ -80,18 +80,21 @@ class Record:
 
 
 @contextmanager
-def run(name: str, dataset: str, parameters: dict[str, Any], inputs: dict[str, str]) -> Iterator[Record]:
-    """Begins a run.
+def run(
+    name: str, dataset: str, parameters: dict[str, Any], inputs: dict[str, str], former: str | None = None
+) -> Iterator[Record]:
+    """Begins a run, or goes on with one whose process died.
 
     Args:
         name: DVC's name of the stage, e.g. ``train@lenet5``.
         dataset: MLflow's experiment.
         parameters: logged as they are; nested mappings with dots.
         inputs: path -> SHA-256 of what the run reads.
+        former: id of the record of the one that died.
     """
     found, patch = tags(name, dataset, inputs)
     opening = {"name": name, "dataset": dataset, "tags": found, "parameters": flat(parameters), "patch": patch}
-    with _written(uuid.uuid4().hex, opening) as record:
+    with _written(former or uuid.uuid4().hex, opening) as record:
         record.open()
         yield record
 

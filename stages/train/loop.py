@@ -27,6 +27,7 @@ from stages.tokens import Vocabulary
 from stages.train import resident, vectors
 from stages.train.augmentation import before
 from stages.train.batches import Batches, Labelled, Pairs, encoded
+from stages.train.checkpoints import Checkpoints, State
 from stages.train.progress import Progress
 
 
@@ -128,6 +129,59 @@ class StopAtNaN(keras.callbacks.Callback):
         raise DivergedError(f"{what}. Try a smaller learning_rate or a longer warmup.")
 
 
+class Keep(keras.callbacks.Callback):
+    """Keeps checkpoints between epochs, and has a training begin where the last one ended; the last of the callbacks.
+
+    Args:
+        checkpoints: where they are kept.
+        state: the last one, if there is one.
+        rows: of the history, which grow.
+        stopping: the callback that may end the training early, if there is one.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        state: State | None,
+        rows: list[dict[str, float]],
+        stopping: keras.callbacks.EarlyStopping | None,
+    ) -> None:
+        super().__init__()
+        self._checkpoints, self._state, self._rows, self._stopping = checkpoints, state, rows, stopping
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        if self._state is None:
+            return
+        self.model.optimizer.build(self.model.trainable_variables)
+        for variables, values in (
+            (self.model.weights, self._state.weights),
+            (self.model.optimizer.variables, self._state.optimizer),
+        ):
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+        if self._stopping is not None:
+            for key, value in self._state.stopping.items():
+                setattr(self._stopping, key, value)
+            self._stopping.best_weights = self._state.best or None
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        # Here, since what others did at the end of the last epoch - averages in place of weights - is undone by now.
+        if epoch == (self._state.epochs if self._state else 0) or not self._checkpoints.due():
+            return
+        known = {"wait", "best", "best_epoch"} if self._stopping is not None else set()
+        self._checkpoints.save(
+            State(
+                epoch,
+                self._rows,
+                self._checkpoints.facts(),
+                [keras.ops.convert_to_numpy(one) for one in self.model.weights],
+                [keras.ops.convert_to_numpy(one) for one in self.model.optimizer.variables],
+                {key: getattr(self._stopping, key) for key in known},
+                (self._stopping and self._stopping.best_weights) or [],
+            )
+        )
+
+
 class Enough(Exception):  # noqa: N818 - it is no error
     """Ends a training whose speed is known."""
 
@@ -218,6 +272,8 @@ def fit(
     title: str,
     log: Callable[[dict[str, float], int], None],
     watch: Sequence[keras.callbacks.Callback] = (),
+    checkpoints: Checkpoints | None = None,
+    state: State | None = None,
 ) -> Result:
     """Trains one model; see ``train`` for the arguments, of which none is ``auto`` here: see ``policy.py``.
 
@@ -228,6 +284,8 @@ def fit(
         title: what the progress display calls this training.
         log: is given each epoch's row of the history, and the speed, as (numbers, epoch).
         watch: callbacks beside our own.
+        checkpoints: where the training is kept between epochs.
+        state: the checkpoint that it goes on from.
     """
     compute.prepare(devices, threads, deterministic)
     keras.utils.clear_session()  # layers without a name of their own are numbered from 0 in every training
@@ -276,13 +334,27 @@ def fit(
         # The averaged weights are in the model first: what follows looks at them.
         callbacks = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)] if ema else []
         callbacks += [EpochSeeds(reorder, seed), StopAtNaN(), progress, *watch]
+        stopping = None
         if patience is not None:
             monitor = "val_output_loss" if heads else "val_loss"
-            callbacks.append(
-                keras.callbacks.EarlyStopping(monitor, patience=patience, mode="min", restore_best_weights=True)
-            )
+            stopping = keras.callbacks.EarlyStopping(monitor, patience=patience, mode="min", restore_best_weights=True)
+            callbacks.append(stopping)
+        if checkpoints is not None:
+            callbacks.append(Keep(checkpoints, state, progress.rows, stopping))
+        first = 0
+        if state is not None:
+            first = state.epochs
+            progress.rows.extend(state.rows)
         try:
-            model.fit(fed, validation_data=checks, epochs=epochs, callbacks=callbacks, shuffle=False, verbose=0)
+            model.fit(
+                fed,
+                validation_data=checks,
+                initial_epoch=first,
+                epochs=epochs,
+                callbacks=callbacks,
+                shuffle=False,
+                verbose=0,
+            )
         finally:
             progress.close()
     if precision != "float32":  # what is stored computes in float32 everywhere

@@ -50,7 +50,7 @@ class Progress(keras.callbacks.Callback):
         self._busy, self._done = 0.0, 0  # seconds in training steps, and steps, without the first
         self._epoch = self._step = 0  # the step is the last one that ended in the epoch
         self._line_at = self._started = self._step_at = 0.0
-        self._foretold = False
+        self._foretold = self._begun = False
 
     @property
     def examples_per_second(self) -> float:
@@ -70,10 +70,10 @@ class Progress(keras.callbacks.Callback):
         if step == self._steps:
             float(logs["loss"])  # waits for the last step, for which else validation would wait, where nobody counts it
         now = time.monotonic()
-        if self._epoch or self._step:
+        if self._begun:
             self._busy += now - self._step_at
             self._done += step - self._step
-        self._step, self._step_at = step, now
+        self._begun, self._step, self._step_at = True, step, now
         if self._busy > MEASURED and not self._foretold:
             self._foretell()
         if self._console.is_terminal:
@@ -126,8 +126,8 @@ class Progress(keras.callbacks.Callback):
 
     def _left(self) -> str:
         """Time left at the pace so far, validation included."""
-        done = self._done + 1
-        seconds = (time.monotonic() - self._started) / done * max(0, self._epochs * self._steps - done)
+        left = (self._epochs - self._epoch) * self._steps - self._step
+        seconds = (time.monotonic() - self._started) / (self._done + 1) * max(0, left)
         return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
     def _say(self, text: str) -> None:

@@ -139,16 +139,29 @@ def train(
         read["word_vectors"] = sha256(word_vectors)
     from stages import compute  # here, since `check` has no use for Keras' seconds of start-up
     from stages.train import cost, loop, policy
+    from stages.train.checkpoints import Checkpoints
 
-    with record.run(f"train@{model}", dataset, arguments, read) as run:
+    title, settings = f"train@{model}", fitting(arguments)
+    checkpoints = Checkpoints(dataset, model, {"arguments": arguments, "read": read, "libraries": loop.libraries()})
+    state = checkpoints.newest()
+    former = state.facts if state else {"run_id": None, "seconds": 0.0}
+    if state:
+        print(f"resuming {title} from epoch {state.epochs + 1}", flush=True)
+    with record.run(title, dataset, arguments, read, former["run_id"]) as run:
         for context, split in (("training", data), ("validation", val)):
             run.data(context, dataset, split.folder, read[str(split.folder / INDEX)])
-        started, title, settings = time.time(), f"train@{model}", fitting(arguments)
-        chosen, source, spent = policy.settle(model, title, data, takes, settings)
+        started = time.time() - former["seconds"]
+        # What was chosen when the training began computes the rest of it too.
+        chosen, source, spent = policy.settle(model, title, data, takes, settings | former.get("policy", {}))
+        source = former.get("source", source)
         settings |= chosen
         print(f"{title}  {spent}\n{title}  computes in {policy.told(chosen)} ({source})", flush=True)
+        kept = {"run_id": run.id, "policy": chosen, "source": source}
+        checkpoints.facts = lambda: kept | {"seconds": time.time() - started}
         with cost.guarded(spent, title):
-            result = loop.fit(data, val, takes, title=title, log=run.metrics, **settings)
+            result = loop.fit(
+                data, val, takes, title=title, log=run.metrics, checkpoints=checkpoints, state=state, **settings
+            )
             seconds = time.time() - started
             loop.save(result.model, target / "model.keras")
         result.history.to_csv(target / "history.csv", index=False)
@@ -173,6 +186,7 @@ def train(
         }
         run.facts(facts)
     (target / "run.json").write_text(json.dumps(facts, indent=1))
+    checkpoints.remove()
 
 
 def planned(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
