@@ -166,11 +166,12 @@ def test_leaves_a_model_its_history_and_its_run(ready):
     assert {"git.commit", "git.dirty", "dataset", "stage"} <= set(run.data.tags)
     assert {tag for tag in run.data.tags if tag.startswith("input.")} == {
         "input.data/augment/bars/train/index.json", "input.data/ingest/bars/val/index.json",
-        "input.stages/compute.py", "input.stages/shards.py", "input.stages/tokens.py", "input.stages/train/__init__.py",
-        "input.stages/train/architectures/plain_cnn.py", "input.stages/train/augmentation.py",
-        "input.stages/train/batches.py", "input.stages/train/checkpoints.py", "input.stages/train/cost.py",
-        "input.stages/train/gradients.py", "input.stages/train/loop.py", "input.stages/train/policy.py",
-        "input.stages/train/progress.py", "input.stages/train/resident.py", "input.stages/train/train.py", "input.stages/train/vectors.py",
+        "input.stages/compute.py", "input.stages/shards.py", "input.stages/tokens.py",
+        "input.stages/train/__init__.py", "input.stages/train/architectures/plain_cnn.py",
+        "input.stages/train/augmentation.py", "input.stages/train/batches.py", "input.stages/train/checkpoints.py",
+        "input.stages/train/cost.py", "input.stages/train/gradients.py", "input.stages/train/loop.py",
+        "input.stages/train/policy.py", "input.stages/train/progress.py", "input.stages/train/resident.py",
+        "input.stages/train/train.py", "input.stages/train/vectors.py",
     }  # fmt: skip
     curve = tracking._connect().get_metric_history(tracking.run_of_record(facts), "loss")
     np.testing.assert_allclose([point.value for point in curve], history["loss"])
