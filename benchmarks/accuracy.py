@@ -17,6 +17,9 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from stages.record import measured
+
 RECIPES: dict[str, dict[str, Any]] = YAML(typ="safe").load(Path(__file__).with_name("recipes.yaml"))
 
 
@@ -63,9 +66,10 @@ def repro(clone: Path, *targets: str) -> None:
 
 
 def results(clone: Path, model: str) -> tuple[dict, dict]:
-    """Returns run.json and metrics.json of a model."""
+    """Returns run.json, with what the training took, and metrics.json of a model."""
     trained, evaluated = (clone / "data" / stage / "data" / model for stage in ("train", "evaluate"))
-    return tuple(json.loads(file.read_text()) for file in (trained / "run.json", evaluated / "metrics.json"))
+    facts, metrics = (json.loads(file.read_text()) for file in (trained / "run.json", evaluated / "metrics.json"))
+    return facts | measured(facts, clone), metrics
 
 
 def show(name: str, results: list[tuple[dict, dict]]) -> None:

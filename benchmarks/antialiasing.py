@@ -24,6 +24,7 @@ from stages.evaluate.changed import Sample
 from stages.evaluate.invariance import PART, consistency
 from stages.ingest.ingest import ingest
 from stages.predictor import Predictor
+from stages.record import measured
 from stages.shards import Shards, read_json
 from stages.train.train import train
 
@@ -84,7 +85,7 @@ def _measured(model: str, antialias: bool) -> list[str]:
         sample = Sample.of(predictor, test, answers, len(test))
         accuracy = float((answers["label"] == answers["predicted"]).mean())
         same = consistency(sample, farthest, np.random.default_rng(0))  # the same shifts for every model
-        found.append((same, accuracy, read_json(folder / "run.json")["seconds"]))
+        found.append((same, accuracy, measured(read_json(folder / "run.json"))["seconds"]))
     same, accuracy, seconds = zip(*found, strict=True)
     shown = [model, "anti-aliased" if antialias else "plain"]
     for values in (same, accuracy):

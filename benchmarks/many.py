@@ -22,6 +22,7 @@ from matplotlib import pyplot as plt
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.accuracy import own_store
+from stages.record import measured
 
 STAGES = ("ingest", "augment", "train", "evaluate")
 BLOCK = 10_000
@@ -69,8 +70,8 @@ def measure(clone: Path, size: int) -> dict:
         subprocess.run(command, cwd=clone, env=own_store(), check=True, stdout=subprocess.DEVNULL)
     journal = map(json.loads, (clone / "data/journal.jsonl").read_text().splitlines())
     found = {line["stage"].split("@")[0]: {key: line[key] for key in ("seconds", "memory")} for line in journal}
-    speed = json.loads((clone / "data/train/bars/lenet5/run.json").read_text())["examples_per_second"]
-    return found | {"speed": speed}
+    facts = json.loads((clone / "data/train/bars/lenet5/run.json").read_text())
+    return found | {"speed": measured(facts, clone)["examples_per_second"]}
 
 
 def write(folder: Path, size: int) -> None:

@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.accuracy import repro
+from stages.record import measured
 
 EPOCHS = {"plain_cnn": 3, "alexnet": 2, "googlenet": 2, "resnet": 2}  # lenet5 keeps its 20
 
@@ -44,6 +45,7 @@ def main() -> None:
         print("|---|---|---|---|---|---|---|")
         for model in params["train"]:
             facts = json.loads((clone / "data/train/digits" / model / "run.json").read_text())
+            facts |= measured(facts, clone)
             scores = json.loads((clone / "data/evaluate/digits" / model / "metrics.json").read_text())
             print(
                 f"| {model} | {facts['parameters']:,} | {facts['epochs']} | {scores['accuracy']:.2%} | "

@@ -3,9 +3,9 @@
 The notebook of the course that this project grew out of - Conv2D(32)-Conv2D(64)-MaxPooling2D-Dropout-Flatten-
 Dense(128)-Dropout-Softmax, Adam, batches of 32, 10 epochs, in plain Keras - against the recipe ``mnist-quick`` by
 ``dvc repro``, one process each, in turn, IDX files in $CONVOY_DATASETS/mnist. Counted are, of the notebook, the seconds
-of ``fit``; of ours, those of run.json, which hold validation and writing the model too. Reading the data and testing is
-counted of neither. The notebook is tested after each epoch, so that there is a second ratio: to when it first had
-99.02 %. 10 to 15 minutes a seed of the notebook on 2 cores. Prints tables for RESULTS.md.
+of ``fit``; of ours, those that train measures, which hold validation and writing the model too. Reading the data and
+testing is counted of neither. The notebook is tested after each epoch, so that there is a second ratio: to when it
+first had 99.02 %. 10 to 15 minutes a seed of the notebook on 2 cores. Prints tables for RESULTS.md.
 """
 
 import argparse

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows import board, devices, graph, journal
+from stages import record
 from stages.shards import read_json
 from stages.train.train import RATES, STEP
 
@@ -86,8 +87,9 @@ def costs(models: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def runs() -> list[dict[str, Any]]:
-    """Returns run.json of every training whose result is here."""
-    return [read_json(path) for path in sorted(Path("data/train").glob("*/*/run.json"))]
+    """Returns run.json of every training whose result is here, with what those took that were here too."""
+    found = [read_json(path) for path in sorted(Path("data/train").glob("*/*/run.json"))]
+    return [facts | record.measured(facts) for facts in found]
 
 
 def speed(cost: Mapping[str, Any], former: Sequence[Mapping[str, Any]]) -> tuple[float | None, str]:
@@ -97,7 +99,7 @@ def speed(cost: Mapping[str, Any], former: Sequence[Mapping[str, Any]]) -> tuple
     Only runs on a device of the same kind count.
     """
     kind = cost["device"].split(":")[0]
-    known = [run for run in former if run.get("flops") and run["examples_per_second"]]  # older ones do not say
+    known = [run for run in former if run.get("flops") and run.get("examples_per_second")]
     known = [run for run in known if run["devices"][0].split(":")[0] == kind]
     own = sorted((run for run in known if run["model"] == cost["model"]), key=lambda run: run["finished"], reverse=True)
     alike = [run for run in known if run["architecture"] == cost["architecture"]]

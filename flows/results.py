@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows import journal
-from stages import params, tracking
+from stages import params, record, tracking
 from stages.checksums import sha256
 from stages.scores import shown
 
@@ -82,7 +82,7 @@ def _table(dataset: str, ran: dict[str, dict], with_state: bool) -> Table:
             shown(metric, metrics[metric]),
             " - ".join(shown(metric, metrics[f"{metric}_{end}"], 1) for end in ("low", "high")),
             shown(metric, metrics[f"val_{metric}"]),
-            f"{facts['seconds']:.0f}",
+            f"{took['seconds']:.0f}" if (took := record.measured(facts)) else "-",
             *state,
             f"champion, version {holder.version}" if current else "",
         )

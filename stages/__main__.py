@@ -20,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from stages import memory, params
+from stages import memory, params, parent
 from stages.entries import prepare
 from stages.errors import ConfigurationError, InputRefusedError, ServiceError, StageError
 
@@ -197,6 +197,7 @@ if __name__ == "__main__":
     # Importing Keras and MLflow makes a million objects that stay, and Python would look through them again and again,
     # and once more at its end: a third of the 3.3 s in which Keras starts and ends.
     gc.set_threshold(50_000, 20, 50)
+    parent.watch()
     status = main(*sys.argv[1:])
     gc.freeze()
     sys.exit(status)

@@ -1,17 +1,22 @@
 """What the pages of the stages have in common: their look, and how names, texts and pictures of the data get into them.
 
-A page is one file that needs nothing else, and no network. All that comes from the data is escaped: control characters
-are made visible by ``shown`` or ``start``, and the rest is done by the templates, which escape what they are given.
+A page is one file that needs nothing else, and no network; what a training took, which differs each time, is beside it
+in ``measured.js``. All that comes from the data is escaped: control characters are made visible by ``shown`` or
+``start``, and the rest is done by the templates, which escape what they are given.
 """
 
 import base64
+import json
 import re
+from collections.abc import Mapping
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
 from PIL import Image
 
 NAME, TEXT = 120, 240  # characters of a path or label, and of an example's text
@@ -48,6 +53,19 @@ def many(count: int, noun: str) -> str:
 def words(name: str) -> str:
     """Returns the name of a column as one would say it."""
     return shown(name).replace("_", " ")
+
+
+def later(key: str, facts: Mapping[str, Any]) -> Markup:
+    """Returns the place of a number of ``record.measured``, given a model's run.json, which the browser fills in.
+
+    It is in ``measured.js`` beside the model's report, since a page has equal bytes for equal input.
+    """
+    return Markup('<span data-model="{}" data-measured="{}">–</span>').format(facts["model"], key)
+
+
+def measured_js(facts: Mapping[str, Any], measured: Mapping[str, Any]) -> str:
+    """Returns the content of ``measured.js``: the numbers of one model, beside those of others."""
+    return f"(globalThis.measured ??= {{}})[{json.dumps(facts['model'])}] = {json.dumps(measured)};\n"
 
 
 @cache  # compiling it takes as long as all the rest of a small page

@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +21,7 @@ import psutil
 from filelock import FileLock
 
 FOLDER = Path("data/runs")
+MEASURED = Path("data/train/.cache/measured")  # outside of DVC's outputs, which are equal bytes for equal input
 WAIT = 20.0  # seconds that a stage which has ended gives the process that ships its last lines
 
 
@@ -81,20 +81,21 @@ class Record:
 
 @contextmanager
 def run(
-    name: str, dataset: str, parameters: dict[str, Any], inputs: dict[str, str], former: str | None = None
+    number: str, name: str, dataset: str, parameters: dict[str, Any], inputs: dict[str, str], anew: bool = True
 ) -> Iterator[Record]:
     """Begins a run, or goes on with one whose process died.
 
     Args:
+        number: its id, which follows from all that its result depends on.
         name: DVC's name of the stage, e.g. ``train@lenet5``.
         dataset: MLflow's experiment.
         parameters: logged as they are; nested mappings with dots.
         inputs: path -> SHA-256 of what the run reads.
-        former: id of the record of the one that died.
+        anew: it begins; what MLflow has of an equal one that ended is another run.
     """
     found, patch = tags(name, dataset, inputs)
     opening = {"name": name, "dataset": dataset, "tags": found, "parameters": flat(parameters), "patch": patch}
-    with _written(former or uuid.uuid4().hex, opening) as record:
+    with _written(number, opening | {"anew": anew}) as record:
         record.open()
         yield record
 
@@ -109,6 +110,26 @@ def reopened(facts: Mapping[str, Any]) -> Iterator[Record]:
     opening = {"name": f"train@{facts['model']}", "dataset": facts["dataset"], "tags": found, "later": True}
     with _written(facts["run_id"], opening) as record:
         yield record
+
+
+def keep(facts: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
+    """Keeps what a training took here - seconds, memory, speed - beside its ``run.json``; see ``measured``."""
+    file = MEASURED / facts["dataset"] / f"{facts['model']}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps({"run_id": facts["run_id"]} | measured, indent=1), encoding="utf-8")
+    partial.replace(file)
+
+
+def measured(facts: Mapping[str, Any], checkout: Path = Path()) -> dict[str, Any]:
+    """Returns what a training took, given its ``run.json``; nothing if that was elsewhere.
+
+    ``seconds``, ``memory`` and ``device_memory`` in MiB, ``examples_per_second`` in training,
+    ``validation_examples_per_second``, and when it ``finished``.
+    """
+    file = checkout / MEASURED / facts["dataset"] / f"{facts['model']}.json"
+    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return found if found.pop("run_id", None) == facts["run_id"] else {}
 
 
 def path(number: str) -> Path:

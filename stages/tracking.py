@@ -314,7 +314,11 @@ class _Shipment:
             self._monitor.start()
 
     def _bring_open(self, client: MlflowClient, line: dict[str, Any]) -> None:
+        if self._state["open"] and line.get("anew"):  # whose stage died before it had anything to go on from
+            client.set_terminated(self._state["run"], "KILLED", self._state["at"])
         self._state |= {"open": True, "later": line.get("later", False)}
+        if line.get("anew"):
+            _set_aside(client, self._number, _experiment(client, line["dataset"]), line["at"])
         self._state["run"] = _recorded(client, self._number, line["name"], line["dataset"], line["tags"], line["at"])
         run_id = self._state["run"]
         if not self._state["later"]:
@@ -648,6 +652,13 @@ def _recorded(
     if found.info.lifecycle_stage == "deleted":  # in the browser, say
         client.restore_run(found.info.run_id)
     return found.info.run_id
+
+
+def _set_aside(client: MlflowClient, number: str, experiment: str, at: int) -> None:
+    """Has a run that began before ``at`` no longer count as that of the record: the same was trained once more."""
+    found = _with_record(client, number, experiment)
+    if found is not None and found.info.start_time != at:
+        client.set_tag(found.info.run_id, RECORD, f"{number}, before")
 
 
 def _with_record(client: MlflowClient, number: str, experiment: str) -> Run | None:

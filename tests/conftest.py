@@ -1,5 +1,6 @@
 """Small data and a place of its own for every test."""
 
+import gc
 import os
 import time
 from pathlib import Path
@@ -19,9 +20,15 @@ from stages import record
 from stages.augment.augment import augment
 from stages.ingest.ingest import ingest
 
+gc.set_threshold(50_000, 20, 50)  # for the reason in stages/__main__.py
 ROOT = Path(__file__).parent.parent
 # params.yaml of a checkout whose stages are not ours.
 NO_ENTRIES = {section: {} for section in ("fetch", "ingest", "augment", "train", "register")}
+
+
+def pytest_unconfigure():
+    """Lets the process end without looking once more through all that it imported and made: minutes."""
+    gc.freeze()
 
 
 def _ship():

@@ -121,7 +121,7 @@ def test_writes_scores_of_the_test_split_with_one_row_per_example(evaluated):
     assert (table["path"].str.split("/").str[0] == table["label"]).all()
     assert (np.stack(table["probabilities"]).max(axis=1) == table["probability"]).all()
     assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*")) == [
-        "metrics.json", "plots/activations.png", "plots/calibration.png", "plots/confusion.png",
+        "measured.js", "metrics.json", "plots/activations.png", "plots/calibration.png", "plots/confusion.png",
         "plots/corruptions.png", "plots/curves.png", "plots/filters.png", "plots/gradcam.png",
         "plots/receptive_fields.png", "plots/shifts.png", "predictions.parquet", "report.html",
         "tables/calibration.csv", "tables/classes.csv", "tables/confusion.csv", "tables/corruptions.csv",

@@ -17,7 +17,7 @@ from stages.errors import ServiceError
 SPEAKS = """
 import sys, time
 from stages import record
-with record.run("train@a", "d", {"rate": 0.1, "sizes": {"width": 2}}, {"file": "0"}) as run:
+with record.run("0" * 32, "train@a", "d", {"rate": 0.1, "sizes": {"width": 2}}, {"file": "0"}) as run:
     for epoch in range(1, 6):
         started = time.perf_counter()
         run.metrics({"epoch": epoch, "loss": 1 / epoch}, epoch)
@@ -79,7 +79,7 @@ def test_epochs_are_seen_while_the_training_goes_on_and_a_killed_one_ends_as_kil
 
 def test_what_nobody_shipped_is_shipped_later(workspace, monkeypatch):
     monkeypatch.setattr(record, "shipper", lambda number, name: subprocess.Popen(["true"]))
-    with record.run("train@a", "d", {}, {}) as run:
+    with record.run("0" * 32, "train@a", "d", {}, {}) as run:
         run.metrics({"loss": 1.0}, 1)
     with record.path(run.id).open("a") as file:
         file.write('{"what": "metr')  # a line that was being written when its process died
@@ -92,7 +92,7 @@ def test_what_nobody_shipped_is_shipped_later(workspace, monkeypatch):
 
 def test_a_shipper_that_dies_between_two_lines_loses_none_and_doubles_none(workspace, monkeypatch):
     monkeypatch.setattr(record, "shipper", lambda number, name: subprocess.Popen(["true"]))
-    with record.run("train@a", "d", {}, {}) as run:
+    with record.run("0" * 32, "train@a", "d", {}, {}) as run:
         for epoch in range(1, 4):
             run.metrics({"loss": 1 / epoch}, epoch)
     bring, died = tracking._Shipment._bring, []
@@ -126,7 +126,7 @@ def test_a_server_that_is_down_costs_one_warning_and_no_time_and_no_point(worksp
 
 def test_ship_says_what_cannot_be_reached(workspace, monkeypatch):
     monkeypatch.setattr(record, "shipper", lambda number, name: subprocess.Popen(["true"]))
-    with record.run("train@a", "d", {}, {}):
+    with record.run("0" * 32, "train@a", "d", {}, {}):
         pass
     for variable, value in tracking.PATIENCE.items():
         monkeypatch.setenv(variable, value)
@@ -137,7 +137,7 @@ def test_ship_says_what_cannot_be_reached(workspace, monkeypatch):
 
 
 def test_what_mlflow_refuses_does_not_hold_up_the_rest(workspace, capsys):
-    with record.run("train@a", "d", {}, {}) as run:
+    with record.run("0" * 32, "train@a", "d", {}, {}) as run:
         run.metrics({"not a name!": 1.0, "loss": 1.0}, 1)
         run.metrics({"loss": 0.5}, 2)
     assert "warning: MLflow refused metrics of a run: " in capsys.readouterr().err
@@ -145,7 +145,7 @@ def test_what_mlflow_refuses_does_not_hold_up_the_rest(workspace, capsys):
 
 
 def test_a_record_can_go_on_after_it_was_shipped(workspace):
-    with record.run("train@a", "d", {}, {}) as run:
+    with record.run("0" * 32, "train@a", "d", {}, {}) as run:
         pass
     ended = runs()[0].info.end_time
     time.sleep(0.01)
@@ -160,11 +160,41 @@ def test_a_record_can_go_on_after_it_was_shipped(workspace):
     assert tracking.run_of_record(facts) == found.info.run_id
 
 
+def test_the_same_training_once_more_is_a_run_of_its_own(workspace):
+    for _ in range(2):
+        with record.run("0" * 32, "train@a", "d", {}, {}) as run:
+            run.metrics({"loss": 1.0}, 1)
+        time.sleep(0.01)
+    assert sorted(run.data.tags["record"] for run in runs()) == ["0" * 32, "0" * 32 + ", before"]
+    assert [curve(run) for run in runs()] == [[1.0], [1.0]]
+    assert tracking.run_of_record({"run_id": "0" * 32, "dataset": "d"}) == runs()[0].info.run_id  # the newest
+
+
+def test_a_run_that_died_and_began_anew_ended_as_killed(workspace, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(record.Record, "close", lambda self, status: None)
+        patch.setattr(record, "shipper", lambda number, name: subprocess.Popen(["true"]))
+        with record.run("0" * 32, "train@a", "d", {}, {}) as run:
+            run.metrics({"loss": 1.0}, 1)
+    time.sleep(0.01)
+    with record.run("0" * 32, "train@a", "d", {}, {}):
+        pass
+    assert [run.info.status for run in runs()] == ["FINISHED", "KILLED"]
+
+
+def test_what_a_training_took_is_known_where_it_ran(workspace):
+    facts = {"model": "a", "dataset": "d", "run_id": "0" * 32}
+    assert record.measured(facts) == {}
+    record.keep(facts, {"seconds": 1.5})
+    assert record.measured(facts) == {"seconds": 1.5}
+    assert record.measured(facts | {"run_id": "1" * 32}) == {}  # of another training
+
+
 def test_a_line_is_whole_json_and_on_the_disk_before_the_work_goes_on(workspace, monkeypatch):
     synced = []
     monkeypatch.setattr(record.os, "fsync", lambda number: synced.append(number))
     monkeypatch.setattr(record, "shipper", lambda number, name: subprocess.Popen(["true"]))
-    with record.run("train@a", "d", {"words": "ä"}, {}) as run:
+    with record.run("0" * 32, "train@a", "d", {"words": "ä"}, {}) as run:
         run.metrics({"loss": float("inf")}, 1)
     lines = [json.loads(line) for line in record.path(run.id).read_text().splitlines()]
     assert [line["what"] for line in lines] == ["open", "metrics", "close"]

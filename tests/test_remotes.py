@@ -184,7 +184,9 @@ def configure(folder, settings):
 
 
 def files(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Returns all but what is of one machine."""
+    found = (path for path in folder.rglob("*") if path.is_file() and ".cache" not in path.parts)
+    return {path.relative_to(folder): path.read_bytes() for path in found}
 
 
 @pytest.mark.parametrize("kind", [folder_remote, ssh_remote, s3_remote])

@@ -13,6 +13,7 @@ from markup import HOSTILE, Page, values
 from PIL import Image
 
 from stages.evaluate import classification, pictures, report
+from stages.page import measured_js
 from stages.register import comparison
 from stages.shards import Shards, objects, write_shards
 
@@ -21,9 +22,8 @@ CLASSES = ("cat", "dog", "cow")
 HISTORY = pd.DataFrame({"epoch": [1, 2, 3], "loss": [2, 1, 0.5], "accuracy": [0.3, 0.5, 0.8], "val_loss": [2, 1.5, 1],
                         "val_accuracy": [0.3, 0.4, 0.6]})  # fmt: skip
 FACTS = {"model": "small", "dataset": "pets", "architecture": "plain_cnn", "run_id": "0" * 32, "parameters": 12345,
-         "epochs": 3, "examples_per_second": 6789, "validation_examples_per_second": 23456, "memory": 1234,
-         "seconds": 12.3, "devices": ["cpu:0"],
-         "libraries": {"keras": "3.15.0"}}  # fmt: skip
+         "epochs": 3, "flops": 1_000_000, "devices": ["cpu:0"], "libraries": {"keras": "3.15.0"}}  # fmt: skip
+TOOK = {"examples_per_second": 6789, "validation_examples_per_second": 23456, "memory": 1234, "seconds": 12.3}
 ACCURACY = {"metric": "accuracy", "accuracy": 0.75, "accuracy_low": 0.6, "accuracy_high": 0.86, "val_accuracy": 0.7,
             "val_loss": 1.0, "baseline": 0.35, "examples": 40, "parameters": 12345, "ece": 0.0512, "temperature": 1.5,
             "ece_scaled": 0.0213}  # fmt: skip
@@ -88,18 +88,18 @@ def page_of(folder, **what):
 def test_every_kind_has_a_whole_page_that_needs_nothing_else(kind, tmp_path):
     page = page_of(tmp_path, kind=kind)
     assert page.open == []  # every element is closed, in order
-    assert not re.search(r"https?://|@import|url\(|<script|<link|<iframe", page.source)
+    assert not re.search(r"https?://|@import|url\(|<link|<iframe", page.source)
+    assert page.tags.count("script") == 2  # that of what the training took, and its own
     for value in values(page, "src", "srcset", "action"):
-        assert value.startswith("data:image/")
+        assert value.startswith("data:image/") or value == "measured.js"
     ids = values(page, "id")
     own = ["samples"] if kind == "translation" else ["classes", "confusion", "errors"]
     assert ids == ["curves", *own, "numbers"]
     others = ["../../../register/pets/comparison.html", "../../../ingest/pets/report.html"]
     assert values(page, "href") == [f"#{section}" for section in ids] + others
     assert page.tags.count("img") == len(values(page, "alt")) == {"images": 22, "volumes": 22, "text": 2}.get(kind, 1)
-    assert "training 12 s 3 epochs, on cpu:0" in page.text
+    assert re.search(r"training – ?s 3 epochs, on cpu:0", page.text)
     assert "model 1.2 MB 12,345 parameters" in page.text
-    assert "speed 6,789/s examples in training; 23,456/s in validation memory 1,234 MiB" in page.text
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -176,7 +176,7 @@ def test_what_is_not_known_is_shown_at_the_end_and_long_tables_are_folded_and_cu
 def test_hostile_names_and_texts_stay_text(tmp_path):
     page = page_of(tmp_path, kind="text", classes=sorted(set(HOSTILE)), texts=HOSTILE, examples=80)
     assert page.open == []
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 2
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     for name in (HOSTILE[0], HOSTILE[1], HOSTILE[4], HOSTILE[5], HOSTILE[6]):
         assert page.text.count(name) > 3
@@ -186,9 +186,9 @@ def test_hostile_names_and_texts_stay_text(tmp_path):
 
 
 MODELS = [  # name, changes of the metrics, of the facts, bytes
-    ("large", {"val_accuracy": 0.8, "accuracy": 0.74, "parameters": 9_000_000}, {"seconds": 100}, 3_600_000),
-    ("small", {"val_accuracy": 0.7, "parameters": 61_706}, {"seconds": 9}, 246_824),
-    ("quick", {"val_accuracy": 0.7, "val_loss": 1.1, "auc": 0.9, "parameters": 8_000}, {"seconds": 3}, 32_000),
+    ("large", {"val_accuracy": 0.8, "accuracy": 0.74, "parameters": 9_000_000}, {"flops": 100_000_000}, 3_600_000),
+    ("small", {"val_accuracy": 0.7, "parameters": 61_706}, {"flops": 9_000_000}, 246_824),
+    ("quick", {"val_accuracy": 0.7, "val_loss": 1.1, "auc": 0.9, "parameters": 8_000}, {"flops": 3_000_000}, 32_000),
 ]
 OUTCOME = {"dataset": "pets", "model": "large", "version": 3, "promoted": False, "p": 0.034, "power": 0.512,
            "reason": "not better than <b>chance</b> explains", "slices": {"class <script>": (20, -0.05)},
@@ -208,6 +208,8 @@ def compared(workspace):
         (trained / "model.keras").write_bytes(bytes(size))
         (trained / "run.json").write_text(json.dumps(FACTS | facts | {"model": name}))
         (evaluated / "metrics.json").write_text(json.dumps(ACCURACY | metrics))
+        took = TOOK | {"seconds": facts["flops"] / 1e6}
+        (evaluated / "measured.js").write_text(measured_js({"model": name}, took))
     target = workspace / "data/register/pets"
     target.mkdir(parents=True)
     comparison.write(target, OUTCOME, comparison.sha256(workspace / "data/train/pets/small/model.keras"))
@@ -219,7 +221,7 @@ def test_the_comparison_has_a_row_for_each_model_the_best_on_validation_first(co
     assert page.open == []
     rows = re.findall(r"(large|small|quick) (champion )?7[45]\.00% 60\.0% to 86\.0%", page.text)
     assert rows == [("large", ""), ("small", "champion "), ("quick", "")]
-    assert "80.00% 9,000,000 3.60 100 1,234 6,789 23,456" in page.text
+    assert "80.00% 9,000,000 3.60 – – – –" in page.text
     assert [value for value in values(page, "href") if not value.startswith("#")] == [
         f"../../evaluate/pets/{name}/report.html" for name, *_ in MODELS
     ]
@@ -228,7 +230,7 @@ def test_the_comparison_has_a_row_for_each_model_the_best_on_validation_first(co
     assert "p = 0.034" in page.text
     assert "with a probability of 51%" in page.text
     assert "class <script> 20 -0.050" in page.text
-    assert page.tags.count("script") == 1
+    assert page.tags.count("script") == 2 + len(MODELS)
     assert page.tags.count("img") == 2
     assert not re.search(r"https?://|@import|url\(|<link|<iframe", page.source)
 
@@ -247,7 +249,9 @@ def look(tab, page, sections):
             tab.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
             tab.go(page.as_uri())
             assert tab.complaints() == []
-            assert [address for address in tab.requests() if not address.startswith("data:")] == [page.as_uri()]
+            asked = [address for address in tab.requests() if not address.startswith("data:")]
+            assert asked[0] == page.as_uri()
+            assert all(address.startswith("file:") and address.endswith("/measured.js") for address in asked[1:])
             assert tab.run("[...document.querySelectorAll('section')].map((one) => one.id)") == sections
             assert tab.run("[...document.querySelectorAll('section h2')].every((one) => one.checkVisibility())")
             assert tab.run("Promise.all([...document.images].map((one) => one.decode())).then(() => true)")
@@ -260,10 +264,15 @@ def look(tab, page, sections):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_report_is_whole_and_readable_in_a_browser(kind, tab, tmp_path):
+def test_a_report_is_whole_and_readable_in_a_browser(kind, tab, tmp_path, monkeypatch):
+    monkeypatch.setattr(report.record, "MEASURED", tmp_path / "measured")
+    report.record.keep(FACTS, TOOK)
     page_of(tmp_path, kind=kind)
     own = ["samples"] if kind == "translation" else ["classes", "confusion", "errors"]
     look(tab, tmp_path / "data/evaluate/pets/small/report.html", ["curves", *own, "numbers"])
+    text = " ".join(tab.run("document.querySelector('.numbers').innerText").split())
+    assert "training 12 s 3 epochs, on cpu:0" in text
+    assert "speed 6,789/s examples in training; 23,456/s in validation memory 1,234 MiB" in text
 
 
 def test_hostile_names_do_nothing_in_a_browser(tab, tmp_path):
@@ -281,6 +290,7 @@ def test_the_comparison_is_sorted_by_mouse_and_keyboard(tab, compared):
     assert (tab.run(names), tab.run(order)) == (["large", "small", "quick"], ["descending"])
     tab.run(heading.format("parameters") + ".click()")
     assert (tab.run(names), tab.run(order)) == (["quick", "small", "large"], ["ascending"])
+    assert tab.run("document.querySelector('[data-measured=seconds]').textContent") == "3"  # of quick, which is first
     tab.run(heading.format("training, s") + ".focus()")
     for expected in (["quick", "small", "large"], ["large", "small", "quick"]):
         for kind in ("keyDown", "keyUp"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,11 +10,12 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, wait_for
+from conftest import NO_ENTRIES, ROOT, wait_for
 from test_kinds import raw  # noqa: F401 - a fixture
 
 from stages import record, tracking
 from stages.augment.augment import augment
+from stages.errors import ServiceError
 from stages.ingest.ingest import ingest
 from stages.train import checkpoints
 from stages.train.train import preset, train
@@ -63,9 +65,19 @@ def killed(monkeypatch, epoch, model, **entry):
             train(model, **entry)
 
 
+def start(model):
+    """Starts a training in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "stages", "train", model], env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
 def outcome(data, dataset, model):
     folder = data / "train" / dataset / model
-    return [(folder / name).read_bytes() for name in ("model.keras", "history.csv", "input.json")]
+    facts = json.loads((folder / "run.json").read_text())
+    facts = {key: value for key, value in facts.items() if key not in ("model", "run_id")}
+    return [facts, *((folder / name).read_bytes() for name in ("model.keras", "history.csv", "input.json"))]
 
 
 def resumes(data, monkeypatch, capsys, dataset, **entry):
@@ -104,16 +116,7 @@ def test_fault_01_so_does_one_of_every_kind(raw, monkeypatch, capsys, dataset, k
 
 def test_fault_01_sigkill_in_a_training_of_its_own_process(ready):
     entry = SMALL | PICTURES["batch normalisation, momentum, steps"] | {"epochs": 40}
-    (ready.parent / "params.yaml").write_text(
-        json.dumps({"fetch": {}, "ingest": {}, "augment": {}, "register": {}, "train": {"cut": entry, "whole": entry}})
-    )
-
-    def start(model):
-        return subprocess.Popen(
-            [sys.executable, "-m", "stages", "train", model], env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        )  # fmt: skip
-
+    (ready.parent / "params.yaml").write_text(json.dumps(NO_ENTRIES | {"train": {"cut": entry, "whole": entry}}))
     whole = start("whole")
     assert whole.wait() == 0, whole.stdout.read()
     cut = start("cut")
@@ -128,6 +131,22 @@ def test_fault_01_sigkill_in_a_training_of_its_own_process(ready):
     found = client.search_runs([client.get_experiment_by_name("bars").experiment_id])
     assert {run.data.tags["model"]: run.info.status for run in found} == {"cut": "FINISHED", "whole": "FINISHED"}
     assert len(found) == 2  # what went on is the run that was begun
+
+
+def test_fault_06_who_is_asked_to_end_says_where_it_goes_on(ready):
+    entry = SMALL | PICTURES["batch normalisation, momentum, steps"] | {"epochs": 400}
+    (ready.parent / "params.yaml").write_text(json.dumps(NO_ENTRIES | {"train": {"cut": entry}}))
+    cut = start("cut")
+    wait_for(lambda: list(checkpoints.FOLDER.rglob("*.npz")), 120)
+    cut.terminate()
+    started = time.monotonic()
+    said = cut.communicate()[0]
+    assert time.monotonic() - started < 20
+    assert cut.returncode == ServiceError.status
+    assert re.search(r"error: interrupted at epoch \d+\. Run again: it goes on from epoch \d+\.", said)
+    [run] = tracking._connect().search_runs([tracking._connect().get_experiment_by_name("bars").experiment_id])
+    assert run.info.status == "FAILED"
+    assert list(checkpoints.FOLDER.rglob("*.npz"))
 
 
 def test_fault_03_a_checkpoint_that_is_not_whole_is_not_there(ready, monkeypatch, capsys):

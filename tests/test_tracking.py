@@ -80,7 +80,7 @@ def test_the_address_is_absolute_and_the_environment_has_the_last_word(workspace
 @pytest.fixture
 def trained(workspace):
     """What run.json says of a run that has ended."""
-    with record.run("train@a", "d", {}, {}) as run:
+    with record.run("0" * 32, "train@a", "d", {}, {}) as run:
         pass
     time.sleep(0.01)
     return {"run_id": run.id, "dataset": "d", "model": "a"}

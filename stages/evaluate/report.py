@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from stages import scores
-from stages.page import many, picture, template, uri, words
+from stages import record, scores
+from stages.page import later, many, measured_js, picture, template, uri, words
 from stages.shards import Shards, read_json, spread
 
 # In the order of the page: the name that plots/<name>.png and tables/<name>.csv have -> title, and what is to be seen.
@@ -53,6 +53,7 @@ TEXTS = dict.fromkeys((0, "path", "label", "predicted", "text", "source", "targe
 # Caps that keep the page small; what it leaves out stands in the tables beside it.
 ERRORS = {"images": 48, "volumes": 24, "text": 20}
 SAMPLES, CONFUSED = 20, 12
+TOOK = ("seconds", "examples_per_second", "validation_examples_per_second", "memory")  # of record.measured
 OPEN, ROWS, COLUMNS = 12, 200, 16  # rows above which a table is folded, and cut; columns above which it is left out
 EDGE = 96  # pixels, height of a picture
 
@@ -90,7 +91,7 @@ class Section:
 
 
 def write(target: Path, trained: Path, test: Shards) -> None:
-    """Writes ``target``/report.html; equal files give equal bytes.
+    """Writes ``target``/report.html, equal bytes for equal files, and beside it measured.js.
 
     Args:
         target: what evaluate has written: metrics.json, predictions.parquet, tables/ and plots/.
@@ -116,6 +117,7 @@ def write(target: Path, trained: Path, test: Shards) -> None:
         cell=cell,
     )
     (target / "report.html").write_bytes(page.encode())
+    (target / "measured.js").write_text(measured_js(facts, record.measured(facts)))
 
 
 def number(value: Any) -> str:
@@ -145,17 +147,18 @@ def _tiles(metrics: dict[str, Any], facts: dict[str, Any], trained: Path) -> lis
     if "ece" in metrics:
         note = f"{metrics['ece_scaled']:.3f} at temperature {metrics['temperature']:.2f}"
         tiles.append(("calibration error", f"{metrics['ece']:.3f}", note))
+    took = {key: later(key, facts) for key in TOOK}
     size = (trained / "model.keras").stat().st_size / 1e6
     return [
         *tiles,
         ("model", f"{size:.2g} MB" if size < 10 else f"{size:,.0f} MB", many(facts["parameters"], "parameter")),
-        ("training", f"{facts['seconds']:,.0f} s", f"{many(facts['epochs'], 'epoch')}, on {number(facts['devices'])}"),
+        ("training", took["seconds"] + " s", f"{many(facts['epochs'], 'epoch')}, on {number(facts['devices'])}"),
         (
             "speed",
-            f"{facts['examples_per_second']:,}/s",
-            f"examples in training; {facts['validation_examples_per_second']:,}/s in validation",
+            took["examples_per_second"] + "/s",
+            "examples in training; " + took["validation_examples_per_second"] + "/s in validation",
         ),
-        ("memory", f"{facts['memory']:,} MiB", "at most, in training"),
+        ("memory", took["memory"] + " MiB", "at most, in training"),
     ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from stages.record import measured
 from stages.scores import shown, with_interval
 
 WEAKEST = 3  # classes that are named
@@ -33,10 +34,12 @@ OF_100 = ("chrf",)  # the others are shares
 def summary(model: str, facts: dict[str, Any], metrics: dict[str, Any]) -> str:
     """Returns a version in one line."""
     value, low, high = with_interval(metrics)
-    return (
+    took = measured(facts)
+    text = (
         f"{model} ({facts['architecture']}, {facts['parameters']:,} parameters): test {metrics['metric']} {value} "
-        f"(95 % interval {low} to {high}, {metrics['examples']} examples); trained in {facts['seconds']:.0f} s."
+        f"(95 % interval {low} to {high}, {metrics['examples']} examples)"
     )
+    return f"{text}; trained in {took['seconds']:.0f} s." if took else f"{text}."
 
 
 def data(about: dict[str, Any]) -> str:

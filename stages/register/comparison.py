@@ -9,7 +9,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullForma
 
 from stages import params, scores
 from stages.checksums import sha256
-from stages.page import many, template, uri, words
+from stages.page import later, many, template, uri, words
 from stages.shards import read_json
 
 # Metrics whose numbers are better the smaller they are; of all others, the larger. Parameters and seconds likewise.
@@ -44,12 +44,12 @@ class Column:
 
     Attributes:
         title: above it.
-        values: of each model, as a number and as it is shown; None: it has none.
+        values: of each model, as a number and as it is shown; None: it has none, or the number is filled in later.
         smaller: the smaller the better.
     """
 
     title: str
-    values: list[tuple[float, str] | None]
+    values: list[tuple[float | None, str] | None]
     smaller: bool
 
 
@@ -66,7 +66,7 @@ def write(target: Path, outcome: dict[str, Any], champion: str | None) -> None:
     metric = models[0].metrics["metric"]
     (target / "plots").mkdir(exist_ok=True)
     costs = {"parameters": [model.metrics["parameters"] for model in models],
-             "seconds of training": [model.facts["seconds"] for model in models]}  # fmt: skip
+             "operations per example": [model.facts["flops"] for model in models]}  # fmt: skip
     plots = []
     for name, values in costs.items():
         file = target / f"plots/{name.split()[0]}.png"
@@ -110,6 +110,9 @@ def _columns(models: list[Model]) -> list[Column]:
         shown = [None if value is None else (value, form.format(value)) for value in values]
         return Column(title, shown, smaller)
 
+    def took(title: str, key: str, smaller: bool = True) -> Column:
+        return Column(title, [(None, later(key, model.facts)) for model in models], smaller)
+
     val = [model.metrics[f"val_{metric}"] for model in models]
     own = (metric, f"val_{metric}", *OTHER)
     others = dict.fromkeys(
@@ -122,12 +125,10 @@ def _columns(models: list[Model]) -> list[Column]:
         Column("validation", [(value, scores.shown(metric, value)) for value in val], False),
         column("parameters", [model.metrics["parameters"] for model in models], "{:,}"),
         column("model, MB", [model.bytes / 1e6 for model in models], "{:,.2f}"),
-        column("training, s", [model.facts["seconds"] for model in models], "{:,.0f}"),
-        column("memory, MiB", [model.facts["memory"] for model in models], "{:,}"),
-        column("training, examples/s", [model.facts["examples_per_second"] for model in models], "{:,}", False),
-        column(
-            "validation, examples/s", [model.facts["validation_examples_per_second"] for model in models], "{:,}", False
-        ),
+        took("training, s", "seconds"),
+        took("memory, MiB", "memory"),
+        took("training, examples/s", "examples_per_second", False),
+        took("validation, examples/s", "validation_examples_per_second", False),
         *(
             column(words(name), [model.metrics.get(name) for model in models], "{:.3f}", name in SMALLER)
             for name in others

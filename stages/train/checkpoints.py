@@ -56,6 +56,7 @@ class Checkpoints:
     """Those of one training.
 
     Attributes:
+        key: of the training: 32 hexadecimal digits.
         facts: returns JSON that goes with a checkpoint.
 
     Args:
@@ -68,7 +69,8 @@ class Checkpoints:
         digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode()).hexdigest()
         self.facts: Callable[[], dict[str, Any]] = dict
         self._name, self._place = f"train@{model}", FOLDER / dataset / model
-        self._folder = self._place / digest[:32]
+        self.key = digest[:32]
+        self._folder = self._place / self.key
         self._spent, self._began = 0.0, time.monotonic()
 
     def newest(self) -> State | None:

@@ -5,6 +5,8 @@ import json
 import math
 import platform
 import re
+import signal
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +23,7 @@ import pandas as pd
 from keras import ops
 
 from stages import compute
-from stages.errors import ConfigurationError, DivergedError
+from stages.errors import ConfigurationError, DivergedError, ServiceError
 from stages.shards import Shards
 from stages.tokens import Vocabulary
 from stages.train import resident, vectors
@@ -132,6 +134,9 @@ class StopAtNaN(keras.callbacks.Callback):
 class Keep(keras.callbacks.Callback):
     """Keeps checkpoints between epochs, and has a training begin where the last one ended; the last of the callbacks.
 
+    A process that is asked to end, by SIGTERM, as on machines that are taken back, ends after the step that is under
+    way: ServiceError, whose message says where the next run goes on.
+
     Args:
         checkpoints: where they are kept.
         state: the last one, if there is one.
@@ -148,8 +153,12 @@ class Keep(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self._checkpoints, self._state, self._rows, self._stopping = checkpoints, state, rows, stopping
+        self._kept = self._epoch = state.epochs if state else 0
+        self._asked, self._before = threading.Event(), None
 
     def on_train_begin(self, logs: dict | None = None) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, lambda *_: self._asked.set())
         if self._state is None:
             return
         self.model.optimizer.build(self.model.trainable_variables)
@@ -165,6 +174,7 @@ class Keep(keras.callbacks.Callback):
             self._stopping.best_weights = self._state.best or None
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        self._epoch = epoch
         # Here, since what others did at the end of the last epoch - averages in place of weights - is undone by now.
         if epoch == (self._state.epochs if self._state else 0) or not self._checkpoints.due():
             return
@@ -180,6 +190,24 @@ class Keep(keras.callbacks.Callback):
                 (self._stopping and self._stopping.best_weights) or [],
             )
         )
+        self._kept = epoch
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        self._look()
+
+    def on_test_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        self._look()
+
+    def close(self) -> None:
+        """Leaves SIGTERM as it was."""
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _look(self) -> None:
+        if self._asked.is_set():
+            raise ServiceError(
+                f"interrupted at epoch {self._epoch + 1}. Run again: it goes on from epoch {self._kept + 1}."
+            )
 
 
 class Enough(Exception):  # noqa: N818 - it is no error
@@ -339,8 +367,9 @@ def fit(
             monitor = "val_output_loss" if heads else "val_loss"
             stopping = keras.callbacks.EarlyStopping(monitor, patience=patience, mode="min", restore_best_weights=True)
             callbacks.append(stopping)
-        if checkpoints is not None:
-            callbacks.append(Keep(checkpoints, state, progress.rows, stopping))
+        keep = None if checkpoints is None else Keep(checkpoints, state, progress.rows, stopping)
+        if keep is not None:
+            callbacks.append(keep)
         first = 0
         if state is not None:
             first = state.epochs
@@ -357,6 +386,8 @@ def fit(
             )
         finally:
             progress.close()
+            if keep is not None:
+                keep.close()
     if precision != "float32":  # what is stored computes in float32 everywhere
         weights = served.get_weights()
         keras.utils.clear_session()  # the names of layers begin at 0 again

@@ -76,9 +76,10 @@ def train(
     """Trains ``architecture`` on the augmented training split; writes data/train/<dataset>/<model>.
 
     ``model.keras`` (no optimizer; loads without our code), ``input.json`` (what it takes: how a picture comes to its
-    size, a text to tokens; what its answers mean), ``history.csv`` (per epoch), and ``run.json`` (the MLflow run, sizes
-    and seconds). On a CPU equal entries, data, code, policy (``policy.py``) and machine give an equal model. What an
-    entry does not say, its architecture's ``PRESET`` does, then the defaults here.
+    size, a text to tokens; what its answers mean), ``history.csv`` (per epoch), and ``run.json`` (the MLflow run, its
+    size, how it computed). On a CPU equal entries, data, code, policy (``policy.py``) and machine give equal files,
+    also after a kill. What it took, which differs each time, is in ``record.measured``. What an entry does not say, its
+    architecture's ``PRESET`` does, then the defaults here.
 
     Args:
         model: name of the entry in params.yaml.
@@ -142,12 +143,13 @@ def train(
     from stages.train.checkpoints import Checkpoints
 
     title, settings = f"train@{model}", fitting(arguments)
-    checkpoints = Checkpoints(dataset, model, {"arguments": arguments, "read": read, "libraries": loop.libraries()})
+    depends = {"dataset": dataset, "arguments": arguments, "read": read, "libraries": loop.libraries()}
+    checkpoints = Checkpoints(dataset, model, depends | {"model": model})
     state = checkpoints.newest()
-    former = state.facts if state else {"run_id": None, "seconds": 0.0}
+    former = state.facts if state else {"seconds": 0.0}
     if state:
         print(f"resuming {title} from epoch {state.epochs + 1}", flush=True)
-    with record.run(title, dataset, arguments, read, former["run_id"]) as run:
+    with record.run(checkpoints.key, title, dataset, arguments, read, anew=state is None) as run:
         for context, split in (("training", data), ("validation", val)):
             run.data(context, dataset, split.folder, read[str(split.folder / INDEX)])
         started = time.time() - former["seconds"]
@@ -156,7 +158,7 @@ def train(
         source = former.get("source", source)
         settings |= chosen
         print(f"{title}  {spent}\n{title}  computes in {policy.told(chosen)} ({source})", flush=True)
-        kept = {"run_id": run.id, "policy": chosen, "source": source}
+        kept = {"policy": chosen, "source": source}
         checkpoints.facts = lambda: kept | {"seconds": time.time() - started}
         with cost.guarded(spent, title):
             result = loop.fit(
@@ -174,17 +176,20 @@ def train(
             "parameters": result.parameters,
             "flops": spent.flops,
             "epochs": len(result.history),
+            **chosen,
+            "policy": source,
+            **loop.environment(),
+        }
+        measured = {
             "examples_per_second": round(result.examples_per_second),
             "validation_examples_per_second": round(result.validation_examples_per_second),
             "memory": round(memory.peak() / 2**20),  # MiB
             **({"device_memory": round(most / 2**20)} if (most := compute.peak_memory()) else {}),  # MiB of a GPU
-            **chosen,
-            "policy": source,
             "seconds": round(seconds, 1),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            **loop.environment(),
         }
-        run.facts(facts)
+        run.facts(facts | measured)
+    record.keep(facts, measured)
     (target / "run.json").write_text(json.dumps(facts, indent=1))
     checkpoints.remove()
 
