@@ -30,9 +30,8 @@ PICTURES = {
         "architecture": "resnet", "sizes": {"stem": "cifar", "depth": 8, "width": 0.25}, "optimizer": "sgd",
         "schedule": "step", "weight_decay": 1e-3,
     },
-    "auxiliary heads, early stopping, class weights": {
-        "architecture": "googlenet", "sizes": {"stem": "small", "width": 0.06}, "patience": 2, "class_weights": True,
-        "batch": 40,
+    "early stopping, class weights": {
+        "architecture": "plain_cnn", "sizes": {"width": 0.1}, "patience": 2, "class_weights": True,
     },
     "bfloat16, clipping, warm-up": {
         "architecture": "plain_cnn", "sizes": {"width": 0.1}, "precision": "bfloat16", "clip_norm": 1.0, "warmup": 1,
