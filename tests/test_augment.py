@@ -154,7 +154,7 @@ def test_all_changes_off_gives_exact_copies(augmented):
     np.testing.assert_array_equal(result[len(train) :]["image"], train[:]["image"])
 
 
-def test_only_training_data_is_read_and_written(augmented, pictures):
+def test_fault_36_only_training_data_is_read_and_written(augmented, pictures):
     run, train = augmented
     run(copies=1, seed=0)
     folder = pictures.parents[1] / "augment/bars"

@@ -228,7 +228,7 @@ def too_much_for_tensorflow(*_, **__):
 
 
 @pytest.mark.parametrize("fit", [too_much_for_numpy, too_much_for_tensorflow])
-def test_memory_that_ends_in_training_is_an_error_that_says_so(ready, monkeypatch, fit):
+def test_fault_07_memory_that_ends_in_training_is_an_error_that_says_so(ready, monkeypatch, fit):
     monkeypatch.setattr(keras.Model, "fit", fit)
     with pytest.raises(
         ServiceError, match=r"train@small is out of memory .*: about \d+ MiB were expected; .* are free"

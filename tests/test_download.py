@@ -140,7 +140,7 @@ def test_a_download_is_in_place_with_its_list_of_checksums(server, workspace, fo
     assert "1 files, 3.1 MB; 1 new, 1 taken away" in capsys.readouterr().out
 
 
-def test_a_cut_download_goes_on_where_it_was_cut(server, workspace, former):
+def test_fault_35_a_cut_download_goes_on_where_it_was_cut(server, workspace, former):
     server.faults["/body.bin"] = {"cut": 2 * MIB}
     with pytest.raises(
         ServiceError, match=r"body\.bin: the connection was cut. [\d,]+ of 3,145,728 bytes are kept; run"
@@ -200,7 +200,7 @@ def test_without_a_validator_the_checksum_allows_to_go_on(server, workspace):
 
 
 @pytest.mark.parametrize("checksum", [{"sha256": "0" * 64}, {"md5": "0" * 32}, {"sha256": SHA256, "md5": "1" * 32}])
-def test_a_wrong_checksum_is_an_integrity_failure_and_nothing_is_kept(server, workspace, former, checksum):
+def test_fault_35_a_wrong_checksum_is_an_integrity_failure_and_nothing_is_kept(server, workspace, former, checksum):
     with pytest.raises(IntegrityError, match=r"body\.bin: its (SHA-256|MD5) is \w+ and should be (0|1)+\. Nothing of"):
         fetch("it", urls=[File(url=f"{server.url}/body.bin", **checksum)])
     assert_intact(workspace)
@@ -227,7 +227,7 @@ def test_a_wrong_checksum_is_an_integrity_failure_and_nothing_is_kept(server, wo
         ({"to": "/body.bin"}, {}, InputRefusedError, "more than 10 redirects"),
     ],
 )
-def test_bad_answers_are_refused_and_nothing_is_kept(server, workspace, former, fault, limits, error, message):
+def test_fault_35_bad_answers_are_refused_and_nothing_is_kept(server, workspace, former, fault, limits, error, message):
     server.faults["/body.bin"] = fault
     with pytest.raises(error, match=message):
         fetch("it", urls=[File(url=f"{server.url}/body.bin")], **limits)
@@ -288,7 +288,9 @@ def test_a_redirect_stays_allowed_on_the_host_that_the_user_wrote(server, worksp
 
 
 @pytest.mark.parametrize("inside", [["10.0.0.7"], ["93.184.215.14", "127.0.0.1"], ["100.64.0.1"], ["224.0.0.1"]])
-def test_a_redirect_to_a_name_of_a_private_address_is_refused_before_any_connection(server, workspace, names, inside):
+def test_fault_35_a_redirect_to_a_private_address_is_refused_before_any_connection(
+    server, workspace, names, inside
+):
     names.table |= {"data.example": [["127.0.0.1"]], "inside.example": [inside]}
     server.faults["/body.bin"] = {"to": f"http://inside.example:{server.server_port}/body.bin"}
     with pytest.raises(InputRefusedError, match=r"redirected to inside\.example \([\d.]+\), which is refused"):
@@ -393,7 +395,7 @@ def test_a_damaged_file_is_downloaded_again(server, workspace):
     assert (workspace / "data/raw/it/body.bin").read_bytes() == BODY
 
 
-def test_no_room_is_said_before_anything_is_written(server, workspace, former, monkeypatch):
+def test_fault_10_no_room_is_said_before_anything_is_written(server, workspace, former, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
     with pytest.raises(ServiceError, match=r"needs 3\.1 MB in .*, which has 1\.0 kB left"):
         fetch("it", urls=[File(url=f"{server.url}/body.bin")])
@@ -401,7 +403,7 @@ def test_no_room_is_said_before_anything_is_written(server, workspace, former, m
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_full_disk_is_an_outside_failure(workspace):
+def test_fault_10_a_full_disk_is_an_outside_failure(workspace):
     part = Part(workspace / "x.part", "http://example.org/x", MIB, SimpleNamespace(advance=lambda count: None))
     part.path = Path("/dev/full")
     with pytest.raises(ServiceError, match="the disk is full after 0 bytes.*run again"):

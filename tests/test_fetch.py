@@ -283,7 +283,7 @@ def test_a_file_that_changes_while_it_is_copied_is_not_taken(photos, target, mon
     assert not target.exists()
 
 
-def test_no_room_is_said_before_anything_is_copied(photos, target, monkeypatch):
+def test_fault_10_no_room_is_said_before_anything_is_copied(photos, target, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
     with pytest.raises(ServiceError, match=r"needs 2\.1 kB in .*, which has 1\.0 kB left"):
         fetch("pets", path=photos)

@@ -199,7 +199,7 @@ def test_what_a_stage_prints_is_in_prefects_log_line_by_line(prefect, toy, caplo
     assert "Running stage 'train@a':" in lines
 
 
-def test_a_second_pipeline_in_the_checkout_is_told_who_runs(prefect, toy):
+def test_fault_16_a_second_pipeline_in_the_checkout_is_told_who_runs(prefect, toy):
     toy(a=(3, 0))
     first = Thread(target=lambda: pipeline(return_state=True))
     first.start()
@@ -262,7 +262,7 @@ def started(toy, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda how: how.name)
-def test_whatever_ends_the_flow_ends_what_it_started_and_the_next_run_goes_on(started, toy, how):
+def test_fault_21_whatever_ends_the_flow_ends_what_it_started_and_the_next_run_goes_on(started, toy, how):
     toy(a=(60, 0))
     process = started()
     wait_for(lambda: "train@a" in ran(), 90)
@@ -314,7 +314,7 @@ def test_the_page_of_a_run_lists_every_stage_by_its_name(started, toy, monkeypat
     assert names <= set(text.split()), text
 
 
-def test_without_the_server_that_is_set_it_goes_on_with_a_warning(started, toy, monkeypatch):
+def test_fault_22_without_the_server_that_is_set_it_goes_on_with_a_warning(started, toy, monkeypatch):
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     toy(a=(0, 0))
     process = started()

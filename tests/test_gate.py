@@ -84,7 +84,7 @@ def test_of_many_small_sources_some_are_worse_by_chance_and_hold_nobody_back():
     assert decide(answers(challenger), answers(champion), EXPECTED, **SETTINGS | {"slices": slices}).promote
 
 
-def test_of_200_pairs_that_are_equally_good_few_are_promoted():
+def test_fault_23_of_200_pairs_that_are_equally_good_few_are_promoted():
     rng = np.random.default_rng(0)
     promoted = 0
     for _ in range(200):
@@ -95,7 +95,7 @@ def test_of_200_pairs_that_are_equally_good_few_are_promoted():
     assert promoted > 0
 
 
-def test_of_200_pairs_of_translations_that_are_equally_good_few_are_promoted(monkeypatch):
+def test_fault_23_of_200_pairs_of_translations_that_are_equally_good_few_are_promoted(monkeypatch):
     monkeypatch.setattr(gate, "RESAMPLES", 200)
     rng = np.random.default_rng(0)
     words = np.array(["one", "two", "three", "four", "five", "six", "seven", "eight"], object)

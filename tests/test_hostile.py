@@ -183,7 +183,7 @@ def exploded(before, tmp_path_factory):
 @pytest.mark.alone
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("case", [case for case in CASES if case.bomb], ids=lambda case: case.name)
-def test_a_bomb_stops_within_10_seconds_and_512_mb(case, exploded):
+def test_fault_30_a_bomb_stops_within_10_seconds_and_512_mb(case, exploded):
     root, earlier = exploded[case.name]
     out, err = (root / "stdout").read_text(), (root / "stderr").read_text()
     assert (root / "facts.json").exists(), f"ended by a signal or an exception. {out}{err}"

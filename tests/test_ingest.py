@@ -70,7 +70,7 @@ def test_every_class_is_split_at_the_asked_shares():
             assert abs(found[split] - share) < 4 * np.sqrt(share * (1 - share) / 2000)  # 4 standard deviations
 
 
-def test_an_exact_duplicate_is_kept_once_and_listed(pictures):
+def test_fault_36_an_exact_duplicate_is_kept_once_and_listed(pictures):
     shutil.copy(pictures / "down/01.png", pictures / "down/99.png")
     Image.open(pictures / "down/03.png").save(pictures / "across/03.bmp")  # the same pixels, another file and label
     ingest("bars", **OPTIONS)
@@ -82,7 +82,7 @@ def test_an_exact_duplicate_is_kept_once_and_listed(pictures):
     assert (about["duplicates"], about["duplicates_under_another_label"]) == (2, 1)
 
 
-def test_unreadable_files_are_listed_with_the_reason_and_refused_above_max_bad(pictures):
+def test_fault_31_unreadable_files_are_listed_with_the_reason_and_refused_above_max_bad(pictures):
     whole = (pictures / "down/01.png").read_bytes()
     (pictures / "down/cut.png").write_bytes(whole[: len(whole) // 2])
     (pictures / "down/empty.png").write_bytes(b"")
@@ -131,7 +131,7 @@ def test_removing_a_test_picture_leaves_the_training_shards_as_they_are(pictures
         ),
     ],
 )
-def test_too_little_data_is_refused_with_a_plain_message(workspace, prepare, message):
+def test_fault_37_too_little_data_is_refused_with_a_plain_message(workspace, prepare, message):
     prepare(workspace / "data/raw/pets")
     with pytest.raises(InputRefusedError, match=message):
         ingest("pets", **OPTIONS)
@@ -188,7 +188,7 @@ def scenes(workspace):
 COLOUR = {"kind": "images", "size": (32, 32), "mode": "colour", "test": 0.4}
 
 
-def test_near_copies_share_one_split_and_are_listed(scenes):
+def test_fault_36_near_copies_share_one_split_and_are_listed(scenes):
     ingest("scenes", **COLOUR)
     table = pd.read_parquet("data/ingest/scenes/manifest.parquet")
     assert len(table) == 52
@@ -210,7 +210,7 @@ def test_near_copies_are_not_looked_for_where_that_is_switched_off(scenes):
     assert (pd.read_parquet("data/ingest/scenes/manifest.parquet")["near"] != "").sum() == 14
 
 
-def test_copies_of_test_pictures_are_taken_out_of_train_and_listed(scenes):
+def test_fault_36_copies_of_test_pictures_are_taken_out_of_train_and_listed(scenes):
     """As in CIFAR-10, of whose test pictures 3.3 % are in its training set (Barz and Denzler 2020)."""
     given = scenes.parent / "given"
     for split in ("train", "test"):

@@ -94,7 +94,7 @@ BAD_NAMES = [
 
 @pytest.mark.parametrize("ending", [".zip", ".tar"])
 @pytest.mark.parametrize(("name", "message"), BAD_NAMES)
-def test_a_member_with_a_bad_name_is_named_and_nothing_is_written(tmp_path, ending, name, message):
+def test_fault_29_a_member_with_a_bad_name_is_named_and_nothing_is_written(tmp_path, ending, name, message):
     refused(packed(tmp_path / f"x{ending}", {"good.txt": b"1", name: b"2"} if name != "./" else {name: b""}), message)
 
 
@@ -113,7 +113,7 @@ CLASHES = [
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("ending", [".zip", ".tar"])
 @pytest.mark.parametrize(("first", "second"), CLASHES)
-def test_two_members_that_may_be_one_file_are_refused(tmp_path, ending, first, second):
+def test_fault_29_two_members_that_may_be_one_file_are_refused(tmp_path, ending, first, second):
     archive = tmp_path / f"x{ending}"
     if ending == ".zip":
         with zipfile.ZipFile(archive, "w") as writer:
@@ -140,7 +140,7 @@ TAR_TYPES = [
 
 
 @pytest.mark.parametrize(("kind", "message"), TAR_TYPES)
-def test_only_regular_files_leave_a_tar(tmp_path, kind, message):
+def test_fault_29_only_regular_files_leave_a_tar(tmp_path, kind, message):
     (tmp_path / "secret").write_text("secret")
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
         archive.addfile(tarfile.TarInfo("good.txt"))
@@ -153,7 +153,7 @@ def test_only_regular_files_leave_a_tar(tmp_path, kind, message):
 @pytest.mark.parametrize(
     ("mode", "message"), [(0o120777, "symbolic link"), (0o010644, "device or fifo"), (0o060644, "device")]
 )
-def test_only_regular_files_leave_a_zip(tmp_path, mode, message):
+def test_fault_29_only_regular_files_leave_a_zip(tmp_path, mode, message):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         member = zipfile.ZipInfo("bad")
         member.external_attr = mode << 16
@@ -284,7 +284,7 @@ def pax(content):
     return tar_header(len(content), tarfile.XHDTYPE) + content + bytes(-len(content) % 512)
 
 
-def test_bombs_end_within_10_seconds_and_512_mb_and_leave_nothing(tmp_path):
+def test_fault_30_bombs_end_within_10_seconds_and_512_mb_and_leave_nothing(tmp_path):
     deflate = zlib.compressobj(9, zlib.DEFLATED, 31)
     head = tar_header(2**34)
     (tmp_path / "x.tar.gz").write_bytes(gzip.compress(head) + zeros(deflate, 70))

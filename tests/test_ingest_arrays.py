@@ -79,7 +79,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_idx_file_is_named(tmp_path, damage):
+def test_fault_34_a_damaged_idx_file_is_named(tmp_path, damage):
     change, message = DAMAGE[damage]
     content = {"images": idx(pixels(9, 8, 8)), "labels": idx(np.zeros(9, np.uint8))} | change
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(content["images"]))
@@ -241,7 +241,7 @@ def hostile_pickles(canary):
 
 
 @pytest.mark.parametrize("name", hostile_pickles("x"))
-def test_pickles_of_anything_else_are_refused_and_nothing_runs(tmp_path, name):
+def test_fault_32_pickles_of_anything_else_are_refused_and_nothing_runs(tmp_path, name):
     canary = tmp_path / "canary"
     content = hostile_pickles(canary)[name]
     (tmp_path / "data_batch_1").write_bytes(content)
@@ -410,7 +410,7 @@ def test_arrays_that_are_no_pictures_are_refused(tmp_path, name):
         found(tmp_path)
 
 
-def test_no_code_of_a_pickled_array_runs(tmp_path):
+def test_fault_32_no_code_of_a_pickled_array_runs(tmp_path):
     canary = tmp_path / "canary"
     np.savez(tmp_path / "a.npz", x=np.array([Canary(canary)], object), y=[0])
     with pytest.raises(InputRefusedError, match="contains Python objects; refused"):
@@ -441,7 +441,7 @@ def npy(shape, descr="|u1", content=b"", version=1):
     ],
 )
 @pytest.mark.parametrize("inside", [True, False])
-def test_the_header_of_an_array_is_checked_before_anything_is_allocated(tmp_path, content, message, inside):
+def test_fault_30_the_header_of_an_array_is_checked_before_anything_is_allocated(tmp_path, content, message, inside):
     if inside:
         with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
             archive.writestr("x.npy", content)
@@ -453,7 +453,7 @@ def test_the_header_of_an_array_is_checked_before_anything_is_allocated(tmp_path
         found(tmp_path)
 
 
-def test_a_zip_bomb_stops_at_the_budget(tmp_path):
+def test_fault_30_a_zip_bomb_stops_at_the_budget(tmp_path):
     zeros = bytes(2**20)
     with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         with archive.open("x.npy", "w") as file:
@@ -465,7 +465,7 @@ def test_a_zip_bomb_stops_at_the_budget(tmp_path):
         found(tmp_path)
 
 
-def test_overlapping_members_of_a_zip_are_counted(tmp_path):
+def test_fault_30_overlapping_members_of_a_zip_are_counted(tmp_path):
     """One stored block of zeros that a hundred entries of the directory name (Fifield 2019)."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -322,7 +322,7 @@ def test_a_transparent_grey_level_becomes_white():
 
 
 @pytest.mark.parametrize("order", ["<u2", ">u2"])
-def test_16_bits_keep_their_shades_in_either_byte_order(order):
+def test_fault_31_16_bits_keep_their_shades_in_either_byte_order(order):
     values = np.array([[0, 10_000, 20_000, 39_900, 65_535]], order)
     mode = {"<u2": "I;16", ">u2": "I;16B"}[order]
     data = encoded(Image.frombytes(mode, (5, 1), values.tobytes()), "TIFF")
@@ -345,7 +345,7 @@ def test_pixels_of_no_known_range_are_refused(picture, message):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
-def test_cmyk_keeps_its_colours(kind):  # Adobe writes the numbers of a JPEG inverted, and Pillow does so, too
+def test_fault_31_cmyk_keeps_its_colours(kind):  # Adobe writes the numbers of a JPEG inverted, and Pillow does so, too
     colours = Image.fromarray(np.repeat(np.array([[[200, 30, 30], [30, 200, 30], [30, 30, 200]]], np.uint8), 16, 0))
     colours = colours.resize((48, 16), Image.Resampling.NEAREST)
     data = encoded(colours.convert("CMYK"), kind, **({"quality": 95} if kind == "JPEG" else {}))
@@ -357,7 +357,7 @@ def test_cmyk_keeps_its_colours(kind):  # Adobe writes the numbers of a JPEG inv
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_photo_is_put_upright(kind, orientation):
+def test_fault_31_a_photo_is_put_upright(kind, orientation):
     upright = np.array([[0, 0, 60, 60], [0, 0, 60, 60], [120, 120, 255, 255], [120, 120, 255, 255]], np.uint8)
     upright = upright[:, [0, 1, 2, 2, 3, 3]].repeat(8, 0).repeat(8, 1)  # (32, 48), its four corners differ
     stored = {  # what the camera stores, by the definition of EXIF: where the 0th row and column of the file are
@@ -421,7 +421,7 @@ def test_facts_have_the_same_keys_for_every_example_and_the_first_frame_counts()
         assert kind == "GIF" or example.content == plain.content  # 256 colours
 
 
-def test_the_format_is_what_the_content_says_not_the_name(tmp_path):
+def test_fault_31_the_format_is_what_the_content_says_not_the_name(tmp_path):
     save(tmp_path / "cat/1.png")
     photo().save(tmp_path / "cat/wrong.png", "JPEG")
     item = found(tmp_path)[1]
@@ -522,7 +522,7 @@ def test_a_flipped_bit_of_a_png_is_seen():
             decode([bytes(flipped)])
 
 
-def test_a_jpeg_cut_by_two_bytes_is_refused_even_with_a_thumbnail_inside():
+def test_fault_31_a_jpeg_cut_by_two_bytes_is_refused_even_with_a_thumbnail_inside():
     exif = Image.Exif()
     exif[0x927C] = encoded(photo(), "JPEG")  # a thumbnail has an end of its own
     whole = encoded(photo(size=(32, 32)), "JPEG", exif=exif)

@@ -29,7 +29,7 @@ def parquet(folder, **columns):
 VALUES = ["NA", "001", "1.0", "1e5", "true", "null", "nan", "None", "", " x ", "-", "2001-09-09", '"', "a,b", "a\nb"]
 
 
-def test_a_csv_gives_every_value_as_it_stands(tmp_path):
+def test_fault_33_a_csv_gives_every_value_as_it_stands(tmp_path):
     with (tmp_path / "made.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["text", "label"], *([value, value] for value in VALUES)])
     rows = read(tmp_path, "x.csv", (tmp_path / "made.csv").read_bytes())
@@ -94,13 +94,13 @@ PROBLEMS = [
 
 
 @pytest.mark.parametrize(("name", "content", "message"), PROBLEMS)
-def test_a_bad_row_is_named_and_the_others_are_read(tmp_path, name, content, message):
+def test_fault_33_a_bad_row_is_named_and_the_others_are_read(tmp_path, name, content, message):
     [(_, problem), (_, good)] = read(tmp_path, name, content)
     assert message in problem
     assert (good["text"], good["label"]) == ("d", "e")
 
 
-def test_a_quote_left_open_takes_no_row_unseen(tmp_path):
+def test_fault_33_a_quote_left_open_takes_no_row_unseen(tmp_path):
     rows = read(tmp_path, "x.csv", 'text,label\n"a,b\nc,d\n"e",f\ng,h\n"i,j\nk,l\n')
     problems = {number: problem for number, problem in rows if isinstance(problem, str)}
     assert [*problems] == [2, 3, 4, 6, 7]
@@ -263,13 +263,13 @@ def test_null_nan_bytes_and_invalid_utf8_in_parquet_are_problems_of_their_rows(t
 
 
 @pytest.mark.parametrize("form", ["snappy", "none"])
-def test_no_flipped_byte_of_a_parquet_leaves_a_traceback(tmp_path, form):
+def test_fault_34_no_flipped_byte_of_a_parquet_leaves_a_traceback(tmp_path, form):
     table = pa.table({"text": [f"sentence {n} \u00e9" for n in range(40)], "label": [n % 2 for n in range(40)]})
     pq.write_table(table, tmp_path / "made.parquet", compression=form)
     flips(tmp_path, "x.parquet", (tmp_path / "made.parquet").read_bytes())
 
 
-def test_no_flipped_byte_of_a_jsonl_or_csv_leaves_a_traceback(tmp_path):
+def test_fault_34_no_flipped_byte_of_a_jsonl_or_csv_leaves_a_traceback(tmp_path):
     lines = [{"text": f"sentence {n} \u00e9", "label": n % 2, "more": [1.5, {"x": None}]} for n in range(6)]
     flips(tmp_path, "x.jsonl", "\n".join(json.dumps(line, ensure_ascii=False) for line in lines).encode())
     flips(

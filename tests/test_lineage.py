@@ -108,7 +108,7 @@ def test_rebuild_says_what_is_otherwise(inside, monkeypatch):
         lineage.rebuild("bars@1")
 
 
-def test_rollback_is_kept_and_not_undone_by_register(inside, capsys):
+def test_fault_25_rollback_is_kept_and_not_undone_by_register(inside, capsys):
     if str(tracking.champion("bars").version) == "1":  # by chance the gate did not take 2, the model of the workspace
         assert command.main("rollback", "bars", "--to", "2", "--reason", "to begin with") == 0
     assert command.main("rollback", "bars", "--to", "2", "--reason", "x") == ConfigurationError.status
@@ -128,7 +128,7 @@ def test_rollback_is_kept_and_not_undone_by_register(inside, capsys):
     assert "rolled_back" not in tracking.find_version("bars", "2").tags
 
 
-def test_clean_leaves_what_an_alias_needs(inside, capsys, caplog):
+def test_fault_14_clean_leaves_what_an_alias_needs(inside, capsys, caplog):
     command.main("rollback", "bars", "--to", "1", "--reason", "to have an old champion")
     Path("data/old").write_text("of a data set that nobody has any more")
     sh(sys.executable, "-m", "dvc", "add", "-q", "data/old")

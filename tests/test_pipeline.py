@@ -236,7 +236,7 @@ def test_a_misspelt_key_fails_before_any_stage_runs(clone):
     assert done.stderr.startswith("error: params.yaml, train.resnet: unknown key 'epoch'. Keys: dataset,")
 
 
-def test_a_model_that_cannot_fit_is_refused_and_the_others_go_on(clone, tmp_path):
+def test_fault_07_a_model_that_cannot_fit_is_refused_and_the_others_go_on(clone, tmp_path):
     before = (clone / "params.yaml").read_text()
     edit(clone, lambda params: params["train"]["resnet"]["sizes"].update(width=2000))  # terabytes
     edit(clone, lambda params: params["train"]["lenet5"].update(epochs=1))

@@ -77,7 +77,7 @@ def test_epochs_are_seen_while_the_training_goes_on_and_a_killed_one_ends_as_kil
         speaking.communicate()
 
 
-def test_what_nobody_shipped_is_shipped_later(workspace, monkeypatch):
+def test_fault_18_what_nobody_shipped_is_shipped_later(workspace, monkeypatch):
     monkeypatch.setattr(record, "shipper", lambda number, name: subprocess.Popen(["true"]))
     with record.run("0" * 32, "train@a", "d", {}, {}) as run:
         run.metrics({"loss": 1.0}, 1)
@@ -90,7 +90,7 @@ def test_what_nobody_shipped_is_shipped_later(workspace, monkeypatch):
     assert len(runs()) == 1
 
 
-def test_a_shipper_that_dies_between_two_lines_loses_none_and_doubles_none(workspace, monkeypatch):
+def test_fault_18_a_shipper_that_dies_between_two_lines_loses_none_and_doubles_none(workspace, monkeypatch):
     monkeypatch.setattr(record, "shipper", lambda number, name: subprocess.Popen(["true"]))
     with record.run("0" * 32, "train@a", "d", {}, {}) as run:
         for epoch in range(1, 4):
@@ -111,7 +111,7 @@ def test_a_shipper_that_dies_between_two_lines_loses_none_and_doubles_none(works
     assert (curve(found), found.info.status) == ([1, 1 / 2, 1 / 3], "FINISHED")
 
 
-def test_a_server_that_is_down_costs_one_warning_and_no_time_and_no_point(workspace):
+def test_fault_18_a_server_that_is_down_costs_one_warning_and_no_time_and_no_point(workspace):
     address = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}"}
     speaking = speaker(0.5, **address)
     said, errors = speaking.communicate()

@@ -50,7 +50,7 @@ def test_equal_content_gives_equal_bytes(example, tmp_path):
     }
 
 
-def test_a_flipped_bit_or_a_cut_in_any_file_is_found(example):
+def test_fault_34_a_flipped_bit_or_a_cut_in_any_file_is_found(example):
     folder, *_ = example
     for path in sorted(folder.glob("*.npy")):
         whole = path.read_bytes()

@@ -10,7 +10,7 @@ from stages import record, tracking
 from stages.errors import ConfigurationError
 
 
-def test_eight_processes_that_start_at_once_share_one_fresh_store(workspace):
+def test_fault_19_eight_processes_that_start_at_once_share_one_fresh_store(workspace):
     script = (
         "import sys, time; from stages import tracking\n"
         "time.sleep(max(0, float(sys.argv[2]) - time.time()))\n"
@@ -138,7 +138,7 @@ def test_a_registry_that_cannot_answer_is_no_registry_without_a_champion(workspa
         tracking.champion("d")
 
 
-def test_open_runs_of_processes_that_died_are_ended_as_killed_and_those_that_work_are_not(workspace):
+def test_fault_21_open_runs_of_processes_that_died_are_ended_as_killed_and_those_that_work_are_not(workspace):
     script = (
         "import sys, time; from stages import tracking\n"
         "with tracking.run(f'train@{sys.argv[1]}', 'd', {}, {}): print('open', flush=True); time.sleep(120)"

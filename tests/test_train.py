@@ -229,7 +229,7 @@ def test_patience_stops_early_and_keeps_the_best_weights(ready):
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_a_loss_that_is_no_number_stops_one_step_later_and_is_named(last):
+def test_fault_08_a_loss_that_is_no_number_stops_one_step_later_and_is_named(last):
     guard = loop.StopAtNaN()
     guard.on_epoch_begin(6)
     guard.on_train_batch_end(2, {"loss": 3.5})
@@ -256,7 +256,7 @@ def test_a_training_does_not_wait_for_the_step_that_it_has_just_begun():
         assert [one.asked for one in losses] == [1] * batch + [0] * (3 - batch)
 
 
-def test_a_diverging_training_leaves_no_model(ready):
+def test_fault_08_a_diverging_training_leaves_no_model(ready):
     with pytest.raises(DivergedError, match=r"epoch \d+.* Try a smaller learning_rate"):
         train("wild", **ENTRY | {"learning_rate": 1e20, "batch": 16, "optimizer": "sgd", "schedule": "constant"})
     assert not (ready / "train/bars/wild/run.json").exists()
@@ -264,7 +264,7 @@ def test_a_diverging_training_leaves_no_model(ready):
     assert [run.info.status for run in runs] == ["FAILED"]
 
 
-def test_weights_that_overflow_in_the_last_step_are_not_kept(ready):
+def test_fault_08_weights_that_overflow_in_the_last_step_are_not_kept(ready):
     with pytest.raises(DivergedError, match=r"the weight .* is no finite number after epoch 1"):
         train("wild", **ENTRY | {"learning_rate": 1e39, "epochs": 1, "optimizer": "sgd", "schedule": "constant"})
 

@@ -446,7 +446,7 @@ def test_a_trial_whose_memory_others_have_is_done_again_once_and_ends_no_search(
     assert [one.state for one in trials()] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED]
 
 
-def test_a_second_search_of_the_model_is_refused(quick):
+def test_fault_16_a_second_search_of_the_model_is_refused(quick):
     with (
         alone("search of m", lambda _: None, Path("data/tune/m/.search.json")),
         pytest.raises(BusyError, match=rf"another search of m runs here, since .*: process {os.getpid()}"),

@@ -118,7 +118,7 @@ def test_whole_data_passes_and_the_three_places_are_named(checkout, capsys):
     ]
 
 
-def test_an_altered_cache_object_is_named_and_nothing_is_pushed(checkout):
+def test_fault_11_an_altered_cache_object_is_named_and_nothing_is_pushed(checkout):
     remote = checkout.parent / "convoy-storage"
     shutil.rmtree(remote)
     bad = cached(checkout, "data/raw/2.txt")
@@ -135,7 +135,7 @@ def test_an_altered_cache_object_is_named_and_nothing_is_pushed(checkout):
     verify("storage")
 
 
-def test_a_truncated_object_in_the_remote_stops_the_pull_and_leaves_the_workspace(clone, checkout):
+def test_fault_12_a_truncated_object_in_the_remote_stops_the_pull_and_leaves_the_workspace(clone, checkout):
     bad = stored(checkout.parent / "convoy-storage", checkout / "data/raw/1.txt")
     alter(bad, cut=50)
     old = clone / "data/raw"  # dvc pull would delete it
@@ -151,7 +151,7 @@ def test_a_truncated_object_in_the_remote_stops_the_pull_and_leaves_the_workspac
     assert f"remote storage: {bad} was altered" in refused(verify)
 
 
-def test_a_missing_member_of_a_folder_in_the_remote_is_listed(clone, checkout):
+def test_fault_13_a_missing_member_of_a_folder_in_the_remote_is_listed(clone, checkout):
     bad = stored(checkout.parent / "convoy-storage", checkout / "data/raw/3.txt")
     bad.unlink()
     for message in (refused(pull), refused(verify), refused(verify, "storage")):
