@@ -49,6 +49,7 @@ def predict(dataset: str, source: Path, target: Path) -> None:
 
     Raises:
         ConfigurationError: there is no champion, or it was stored without what it takes; the target has another ending.
+        IntegrityError: its stored files were changed.
         InputRefusedError: the source has no examples.
     """
     if target.suffix not in (".csv", ".parquet"):
@@ -64,7 +65,7 @@ def predict(dataset: str, source: Path, target: Path) -> None:
     examples, total = _examples(source, kind)
     compute, predictor = (import_module(f"stages.{name}") for name in ("compute", "predictor"))  # seconds of start-up
     compute.prepare()
-    known = predictor.Predictor(*tracking.load_model(champion.source))
+    known = predictor.Predictor(*tracking.load_model(champion))
 
     partial = target.with_name(f"{target.name}.partial")
     tracked = track(examples, f"predict@{dataset}", "examples", total)

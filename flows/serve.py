@@ -21,6 +21,7 @@ def serve(dataset: str, port: int) -> None:
     Raises:
         ConfigurationError: there is no champion, it was stored before models took raw examples, or another program
             listens on the port.
+        IntegrityError: its stored files were changed.
         ServiceError: the server ended by itself.
     """
     champion = tracking.champion(dataset)
@@ -31,6 +32,7 @@ def serve(dataset: str, port: int) -> None:
             f"version {champion.version} of {dataset} takes no raw examples: it was stored by an older convoy. "
             f"Register it again: dvc repro --force --single-item register@{dataset}"
         )
+    tracking.check(champion)
     server.check_free(port, f"make serve DATASET={dataset} SERVE_PORT=...")
     column = COLUMNS[champion.tags["kind"]]
     print(f"version {champion.version} of {dataset} ({champion.tags['model']}); Ctrl-C ends it. To ask it:")

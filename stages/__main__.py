@@ -20,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from stages import memory, params, parent
+from stages import lock, memory, params, parent
 from stages.entries import prepare
 from stages.errors import ConfigurationError, InputRefusedError, ServiceError, StageError
 
@@ -72,8 +72,12 @@ def main(*words: str) -> int:
     except StageError as error:
         print(f"error: {_one_line(str(error))}", file=sys.stderr)
         return error.status
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+    except Exception as error:
+        # Only where MLflow was used; it takes seconds to import.
+        if (tracking := sys.modules.get("stages.tracking")) and (said := tracking.explained(error)):
+            print(f"error: {_one_line(said)}", file=sys.stderr)
+            return ServiceError.status
+        if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             raise
         print(f"error: {error.strerror}: {error.filename or 'the disk'}. Make room and run again.", file=sys.stderr)
         return ServiceError.status
@@ -132,14 +136,16 @@ def note(entry: dict[str, Any]) -> None:
 
 
 def check() -> None:
-    """Checks every entry of params.yaml against its stage, without running any.
+    """Checks every entry of params.yaml against its stage, without running any, and that dvc.lock is whole.
 
     Raises:
+        IntegrityError: dvc.lock is not.
         ConfigurationError: names the first entry that is wrong, and what is allowed there.
     """
     from stages.ranges import OutsideError  # what only this needs
 
     sections = params.load()
+    lock.stages()
     searches = sections.pop("tune")
     for stage, entries in sections.items():
         for name, entry in entries.items():

@@ -3,6 +3,7 @@
 Without ``MLFLOW_TRACKING_URI`` everything lies in the checkout: ``mlflow.db`` (SQLite) and ``mlartifacts/``.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -27,9 +28,11 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
+from sqlalchemy.exc import SQLAlchemyError
 
 from stages import record
-from stages.errors import ConfigurationError, ServiceError
+from stages.checksums import sha256
+from stages.errors import ConfigurationError, IntegrityError, ServiceError
 
 if TYPE_CHECKING:
     import keras
@@ -41,12 +44,14 @@ KIND = {"mlflow.experimentKind": "custom_model_development"}  # its pages are th
 PATCH = "git.patch"  # of a run: what differed from its commit
 DIGEST = 36  # characters of a data set's digest that MLflow takes
 SAMPLE_SECONDS = 2  # between two readings of CPU, memory and GPU
+STORED = "stored_sha256"  # tag of a version: the fingerprint of its files
+LOADED = {"__pycache__", "registered_model_meta"}  # what MLflow and Python add to them
 RECORD = "record"  # tag of a run: the id of what it was shipped from; see record.py
 POLL_SECONDS = 0.2  # between two looks at a record that is being written
 RETRY_SECONDS = 15.0  # between two tries of a store that could not be reached
 # Of requests to a server, where the work does not wait for it; MLflow's own defaults are minutes for each.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")  # it would be so another time too
+REFUSED = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")  # it would be so another time too
 
 
 def uri() -> str:
@@ -455,12 +460,55 @@ def log_model(
     return info.model_uri
 
 
-def load_model(address: str) -> tuple["keras.Model", dict[str, Any] | None]:
-    """Loads the network of a stored model, and what it takes; None: it was stored before that went with it."""
+def explained(error: Exception) -> str | None:
+    """Returns what an error of MLflow means to a user, if it is one of its store, which is away, or locked."""
+    if not isinstance(error, MlflowException) or error.error_code in REFUSED:
+        return None
+    return f"{uri()} cannot be used now: {_first_line(error)}. What was trained is kept; run again when it can."
+
+
+def fingerprint(address: str) -> str:
+    """Returns a SHA-256 of the paths and contents of all files of a stored model."""
+    _connect()
+    folder = Path(mlflow.artifacts.download_artifacts(address))
+    files = {file.relative_to(folder): file for file in folder.rglob("*") if file.is_file()}
+    lines = [f"{sha256(files[path])}  {path.as_posix()}" for path in sorted(files) if not LOADED & {*path.parts}]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def check(registered: ModelVersion) -> None:
+    """Looks whether the files of a version are those that were registered; older versions do not tell.
+
+    Raises:
+        IntegrityError: they are not; the message names another version that is whole.
+    """
+    if _is_whole(registered):
+        return
+    name, number = registered.name, registered.version
+    others = [one for one in _connect().search_model_versions(f"name = '{name}'") if STORED in one.tags]
+    others.sort(key=lambda one: int(one.version), reverse=True)
+    whole = next((one for one in others if str(one.version) != str(number) and _is_whole(one)), None)
+    raise IntegrityError(
+        f"the files of {name} version {number}, {registered.source}, are not those that were registered; they are not "
+        "loaded. "
+        + (
+            f"Version {whole.version} is whole: python -m stages rollback {name} --to {whole.version} --reason ..."
+            if whole
+            else f"No other version is whole; python -m stages rebuild {name}@{number} trains it once more."
+        )
+    )
+
+
+def load_model(registered: ModelVersion) -> tuple["keras.Model", dict[str, Any] | None]:
+    """Loads the network of a version, and what it takes; None: it was stored before that went with it.
+
+    Raises:
+        IntegrityError: as of ``check``.
+    """
     import keras
 
-    _connect()
-    folder = Path(mlflow.artifacts.download_artifacts(address))  # once; where the store is local, the very folder
+    check(registered)
+    folder = Path(mlflow.artifacts.download_artifacts(registered.source))  # where the store is local, the very folder
     [network] = folder.rglob("model.keras")
     takes = next(folder.rglob(TAKES), None)
     return (
@@ -635,7 +683,10 @@ def _connect() -> MlflowClient:
                     logging.getLogger(noisy).setLevel(logging.WARNING)
                 MlflowClient(f"sqlite:///{partial}").search_experiments()
                 partial.rename(database)
-    return MlflowClient()
+    try:
+        return MlflowClient()
+    except SQLAlchemyError as error:  # of its first look at the database MLflow lets it through
+        raise MlflowException(str(error)) from error
 
 
 def _recorded(
@@ -677,6 +728,11 @@ def _free(lock: FileLock) -> bool:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:500]
+
+
+def _is_whole(registered: ModelVersion) -> bool:
+    known = registered.tags.get(STORED)
+    return known is None or fingerprint(registered.source) == known
 
 
 def _known(client: MlflowClient, run_id: str | None) -> str | None:

@@ -288,9 +288,7 @@ def test_a_redirect_stays_allowed_on_the_host_that_the_user_wrote(server, worksp
 
 
 @pytest.mark.parametrize("inside", [["10.0.0.7"], ["93.184.215.14", "127.0.0.1"], ["100.64.0.1"], ["224.0.0.1"]])
-def test_fault_35_a_redirect_to_a_private_address_is_refused_before_any_connection(
-    server, workspace, names, inside
-):
+def test_fault_35_a_redirect_to_a_private_address_is_refused_before_any_connection(server, workspace, names, inside):
     names.table |= {"data.example": [["127.0.0.1"]], "inside.example": [inside]}
     server.faults["/body.bin"] = {"to": f"http://inside.example:{server.server_port}/body.bin"}
     with pytest.raises(InputRefusedError, match=r"redirected to inside\.example \([\d.]+\), which is refused"):

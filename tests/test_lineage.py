@@ -161,7 +161,7 @@ def test_fault_14_clean_leaves_what_an_alias_needs(inside, capsys, caplog):
     sh(sys.executable, "-m", "dvc", "status", "-q", *cached)  # the workspace's data is all there
     shutil.rmtree("data/ingest/bars")
     sh(sys.executable, "-m", "dvc", "checkout", "-q", "data/ingest/bars")
-    _, takes = tracking.load_model("models:/bars@champion")
+    _, takes = tracking.load_model(tracking.champion("bars"))
     assert takes["classes"] == ["across", "down"]
     assert command.main("rebuild", "bars@champion") == 0
     assert "equal, byte by byte" in capsys.readouterr().out  # version 1 had no patch

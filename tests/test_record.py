@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -122,6 +123,35 @@ def test_fault_18_a_server_that_is_down_costs_one_warning_and_no_time_and_no_poi
     assert f"What train@a says waits in {waiting()[0]}" in warning
     assert tracking.ship() == 1  # to the store of the checkout, now
     assert curve(runs()[0]) == [1, 1 / 2, 1 / 3, 1 / 4, 1 / 5]
+
+
+@pytest.mark.parametrize("what", ["locked", "damaged"])
+def test_fault_20_a_store_that_is_locked_or_damaged_is_named_with_the_cause(workspace, monkeypatch, what):
+    with record.run("0" * 32, "train@a", "d", {}, {}):
+        pass
+    monkeypatch.setattr(record, "shipper", lambda number, name: subprocess.Popen(["true"]))
+    with record.run("1" * 32, "train@b", "d", {}, {}) as run:  # whose training is not held up
+        run.metrics({"loss": 1.0}, 1)
+    database = workspace / "mlflow.db"
+    whole = database.read_bytes()
+    if what == "locked":
+        holder = sqlite3.connect(database, isolation_level=None)
+        holder.execute("BEGIN EXCLUSIVE")
+    else:
+        database.write_bytes(b"x" * 4096 + whole[4096:])
+    for words in (("ship",), ("trace", "d@1")):
+        done = subprocess.run(
+            [sys.executable, "-m", "stages", *words], env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == ServiceError.status, done.stderr
+        assert f"error: sqlite:///{database} cannot be used now: " in done.stderr
+        assert {"locked": "database is locked", "damaged": "file is not a database"}[what] in done.stderr
+    if what == "locked":
+        holder.close()
+    else:
+        database.write_bytes(whole)
+    assert tracking.ship() == 1
 
 
 def test_ship_says_what_cannot_be_reached(workspace, monkeypatch):

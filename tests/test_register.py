@@ -16,6 +16,8 @@ from markup import Page
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
+from flows.predict import predict
+from flows.serve import serve
 from stages import tracking
 from stages.augment.augment import augment
 from stages.errors import InputRefusedError, IntegrityError
@@ -81,7 +83,7 @@ def test_the_best_is_registered_once_and_a_better_one_takes_its_place(road, caps
     assert holder.tags["model_sha256"] == module.sha256(workspace / "data/train/bars/good/model.keras")
     assert "library.keras" in holder.tags
     assert float(holder.tags["evaluation.accuracy"]) > 0.6
-    model, takes = tracking.load_model("models:/bars@champion")
+    model, takes = tracking.load_model(tracking.champion("bars"))
     assert takes.pop("temperature") == float(holder.tags["evaluation.temperature"])
     assert takes == json.loads((workspace / "data/train/bars/good/input.json").read_text())
     test = Shards(workspace / "data/ingest/bars/test")
@@ -213,6 +215,44 @@ def test_a_stored_model_that_predicts_otherwise_is_not_accepted(road, monkeypatc
         register("bars")
     assert tracking.champion("bars") is None
     assert not (workspace / "data/register/bars").exists()
+
+
+def test_fault_09_a_model_whose_metric_is_no_number_is_not_the_best(workspace, capsys):
+    (workspace / "params.yaml").write_text(f"{OTHERS}train: {{a: {{dataset: bars}}, b: {{dataset: bars}}}}\n")
+    for name, loss in (("a", float("nan")), ("b", 1.0)):
+        folder = workspace / "data/evaluate/bars" / name
+        folder.mkdir(parents=True)
+        score = 0.5 if name == "b" else 0.9
+        (folder / "metrics.json").write_text(
+            json.dumps({"metric": "accuracy", "val_accuracy": score, "val_loss": loss})
+        )
+    assert module.best("bars")[0] == "b"
+    assert "a is left out: it diverged (val_loss = nan)" in capsys.readouterr().out
+    shutil.rmtree(workspace / "data/evaluate/bars/b")
+    with pytest.raises(InputRefusedError):
+        module.best("bars")
+
+
+@pytest.mark.parametrize("name", ["model.keras", "input.json", "model.py"])
+def test_fault_24_a_version_whose_files_were_changed_is_not_loaded(road, monkeypatch, name):
+    workspace = road("good", epochs=2)
+    register("bars")
+    holder = tracking.champion("bars")
+    tracking.check(holder)
+    [file] = (workspace / "mlartifacts/bars/models").rglob(name)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(IntegrityError, match="bars version 1, .* are not those that were registered; .*rebuild bars@1"):
+        tracking.load_model(holder)
+    with pytest.raises(IntegrityError):
+        predict("bars", workspace / "data/raw/bars", workspace / "out.csv")
+    with pytest.raises(IntegrityError):
+        serve("bars", 1)
+    tracking.add_version("bars", holder.source, holder.run_id, {tracking.STORED: "0"})
+    monkeypatch.setattr(tracking, "_is_whole", lambda one: str(one.version) != "1")
+    with pytest.raises(IntegrityError, match="Version 2 is whole: python -m stages rollback bars --to 2"):
+        tracking.check(holder)
 
 
 def test_only_models_of_params_yaml_take_part(road):

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from PIL import Image
-from ruamel.yaml import YAML
 
-from stages import scores, tracking
+from stages import lock, scores, tracking
 from stages.errors import IntegrityError
 from stages.register.model import COLUMNS
 from stages.shards import Shards, spread
@@ -58,8 +57,8 @@ def store(
         lineage: of ``recorded``.
 
     Returns:
-        Its address, and tags: ``parity`` (what was compared), ``latency.p50_ms`` and ``latency.p95_ms``, the
-        milliseconds for one raw example on this machine, without HTTP.
+        Its address, and tags: ``parity`` (what was compared), ``stored_sha256`` (of its files), ``latency.p50_ms`` and
+        ``latency.p95_ms``, the milliseconds for one raw example on this machine, without HTTP.
 
     Raises:
         IntegrityError: it does not load, or answers otherwise.
@@ -84,10 +83,12 @@ def store(
             example=asked[:1],
             libraries=[*LIBRARIES, facts["backend"]],
         )
+    stored = tracking.fingerprint(address)
     answers, seconds = reload(address, asked)
     compare(address, answers, expected_answers(predictions.iloc[rows], takes))
-    latencies = {f"latency.p{part}_ms": f"{np.percentile(seconds, part) * 1000:.2f}" for part in (50, 95)}
-    return address, {"parity": f"{len(rows)} test examples, {files} of them raw files"} | latencies
+    tags = {"parity": f"{len(rows)} test examples, {files} of them raw files", tracking.STORED: stored}
+    tags |= {f"latency.p{part}_ms": f"{np.percentile(seconds, part) * 1000:.2f}" for part in (50, 95)}
+    return address, tags
 
 
 def recorded(dataset: str, model: str) -> dict[str, Any]:
@@ -96,8 +97,7 @@ def recorded(dataset: str, model: str) -> dict[str, Any]:
     ``lock``: their entries of dvc.lock; ``names``: kind of stage -> stage; ``files``: .dvc files of raw data.
     """
     names = {kind: f"{kind}@{model if kind in ('train', 'evaluate') else dataset}" for kind in CHAIN}
-    lock, raw = Path("dvc.lock"), Path(f"data/raw/{dataset}.dvc")
-    stages = YAML(typ="safe", pure=True).load(lock.read_text())["stages"] if lock.exists() else {}
+    raw, stages = Path(f"data/raw/{dataset}.dvc"), lock.stages()
     return {
         "names": names,
         "lock": {"schema": "2.0", "stages": {name: stages[name] for name in names.values() if name in stages}},

@@ -1,6 +1,7 @@
 """Registers the best model of a data set with MLflow and, if it is better, makes it champion."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,12 @@ def best(dataset: str) -> tuple[str, dict]:
     for model in params.models(dataset):
         file = Path("data/evaluate", dataset, model, "metrics.json")
         if file.exists():
-            found[model] = read_json(file)
+            metrics = read_json(file)
+            chosen_by = [f"val_{metrics['metric']}", "val_loss"]
+            if wrong := [f"{key} = {metrics[key]}" for key in chosen_by if not math.isfinite(metrics[key])]:
+                print(f"{model} is left out: it diverged ({', '.join(wrong)})")
+                continue
+            found[model] = metrics
     if not found:
         raise InputRefusedError(f"no model of {dataset} was evaluated; params.yaml lists {params.models(dataset)}.")
     return max(found.items(), key=lambda item: (item[1][f"val_{item[1]['metric']}"], -item[1]["val_loss"]))
@@ -178,7 +184,7 @@ def champions(holder: tracking.ModelVersion, test: Shards, kind: str, expected: 
     from stages.predictor import Predictor
 
     compute.prepare()
-    network, takes = tracking.load_model(holder.source)
+    network, takes = tracking.load_model(holder)
     if takes is None or takes["kind"] != kind:
         return None
     predictor = Predictor(network, takes)

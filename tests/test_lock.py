@@ -1,0 +1,79 @@
+"""A dvc.lock that is not whole is named, with its line, and left as it is."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import NO_ENTRIES
+from ruamel.yaml import YAML
+
+from stages import __main__ as command
+from stages import lock
+from stages.errors import IntegrityError
+
+WHOLE = """schema: '2.0'
+stages:
+  fetch@a:
+    cmd: python -m stages fetch a
+    deps:
+    - path: stages/fetch
+      hash: md5
+      md5: 0123456789abcdef0123456789abcdef.dir
+      size: 1
+      nfiles: 1
+    outs:
+    - path: data/raw/a
+      hash: md5
+      md5: 0123456789abcdef0123456789abcdef.dir
+      size: 1
+      nfiles: 1
+"""
+
+
+@pytest.fixture
+def checkout(workspace):
+    with (workspace / "params.yaml").open("w") as file:
+        YAML().dump(NO_ENTRIES, file)
+    return workspace
+
+
+def test_a_whole_one_is_read_and_none_is_none(checkout):
+    assert lock.stages() == {}
+    Path("dvc.lock").write_text(WHOLE)
+    assert list(lock.stages()) == ["fetch@a"]
+    assert command.main("check") == 0
+    Path("dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
+    assert lock.stages() == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "dvc.lock is empty"),
+        (WHOLE.replace("    deps:", "<<<<<<< HEAD\n    deps:"), "dvc.lock, line 5: '<<<<<<<' marks a conflict"),
+        (WHOLE[: WHOLE.index("    cmd")], "dvc.lock, line 3: the entry of fetch@a is not whole"),
+        (WHOLE[: WHOLE.index("data/raw/a") + 11], "dvc.lock, line 3: the entry of fetch@a is not whole"),
+        (WHOLE + "  - [", "dvc.lock, line 1"),
+        ("[1, 2]", "dvc.lock is no list of stages"),
+    ],
+)
+def test_fault_15_a_damaged_one_is_named_and_not_overwritten(checkout, capsys, content, said):
+    Path("dvc.lock").write_text(content)
+    with pytest.raises(IntegrityError):
+        lock.stages()
+    assert command.main("check") == IntegrityError.status
+    error = capsys.readouterr().err
+    assert said in error
+    assert "git checkout dvc.lock" in error
+    assert Path("dvc.lock").read_text() == content
+
+
+def test_the_lock_that_dvc_writes_is_whole(checkout):
+    for words in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
+        subprocess.run(words, check=True, capture_output=True)
+    stage = {"cmd": "echo 1 > b", "deps": ["a"], "outs": ["b"], "params": ["ingest"]}
+    Path("a").write_text("1")
+    YAML().dump({"stages": {"one": stage, "two": {"cmd": "true"}}}, Path("dvc.yaml"))
+    subprocess.run([sys.executable, "-m", "dvc", "repro"], check=True, capture_output=True)
+    assert list(lock.stages()) == ["one", "two"]
