@@ -30,7 +30,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 from sqlalchemy.exc import SQLAlchemyError
 
-from stages import record
+from stages import networks, record
 from stages.checksums import sha256
 from stages.errors import ConfigurationError, IntegrityError, ServiceError
 
@@ -504,15 +504,14 @@ def load_model(registered: ModelVersion) -> tuple["keras.Model", dict[str, Any] 
 
     Raises:
         IntegrityError: as of ``check``.
+        InputRefusedError: as of ``networks.check``.
     """
-    import keras
-
     check(registered)
     folder = Path(mlflow.artifacts.download_artifacts(registered.source))  # where the store is local, the very folder
     [network] = folder.rglob("model.keras")
     takes = next(folder.rglob(TAKES), None)
     return (
-        keras.saving.load_model(network, compile=False),
+        networks.load(network),
         None if takes is None else json.loads(takes.read_text(encoding="utf-8")),
     )
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from stages import lock, scores, tracking
+from stages import lock, networks, scores, tracking
 from stages.errors import IntegrityError
 from stages.register.model import COLUMNS
 from stages.shards import Shards, spread
@@ -62,7 +62,9 @@ def store(
 
     Raises:
         IntegrityError: it does not load, or answers otherwise.
+        InputRefusedError: as of ``networks.check``.
     """
+    networks.check(Path("data/train", dataset, model, "model.keras"))  # or nobody could load what is registered
     trained, test = Path("data/train", dataset, model), Shards(Path("data/ingest", dataset, "test"))
     if "temperature" in metrics:
         takes = takes | {"temperature": metrics["temperature"]}

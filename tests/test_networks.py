@@ -1,0 +1,136 @@
+"""Networks of stock layers are loaded; whatever else a .keras file may hold is refused before anything of it is."""
+
+import io
+import json
+import zipfile
+from contextlib import suppress
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from test_architectures import SMALL, build, example
+
+from stages import networks
+from stages.errors import InputRefusedError
+from stages.train import loop
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """A file of a small network."""
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dense(3, "relu", kernel_constraint=keras.constraints.MaxNorm(3))(inputs)
+    keras.Model(inputs, ops.softmax(hidden * 2)).save(tmp_path / "plain.keras")
+    return tmp_path / "plain.keras"
+
+
+def changed(path, config=None, weights=None, more=None):
+    """Rewrites a file with other members."""
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    if config is not None:
+        found = json.loads(content["config.json"])
+        content["config.json"] = json.dumps(config(found) or found).encode()
+    if weights is not None:
+        content["model.weights.h5"] = weights
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in (content | (more or {})).items():
+            archive.writestr(name, data)
+    return path
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_what_the_architectures_build_is_loaded(name, tmp_path):
+    model = build(name, **example(name, 1, 1)[0])
+    loop.save(model, tmp_path / "model.keras")
+    assert networks.load(tmp_path / "model.keras").count_params() == model.count_params()
+
+
+def layer(**values):
+    return lambda config: config["config"]["layers"].append(
+        {"name": "x", "registered_name": None, "config": {}, "inbound_nodes": []} | values
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        (layer(module="keras.layers", class_name="Lambda"), "keras.layers.Lambda"),
+        (layer(module="keras.layers", class_name="TFSMLayer"), "keras.layers.TFSMLayer"),
+        (layer(module="keras.layers", class_name="TextVectorization"), "keras.layers.TextVectorization"),
+        (layer(module="os", class_name="system"), "os.system"),
+        (layer(module="builtins", class_name="function", config="eval"), "builtins.function"),
+        (layer(module="keras.src.ops.core", class_name="Map"), "keras.src.ops.core.Map"),
+        (layer(module="keras.utils", class_name="get_file"), "keras.utils.get_file"),
+        (layer(module="keras.layers", class_name="Dense", registered_name="evil>Dense"), "registered as evil>Dense"),
+        (layer(module=None, class_name="__lambda__"), "None.__lambda__"),
+        (layer(module=["os"], class_name="system"), "system"),
+        (layer(module="keras.initializers", class_name="a.b"), "keras.initializers.a.b"),
+        (layer(module="keras.layers", class_name="Dense", config={"activation": {"module": "os", "class_name": "system",
+               "config": {}}}), "os.system"),
+        (lambda config: {"module": "keras.src.models.functional", "class_name": "Other"}, "functional.Other"),
+    ],
+)  # fmt: skip
+def test_fault_38_what_is_not_listed_is_named_and_refused(plain, config, named, monkeypatch):
+    monkeypatch.setattr(keras.saving, "load_model", None)  # nothing is loaded
+    with pytest.raises(InputRefusedError, match="networks of stock layers without code are allowed") as error:
+        networks.load(changed(plain, config))
+    assert named in str(error.value)
+
+
+def hdf5(write):
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        write(file)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (lambda file: file.__setitem__("a", h5py.ExternalLink("/etc/passwd", "/x")), "the weights a are a link to /x"),
+        (lambda file: file.__setitem__("a", h5py.SoftLink("/b")), "the weights a are a link to /b"),
+        (lambda file: file.create_dataset("a", (4,), "u1", external=[("/etc/passwd", 0, 4)]), "lie in another file"),
+        (lambda file: file.create_dataset("a", (2**40,), "f4", chunks=(2**20,)), "its weights would be 4,398,"),
+        (lambda file: file.create_dataset("a/b", data=np.zeros(2**26), compression="gzip"), "its weights would be"),
+    ],
+)
+def test_fault_38_weights_elsewhere_or_larger_than_their_file_are_refused(plain, write, said):
+    with pytest.raises(InputRefusedError, match=said):
+        networks.check(changed(plain, weights=hdf5(write)))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"more": {"assets/vocabulary.txt": b"x"}}, "holds assets/vocabulary.txt, .*; allowed: config.json, "),
+        ({"more": {"../outside": b"x"}}, r"holds \.\./outside"),
+        ({"weights": bytes(2**26)}, "would be 67,1.* bytes unpacked"),
+        ({"weights": b"no hdf5"}, "its weights are damaged"),
+        ({"more": {"config.json": b"{"}}, "is damaged"),
+        ({"more": {"config.json": b"[" * 200_000}}, "is damaged"),
+    ],
+)
+def test_fault_38_other_members_bombs_and_damage_are_refused(plain, change, said):
+    with pytest.raises(InputRefusedError, match=said):
+        networks.check(changed(plain, **change))
+
+
+def test_fault_38_other_formats_are_refused(tmp_path):
+    (tmp_path / "model.h5").write_bytes(hdf5(lambda file: file.create_dataset("a", data=[1])))
+    (tmp_path / "model.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    for path in (tmp_path / "model.h5", tmp_path / "model.pkl"):
+        with pytest.raises(InputRefusedError, match=r"is no \.keras file"):
+            networks.load(path)
+
+
+def test_no_flipped_byte_leaves_a_traceback(plain):
+    content = bytearray(plain.read_bytes())
+    for place in range(0, len(content), 7):
+        content[place] ^= 0xFF
+        plain.write_bytes(content)
+        with suppress(InputRefusedError):
+            networks.check(plain)
+        content[place] ^= 0xFF
