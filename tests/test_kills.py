@@ -2,9 +2,8 @@
 
 import shutil
 
-import numpy as np
 import pytest
-from PIL import Image
+from conftest import bars
 
 from benchmarks import kills
 
@@ -15,14 +14,7 @@ POINTS = 8
 def road(tmp_path_factory):
     """A clean copy of the checkout with small data, how often its road writes, and what it leaves."""
     folder = tmp_path_factory.mktemp("kills")
-    rng = np.random.default_rng(0)
-    for number in range(60):
-        label = ("across", "down")[number % 2]
-        picture = rng.integers(0, 60, (32, 32), np.uint8)
-        line = 4 + number % 24
-        picture[(line, slice(None)) if label == "across" else (slice(None), line)] = 255
-        (folder / "raw" / label).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(folder / "raw" / label / f"{number:02d}.png")
+    bars(folder / "raw", 32)
     train = {"dataset": "bars", "architecture": "lenet5", "epochs": 4, "learning_rate": 0.005, "batch": 16}
     first = kills.prepare(
         folder / "first", "bars", fetch={"path": str(folder / "raw")}, train=train,
@@ -38,6 +30,6 @@ def test_fault_01_killed_at_any_write_the_same_command_ends_with_the_same(road, 
     clean, writes, expected = road
     clone = tmp_path / "killed"
     shutil.copytree(clean, clone, symlinks=True)
-    at = round(writes * (point + 0.5) / POINTS)
+    at = kills.points(writes, POINTS)[point]
     during, wrong = kills.killed(clone, expected, at=at)
     assert wrong == [], f"at write {at} of {writes}, in {during}"

@@ -370,15 +370,12 @@ def fit(
         keep = None if checkpoints is None else Keep(checkpoints, state, progress.rows, stopping)
         if keep is not None:
             callbacks.append(keep)
-        first = 0
-        if state is not None:
-            first = state.epochs
-            progress.rows.extend(state.rows)
+        progress.rows.extend(state.rows if state else ())
         try:
             model.fit(
                 fed,
                 validation_data=checks,
-                initial_epoch=first,
+                initial_epoch=state.epochs if state else 0,
                 epochs=epochs,
                 callbacks=callbacks,
                 shuffle=False,
