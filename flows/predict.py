@@ -56,7 +56,7 @@ def predict(dataset: str, source: Path, target: Path) -> None:
         raise ConfigurationError(f"{target}: the ending has to be .csv or .parquet.")
     champion = tracking.champion(dataset)
     if champion is None:
-        raise ConfigurationError(f"{tracking.uri()} has no champion of {dataset!r}: register one first (make repro).")
+        raise ConfigurationError(f"{tracking.place()} has no champion of {dataset!r}: register one first (make repro).")
     kind = champion.tags.get("kind")
     if kind is None:
         raise ConfigurationError(

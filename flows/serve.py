@@ -26,7 +26,7 @@ def serve(dataset: str, port: int) -> None:
     """
     champion = tracking.champion(dataset)
     if champion is None:
-        raise ConfigurationError(f"{tracking.uri()} has no champion of {dataset!r}: register one first (make repro).")
+        raise ConfigurationError(f"{tracking.place()} has no champion of {dataset!r}: register one first (make repro).")
     if "parity" not in champion.tags:
         raise ConfigurationError(
             f"version {champion.version} of {dataset} takes no raw examples: it was stored by an older convoy. "

@@ -33,6 +33,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from stages import networks, record
 from stages.checksums import sha256
 from stages.errors import ConfigurationError, IntegrityError, ServiceError
+from stages.masking import mask_in, masked
 
 if TYPE_CHECKING:
     import keras
@@ -61,6 +62,11 @@ def uri() -> str:
     if scheme == "sqlite" and separator and not path.startswith("/"):
         return f"sqlite:///{Path.cwd() / path}"
     return address
+
+
+def place() -> str:
+    """Returns ``uri`` fit for a message: without a password."""
+    return masked(uri()) if "://" in uri() else uri()
 
 
 class Unneeded(NamedTuple):
@@ -156,6 +162,8 @@ def reopened(facts: dict[str, Any]) -> Iterator[str]:
     Raises:
         ServiceError: the store cannot be reached.
     """
+    with _Shipment(facts["run_id"]).alone(wait=True):  # who ships what evaluate said has done so then
+        pass
     ship()
     client = _connect()
     tags = {"stage": "train", "model": facts["model"], "dataset": facts["dataset"]}
@@ -168,13 +176,6 @@ def reopened(facts: dict[str, Any]) -> Iterator[str]:
     finally:
         if ended is not None:  # the duration that the browser shows is without the hours until now
             client.set_terminated(run_id, status, end_time=ended)
-
-
-def run_of_record(facts: dict[str, Any]) -> str | None:
-    """Returns MLflow's id of the run that a training recorded, given its ``run.json``, if this store has it."""
-    client = _connect()
-    found = _with_record(client, facts["run_id"], _experiment(client, facts["dataset"]))
-    return found and found.info.run_id
 
 
 def follow(number: str, name: str) -> None:
@@ -282,7 +283,7 @@ class _Shipment:
                 partial.write_text(json.dumps(self._state), encoding="utf-8")
                 partial.replace(self._place)
         except (MlflowException, ConfigurationError, OSError) as error:
-            return f"{uri()} cannot be used now: {_first_line(error)}"
+            return f"{place()} cannot be used now: {_first_line(error)}"
         return ""
 
     def leave(self) -> None:
@@ -394,9 +395,9 @@ def _end_abandoned(client: MlflowClient) -> None:
                 client.set_terminated(one.info.run_id, "KILLED")
 
 
-def log_metrics(numbers: dict[str, float], step: int | None = None) -> None:
+def log_metrics(numbers: dict[str, float]) -> None:
     """Adds numbers to the open run."""
-    mlflow.log_metrics(numbers, step=step)
+    mlflow.log_metrics(numbers)
 
 
 def log_file(path: Path) -> None:
@@ -464,7 +465,7 @@ def explained(error: Exception) -> str | None:
     """Returns what an error of MLflow means to a user, if it is one of its store, which is away, or locked."""
     if not isinstance(error, MlflowException) or error.error_code in REFUSED:
         return None
-    return f"{uri()} cannot be used now: {_first_line(error)}. What was trained is kept; run again when it can."
+    return f"{place()} cannot be used now: {_first_line(error)}. What was trained is kept; run again when it can."
 
 
 def fingerprint(address: str) -> str:
@@ -574,7 +575,7 @@ def find_version(dataset: str, which: str) -> ModelVersion:
             return client.get_model_version(dataset, number)  # which, unlike the list, has its aliases
     known = sorted((int(one.version) for one in versions), reverse=True)
     raise ConfigurationError(
-        f"{uri()} has no {dataset}@{which}. Versions of {dataset}: {', '.join(map(str, known)) or 'none'}"
+        f"{place()} has no {dataset}@{which}. Versions of {dataset}: {', '.join(map(str, known)) or 'none'}"
         f"{'; aliases: ' + ', '.join(f'{name} ({number})' for name, number in aliases.items()) if aliases else ''}."
     )
 
@@ -726,7 +727,8 @@ def _free(lock: FileLock) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:500]
+    first = next(iter(str(error).strip().splitlines()), type(error).__name__)[:500]
+    return mask_in(first, uri())
 
 
 def _is_whole(registered: ModelVersion) -> bool:
@@ -752,20 +754,20 @@ def _local() -> str:
 def _experiment(client: MlflowClient, dataset: str) -> str:
     """Returns the id of the experiment of a data set, created on first use."""
     # An absolute place: MLflow's own default depends on the folder in which a process happens to start.
-    place = (Path.cwd() / "mlartifacts" / dataset).as_uri() if uri() == _local() else None
+    folder = (Path.cwd() / "mlartifacts" / dataset).as_uri() if uri() == _local() else None
     known = client.get_experiment_by_name(dataset)
     if known is None:
         try:
-            return client.create_experiment(dataset, artifact_location=place, tags=KIND)
+            return client.create_experiment(dataset, artifact_location=folder, tags=KIND)
         except MlflowException as error:  # another process was quicker
             known = client.get_experiment_by_name(dataset)
             if known is None:
                 raise error
     if known.lifecycle_stage == "deleted":
         client.restore_experiment(known.experiment_id)
-    if place is not None and known.artifact_location != place:
+    if folder is not None and known.artifact_location != folder:
         raise ConfigurationError(
             f"this checkout was moved or copied: mlflow.db keeps the files of {dataset!r} in "
-            f"{known.artifact_location}, not in {place}. Move it back, or rename mlflow.db to begin a new store."
+            f"{known.artifact_location}, not in {folder}. Move it back, or rename mlflow.db to begin a new store."
         )
     return known.experiment_id

@@ -31,6 +31,28 @@ def pytest_unconfigure():
     gc.freeze()
 
 
+def run_of(facts):
+    """Returns MLflow's id of the run that a training recorded, given its run.json."""
+    from stages import tracking  # for the reason below
+
+    client = tracking._connect()
+    experiment = client.get_experiment_by_name(facts["dataset"]).experiment_id
+    [run, *_] = client.search_runs([experiment], f"tags.record = '{facts['run_id']}'")
+    return run.info.run_id
+
+
+def bars(folder, side):
+    """Writes 60 grey pictures in the classes "across" and "down", the lines of which they show."""
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        label = ("across", "down")[number % 2]
+        picture = rng.integers(0, 60, (side, side), np.uint8)
+        line = 2 + number % (side - 4)
+        picture[(line, slice(None)) if label == "across" else (slice(None), line)] = 255
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(folder / label / f"{number:02d}.png")
+
+
 def _ship():
     from stages import tracking  # seconds that only trainings are worth
 
@@ -58,16 +80,8 @@ def workspace(tmp_path, monkeypatch):
 
 @pytest.fixture
 def pictures(workspace):
-    """data/raw/bars: 60 grey pictures of 12x12 in the classes "across" and "down", the lines of which they show."""
-    rng = np.random.default_rng(0)
-    for number in range(60):
-        label = ("across", "down")[number % 2]
-        picture = rng.integers(0, 60, (12, 12), np.uint8)
-        line = 2 + number % 8
-        picture[(line, slice(None)) if label == "across" else (slice(None), line)] = 255
-        folder = workspace / "data/raw/bars" / label
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(folder / f"{number:02d}.png")
+    """data/raw/bars: those of ``bars``, 12x12."""
+    bars(workspace / "data/raw/bars", 12)
     return workspace / "data/raw/bars"
 
 

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import run_of
 from PIL import Image
 from scipy.special import softmax
 
@@ -133,11 +134,11 @@ def test_scores_and_pictures_reach_the_run_of_the_training(evaluated):
     facts = json.loads((evaluated / "train/bars/small/run.json").read_text())
     metrics = json.loads((evaluated / "evaluate/bars/small/metrics.json").read_text())
     client = tracking._connect()
-    run = client.get_run(tracking.run_of_record(facts))
+    run = client.get_run(run_of(facts))
     assert run.data.metrics["test_accuracy"] == metrics["accuracy"]
     assert run.data.metrics["final_val_accuracy"] == metrics["val_accuracy"]
     for folder, file in (("evaluate/plots", "confusion.png"), ("evaluate", "report.html")):
-        assert f"{folder}/{file}" in [one.path for one in client.list_artifacts(tracking.run_of_record(facts), folder)]
+        assert f"{folder}/{file}" in [one.path for one in client.list_artifacts(run_of(facts), folder)]
 
 
 def test_a_model_trained_elsewhere_gets_one_run_here(evaluated):

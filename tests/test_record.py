@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, wait_for
+from conftest import ROOT, run_of, wait_for
 
 from flows.server import free_port
 from stages import record, tracking
@@ -113,13 +113,15 @@ def test_fault_18_a_shipper_that_dies_between_two_lines_loses_none_and_doubles_n
 
 
 def test_fault_18_a_server_that_is_down_costs_one_warning_and_no_time_and_no_point(workspace):
-    address = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}"}
+    port = free_port()
+    address = {"MLFLOW_TRACKING_URI": f"http://somebody:secret-word@127.0.0.1:{port}"}
     speaking = speaker(0.5, **address)
     said, errors = speaking.communicate()
     assert speaking.returncode == 0
     assert max(map(float, said.split())) < 0.2
     [warning] = errors.splitlines()
-    assert warning.startswith(f"warning: {address['MLFLOW_TRACKING_URI']} cannot be used now: ")
+    assert warning.startswith(f"warning: http://***@127.0.0.1:{port} cannot be used now: ")
+    assert "secret-word" not in errors + said
     assert f"What train@a says waits in {waiting()[0]}" in warning
     assert tracking.ship() == 1  # to the store of the checkout, now
     assert curve(runs()[0]) == [1, 1 / 2, 1 / 3, 1 / 4, 1 / 5]
@@ -187,7 +189,7 @@ def test_a_record_can_go_on_after_it_was_shipped(workspace):
     with pytest.raises(OSError), record.reopened(facts):
         raise OSError  # before anything was said: the training is not to blame
     assert runs()[0].info.status == "FINISHED"
-    assert tracking.run_of_record(facts) == found.info.run_id
+    assert run_of(facts) == found.info.run_id
 
 
 def test_the_same_training_once_more_is_a_run_of_its_own(workspace):
@@ -197,7 +199,7 @@ def test_the_same_training_once_more_is_a_run_of_its_own(workspace):
         time.sleep(0.01)
     assert sorted(run.data.tags["record"] for run in runs()) == ["0" * 32, "0" * 32 + ", before"]
     assert [curve(run) for run in runs()] == [[1.0], [1.0]]
-    assert tracking.run_of_record({"run_id": "0" * 32, "dataset": "d"}) == runs()[0].info.run_id  # the newest
+    assert run_of({"run_id": "0" * 32, "dataset": "d"}) == runs()[0].info.run_id  # the newest
 
 
 def test_a_run_that_died_and_began_anew_ended_as_killed(workspace, monkeypatch):

@@ -12,6 +12,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import run_of
 from markup import Page
 from mlflow.exceptions import MlflowException
 from PIL import Image
@@ -114,7 +115,7 @@ def test_the_comparison_shows_the_champion_and_lies_with_the_run_of_the_best(roa
     page = Page(workspace / "data/register/bars/comparison.html")
     assert re.search(r"good champion \d+\.\d\d% .* poor \d", page.text)
     facts = json.loads((workspace / "data/train/bars/good/run.json").read_text())
-    logged = [one.path for one in tracking._connect().list_artifacts(tracking.run_of_record(facts), "register")]
+    logged = [one.path for one in tracking._connect().list_artifacts(run_of(facts), "register")]
     assert logged == ["register/comparison.html", "register/decision.json", "register/plots"]
 
 

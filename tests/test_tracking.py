@@ -3,7 +3,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_of
 from mlflow.exceptions import MlflowException
 
 from stages import record, tracking
@@ -14,7 +14,7 @@ def test_fault_19_eight_processes_that_start_at_once_share_one_fresh_store(works
     script = (
         "import sys, time; from stages import tracking\n"
         "time.sleep(max(0, float(sys.argv[2]) - time.time()))\n"
-        "with tracking.run(f'train@m{sys.argv[1]}', 'd', {'a': {'b': 1}}, {}): tracking.log_metrics({'loss': 1.0}, 1)"
+        "with tracking.run(f'train@m{sys.argv[1]}', 'd', {'a': {'b': 1}}, {}): tracking.log_metrics({'loss': 1.0})"
     )
     start = str(time.time() + 12)  # after all of them have imported MLflow
     running = [
@@ -87,7 +87,7 @@ def trained(workspace):
 
 
 def test_a_run_deleted_in_the_browser_is_taken_back(trained):
-    client, run_id = tracking._connect(), tracking.run_of_record(trained)
+    client, run_id = tracking._connect(), run_of(trained)
     client.delete_run(run_id)
     with tracking.reopened(trained) as found:
         tracking.log_metrics({"x": 1.0})
@@ -96,7 +96,7 @@ def test_a_run_deleted_in_the_browser_is_taken_back(trained):
 
 
 def test_what_is_added_later_does_not_lengthen_a_run(trained):
-    client, run_id = tracking._connect(), tracking.run_of_record(trained)
+    client, run_id = tracking._connect(), run_of(trained)
     ended = client.get_run(run_id).info.end_time
     with tracking.reopened(trained):
         tracking.log_metrics({"x": 1.0})
@@ -105,7 +105,7 @@ def test_what_is_added_later_does_not_lengthen_a_run(trained):
 
 
 def test_neither_does_what_fails_later(trained):
-    client, run_id = tracking._connect(), tracking.run_of_record(trained)
+    client, run_id = tracking._connect(), run_of(trained)
     ended = client.get_run(run_id).info.end_time
     with pytest.raises(OSError), tracking.reopened(trained):
         raise OSError

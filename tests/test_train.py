@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_of
 
 from stages import tracking
 from stages.augment.augment import augment
@@ -158,7 +158,7 @@ def test_leaves_a_model_its_history_and_its_run(ready):
     val = Shards(ready / "ingest/bars/val")
     found = model.predict(val[:]["image"], verbose=0).argmax(axis=1)
     assert np.mean(found == val.column("label")) == pytest.approx(history["val_accuracy"].iloc[-1])
-    run = tracking._connect().get_run(tracking.run_of_record(facts))
+    run = tracking._connect().get_run(run_of(facts))
     assert run.info.run_name == "train@small"
     assert run.info.status == "FINISHED"
     assert run.data.params["sizes.width"] == "0.1"
@@ -173,7 +173,7 @@ def test_leaves_a_model_its_history_and_its_run(ready):
         "input.stages/train/policy.py", "input.stages/train/progress.py", "input.stages/train/resident.py",
         "input.stages/train/train.py", "input.stages/train/vectors.py",
     }  # fmt: skip
-    curve = tracking._connect().get_metric_history(tracking.run_of_record(facts), "loss")
+    curve = tracking._connect().get_metric_history(run_of(facts), "loss")
     np.testing.assert_allclose([point.value for point in curve], history["loss"])
 
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stages.checksums import SUMS, is_ignored
 from stages.errors import ConfigurationError
+from stages.masking import masked
 
 SCHEMES = ("http", "https", "s3", "gs", "ssh", "sftp", "file")
 
@@ -47,25 +48,6 @@ class File(BaseModel):
     def is_web(self) -> bool:
         """Whether it is http or https."""
         return urlsplit(self.url).scheme.lower() in ("http", "https")
-
-
-def masked(url: str) -> str:
-    """Returns ``url`` fit for a message: ``***`` for a user with a password, and for a query, which may be signed."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "***"
-    place = f"***@{parts.netloc.rpartition('@')[2]}" if "@" in parts.netloc else parts.netloc
-    return f"{parts.scheme}://{place}{parts.path}{'?***' if parts.query else ''}"
-
-
-def mask_in(text: str, url: str) -> str:
-    """Returns ``text``, a library's message, without the secrets of ``url``."""
-    parts = urlsplit(url)
-    text = text.replace(url, masked(url))
-    for secret in (parts.netloc.rpartition("@")[0], parts.password, parts.query):
-        text = text.replace(secret, "***") if secret else text
-    return re.sub(r"//[^/\s@]+@", "//***@", text)
 
 
 def check_files(where: str, files: Sequence[File]) -> None:

@@ -14,8 +14,9 @@ from rich.filesize import decimal
 
 from stages.checksums import digest, sha256
 from stages.errors import InputRefusedError, IntegrityError, ServiceError
-from stages.fetch.addresses import File, masked
+from stages.fetch.addresses import File
 from stages.fetch.progress import Progress
+from stages.masking import masked
 
 
 class Part:

@@ -21,8 +21,8 @@ from rich.filesize import decimal
 from yarl import URL
 
 from stages.errors import ConfigurationError, InputRefusedError, ServiceError
-from stages.fetch.addresses import mask_in, masked
 from stages.fetch.download import Part
+from stages.masking import mask_in, masked
 
 HOPS = 10  # redirects that are followed
 PIECE = 2**20  # bytes that have to arrive within the timeout
