@@ -2,6 +2,7 @@ import hashlib
 import json
 import os
 import shutil
+from threading import Event
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from stages.errors import ConfigurationError, InputRefusedError, IntegrityError
+from stages.ingest import ingest as ingest_module
 from stages.ingest.ingest import check_options, ingest, split_of
 from stages.shards import Shards
 
@@ -41,6 +43,23 @@ def test_equal_input_gives_equal_bytes(pictures):
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     ingest("bars", **OPTIONS)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_the_tables_are_written_however_late_the_shards_begin(pictures, monkeypatch):
+    tables, write, written = ingest_module._tables, ingest_module._write, Event()
+
+    def late(*arguments):
+        assert written.wait(30)
+        return write(*arguments)
+
+    def first(*arguments):
+        tables(*arguments)
+        written.set()
+
+    monkeypatch.setattr(ingest_module, "_write", late)
+    monkeypatch.setattr(ingest_module, "_tables", first)
+    ingest("bars", kind="images", size=(12, 12), mode="grey")
+    assert len(pd.read_parquet("data/ingest/bars/manifest.parquet")) == 60
 
 
 def test_adding_removing_and_renaming_moves_no_example_to_another_split(pictures):

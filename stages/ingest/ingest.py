@@ -134,6 +134,7 @@ def ingest(
         counts = Counter((split, found.labels[number]) for number, split in zip(kept, splits, strict=True) if split)
         missing = _check_counts(source, classes, counts, refused, val, test)
 
+        output.mkdir()  # by none of those that write into it at the same time
         with ThreadPoolExecutor() as pool:  # copying, hashing and writing leave the interpreter to the others
             written = []
             for split in SPLITS:
