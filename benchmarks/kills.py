@@ -4,7 +4,7 @@ Usage: ``python benchmarks/kills.py [--points 50] [--random 10] [--seed 0]``; Li
 temporary folder, its params.yaml cut down to the digits and one small LeNet-5, goes the whole road, fetch to
 register, once without a kill. Then, for each point, an equal copy begins it with a ``sitecustomize`` that counts
 what all of its processes - DVC, the stages, who ships to MLflow - open to write, rename, remove, make or bring to
-the disk, and kills all of them at the n-th; for the random ones a clock does. Then the same command runs again,
+the disk, and kills all of them at the n-th; for the random ones a clock does. Then what ``make repro`` does runs,
 alone, and has to end well and leave: the same dvc.lock, the same files in data/ byte for byte, nothing half-written,
 no process, one version with the alias champion, and no run that seems to go on. A minute a point on 2 cores. Prints
 Markdown for RESULTS.md, and what was wrong.
@@ -33,6 +33,7 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("fetch", "ingest", "augment", "train", "evaluate", "register")
+ROAD = "python -m stages check && dvc repro"  # as make repro goes it
 ENTRY = {"dataset": "digits", "architecture": "lenet5", "epochs": 4, "learning_rate": 2e-3, "warmup": 1}
 HOOK = """
 import os, signal, sys
@@ -203,7 +204,7 @@ def killed(clone: Path, expected: Left, at: int = 0, after: float | None = None)
         return "dvc", [f"it was not killed, but ended with status {road.returncode}"]
     during = interrupted(clone.with_suffix(".log").read_text(), road.returncode)
     again = subprocess.run(
-        ["dvc", "repro"], cwd=clone, env=environment(clone, at=0), capture_output=True, text=True, check=False
+        ROAD, cwd=clone, env=environment(clone, at=0), shell=True, capture_output=True, text=True, check=False
     )
     if again.returncode:
         return during, [f"exit status {again.returncode}: {(again.stdout + again.stderr).strip()[-1000:]}"]

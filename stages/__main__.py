@@ -20,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from stages import lock, memory, params, parent
+from stages import busy, lock, memory, params, parent
 from stages.entries import prepare
 from stages.errors import ConfigurationError, InputRefusedError, ServiceError, StageError
 
@@ -136,10 +136,11 @@ def note(entry: dict[str, Any]) -> None:
 
 
 def check() -> None:
-    """Checks every entry of params.yaml against its stage, without running any, and that dvc.lock is whole.
+    """Checks every entry of params.yaml against its stage, without running any, and that dvc.lock is whole and free.
 
     Raises:
-        IntegrityError: dvc.lock is not.
+        BusyError: another process brings stages of this checkout up to date.
+        IntegrityError: dvc.lock is not whole.
         ConfigurationError: names the first entry that is wrong, and what is allowed there.
     """
     from stages.ranges import OutsideError  # what only this needs
@@ -173,6 +174,7 @@ def check() -> None:
             function(name, **arguments)
         except OutsideError as error:
             print(f"warning: {error}", file=sys.stderr)
+    busy.free()
 
 
 def cost(names: Sequence[str]) -> None:
