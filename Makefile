@@ -36,6 +36,10 @@ $(READY): $(LOCK)
 repro: setup  ## raw data -> registered models: whatever is not up to date (dvc repro)
 	@since=$$(date +%s); python -m stages check && dvc repro && python -m flows results --since $$since
 
+.PHONY: doctor
+doctor: setup  ## what of this machine will not work: libraries, clock, disk, permissions, servers, GPU
+	@python -m stages doctor
+
 .PHONY: push pull verify
 push pull: setup  ## data and models to the remote, or from it: only what is whole
 	@python -m stages $@

@@ -21,6 +21,7 @@ for name, value in {
 
 def main(words: Sequence[str]) -> int:
     """Returns the exit status; see ``stages/errors.py``."""
+    from stages import doctor
     from stages.errors import StageError
 
     parser = argparse.ArgumentParser(prog="python -m flows", description="convoy's flows")
@@ -74,6 +75,7 @@ def main(words: Sequence[str]) -> int:
 
     asked = parser.parse_args(words)
     try:
+        doctor.check_libraries()  # before they are imported
         if asked.command == "pipeline":
             return _pipeline(asked.targets, asked.slots, asked.force, asked.cluster)
         if asked.command == "worker":

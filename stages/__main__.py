@@ -1,9 +1,9 @@
 """Run one stage: ``python -m stages train lenet5``.
 
-Beside them: ``check`` looks at all of params.yaml first, ``cost`` says what trainings would take, ``measure`` how one
-computes fastest here; ``verify``, ``push`` and ``pull`` are in ``verify.py``, ``trace``, ``rebuild``, ``rollback`` and
-``clean`` in ``lineage.py``; ``ship`` brings to MLflow what waits for it, see ``record.py``; ``trial`` is what
-``flows/tune.py`` runs, ``pace`` what ``measure`` does.
+Beside them: ``check`` looks at all of params.yaml first, ``doctor`` at the machine, ``cost`` says what trainings would
+take, ``measure`` how one computes fastest here; ``verify``, ``push`` and ``pull`` are in ``verify.py``, ``trace``,
+``rebuild``, ``rollback`` and ``clean`` in ``lineage.py``; ``ship`` brings to MLflow what waits for it, see
+``record.py``; ``trial`` is what ``flows/tune.py`` runs, ``pace`` what ``measure`` does.
 """
 
 import errno
@@ -35,6 +35,8 @@ def main(*words: str) -> int:
                 check()
             case ["cost", *names] if names:
                 cost(names)
+            case ["doctor"]:
+                import_module("stages.doctor").doctor()
             case ["verify"] | ["verify", _]:
                 import_module("stages.verify").verify(*words[1:])
             case ["push", "--repair"] | ["push", "--repair", _]:
@@ -64,7 +66,7 @@ def main(*words: str) -> int:
             case _:
                 raise ConfigurationError(
                     f"got {' '.join(words) or 'nothing'}. Usage: python -m stages STAGE NAME, or python -m stages "
-                    "check, cost MODEL ..., measure MODEL, verify, push, pull, ship, trace DATASET@champion, "
+                    "check, doctor, cost MODEL ..., measure MODEL, verify, push, pull, ship, trace DATASET@champion, "
                     "rebuild DATASET@VERSION, rollback DATASET --to VERSION --reason TEXT, "
                     "clean --keep champion,last:3 [--dry-run]. Stages: "
                     f"{', '.join(params.STAGES)}."
@@ -136,15 +138,17 @@ def note(entry: dict[str, Any]) -> None:
 
 
 def check() -> None:
-    """Checks every entry of params.yaml against its stage, without running any, and that dvc.lock is whole and free.
+    """Checks every entry of params.yaml against its stage, without running any, and what else keeps stages from it.
 
     Raises:
         BusyError: another process brings stages of this checkout up to date.
         IntegrityError: dvc.lock is not whole.
-        ConfigurationError: names the first entry that is wrong, and what is allowed there.
+        ConfigurationError: names the first entry that is wrong, and what is allowed there; or a library.
     """
-    from stages.ranges import OutsideError  # what only this needs
+    from stages import doctor  # what only this needs
+    from stages.ranges import OutsideError
 
+    doctor.check_libraries()
     sections = params.load()
     lock.stages()
     searches = sections.pop("tune")
