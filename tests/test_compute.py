@@ -133,3 +133,32 @@ def test_keras_starts_quietly_and_without_what_is_not_used():
         "import sklearn.metrics, matplotlib.pyplot"
     )
     assert run(script) == ("", "")
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("shape", [(6, 5, 4, 3), (6, 3, 5, 4, 3)])
+def test_fused_normalisation_is_that_of_keras_but_for_rounding(shape, policy):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(3, 2, shape).astype("float32"), rng.normal(0, 1, (shape[0], 1)).astype("float32")
+
+    def trained():
+        keras.utils.set_random_seed(0)
+        image = keras.Input(shape[1:])
+        hidden = keras.layers.Conv2D(4, 1)(image) if len(shape) == 4 else keras.layers.Conv3D(4, 1)(image)
+        hidden = keras.layers.BatchNormalization(momentum=0.7, dtype=policy)(hidden)
+        pool = keras.layers.GlobalMaxPooling2D if len(shape) == 4 else keras.layers.GlobalMaxPooling3D
+        model = keras.Model(image, keras.layers.Dense(1)(pool()(hidden)))
+        model.compile("sgd", "mse")
+        losses = [model.train_on_batch(x, y) for _ in range(3)]
+        return [*model.get_weights(), np.array(losses), model.predict(x, verbose=0)]
+
+    stock = trained()
+    with compute.fused_normalisation():
+        fused = trained()
+    assert any((a != b).any() for a, b in zip(stock, fused, strict=True))  # it was another operation
+    tolerance = 1e-5 if policy == "float32" else 3e-2
+    for one, other in zip(stock, fused, strict=True):
+        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+    again = trained()
+    for one, other in zip(stock, again, strict=True):
+        np.testing.assert_array_equal(one, other)

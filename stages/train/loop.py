@@ -321,7 +321,7 @@ def fit(
     module = import_module(f"stages.train.architectures.{architecture}")
     loss_weights = getattr(module, "LOSS_WEIGHTS", {"output": 1.0})
     heads, translates = len(loss_weights) > 1, takes["kind"] == "translation"
-    with compute.distributed(devices), compute.computing_in(precision):
+    with compute.distributed(devices), compute.computing_in(precision), compute.fused_normalisation():
         model = build(architecture, data, takes, sizes)
         if word_vectors is not None:
             if "embedding" not in (layer.name for layer in model.layers):
@@ -357,6 +357,10 @@ def fit(
         if resident.holds(batches, data, array, devices):
             held = resident.Held(batches, data.column(array) if array else None)
             fed, reorder = held.data, held.reorder
+        elif keras.backend.backend() == "tensorflow":
+            fed = resident.streamed(batches)
+        if keras.backend.backend() == "tensorflow":
+            checks = resident.streamed(checks)
 
         progress = Progress(title, epochs, len(data), steps, log, model.optimizer)
         # The averaged weights are in the model first: what follows looks at them.

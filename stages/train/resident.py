@@ -1,8 +1,10 @@
-"""Examples that TensorFlow holds in memory while it trains, and gathers batches of by itself.
+"""What TensorFlow is fed with: examples that it holds in memory, and gathers batches of by itself, or ``Batches``.
 
 More than MOST bytes are read from the shards as they are needed, by ``Batches``, with as little memory for any number
-of examples. Both give the same batches. The order of an epoch is a variable, since a dataset that calls Python does so
-in a thread of its own, and glibc may then ask the system for memory in every step (``benchmarks/RESULTS.md``).
+of examples. Both give the same batches. Nothing is left to the autotuner of ``tf.data``: its thread sleeps longer and
+longer, and an epoch would wait for it to end, up to two seconds. The order of an epoch is a variable, since a dataset
+that calls Python does so in a thread of its own, and glibc may then ask the system for memory in every step
+(``benchmarks/RESULTS.md``).
 """
 
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from stages.shards import Shards
 from stages.tokens import BEGIN, END, MULTIPLE, PAD, Ragged
 from stages.train.batches import Batches, Labelled, Pairs
 
+AHEAD = 4  # batches
 MOST = 2**29  # bytes that are held of the training split
 
 
@@ -54,7 +57,7 @@ class Held:
 
         rows = tf.data.Dataset.from_tensors(0).flat_map(epoch)
         gathered = rows.map(gather, num_parallel_calls=1, deterministic=True)
-        self.data = gathered.apply(tf.data.experimental.assert_cardinality(len(batches))).prefetch(4)
+        self.data = _ready(gathered, len(batches))
 
     def reorder(self, epoch: int) -> None:
         """Shuffles for one epoch; before it begins."""
@@ -66,6 +69,35 @@ class Held:
         """Returns the rows of all batches, and where in them each begins, and the last ends."""
         rows = self._batches.order()
         return np.concatenate(rows), np.cumsum([0, *map(len, rows)])
+
+
+def streamed(batches: Batches) -> Any:
+    """Returns a ``tf.data.Dataset`` of batches that are read one after another, as Keras would make it of them."""
+    import tensorflow as tf
+
+    def spec(one: np.ndarray, other: np.ndarray) -> tf.TensorSpec:
+        first = one.shape[0] if len(batches) == 1 else None
+        return tf.TensorSpec(
+            [first, *(a if a == b else None for a, b in zip(one.shape[1:], other.shape[1:], strict=True))],
+            tf.as_dtype(one.dtype) if one.dtype != np.float64 else tf.float32,
+        )
+
+    # Which sizes may change, the first two batches say: one of them is unlike all others.
+    signature = keras.tree.map_structure(spec, batches[0], batches[min(1, len(batches) - 1)])
+    read = tf.data.Dataset.from_generator(
+        lambda: (batches[number] for number in range(len(batches))), output_signature=signature
+    )
+    return _ready(read, len(batches))
+
+
+def _ready(data: Any, batches: int) -> Any:
+    """Returns a dataset of so many batches that are made ahead of time."""
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    known = data.apply(tf.data.experimental.assert_cardinality(batches))
+    return known.prefetch(AHEAD).with_options(options)
 
 
 def holds(batches: Batches, split: Shards, array: str | None, devices: int) -> bool:
