@@ -23,6 +23,7 @@ def main(words: Sequence[str]) -> int:
     """Returns the exit status; see ``stages/errors.py``."""
     from stages import doctor
     from stages.errors import StageError
+    from stages.masking import redacted
 
     parser = argparse.ArgumentParser(prog="python -m flows", description="convoy's flows")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -109,7 +110,7 @@ def main(words: Sequence[str]) -> int:
 
             results.show(asked.since)
     except StageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redacted(str(error))}", file=sys.stderr)
         return error.status
     return 0
 

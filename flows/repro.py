@@ -11,6 +11,7 @@ from subprocess import Popen
 
 from flows import devices, guard, journal
 from stages.errors import ServiceError
+from stages.masking import redacted
 from stages.workers import cores
 
 DVC = (sys.executable, "-m", "dvc", "--wait-for-lock")
@@ -141,7 +142,7 @@ def dvc(*words: str, ended: guard.Ended) -> None:
     """
     process = guard.start([*DVC, *words], env=guard.environment())
     with ended.over(process):
-        last = deque((line.strip() for line in process.stdout if line.strip()), maxlen=50)
+        last = deque((redacted(line.strip()) for line in process.stdout if line.strip()), maxlen=50)
     if process.returncode:
         raise ServiceError(f"dvc {' '.join(words)}: {_why(list(last), 1, '')}")
 
@@ -150,7 +151,7 @@ def _followed(process: Popen, says: Callable[[str], None]) -> tuple[str, list[st
     """Passes on what a stage prints; returns what became of it, and its last lines."""
     state, last = "up to date", deque(maxlen=50)
     for line in process.stdout:
-        line = line.rstrip("\n")
+        line = redacted(line.rstrip("\n"))
         if RAN.match(line):
             state = "ran"
         elif CACHED.match(line):

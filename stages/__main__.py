@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+import traceback
 import unicodedata
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -23,6 +24,7 @@ from typing import Any
 from stages import busy, lock, memory, params, parent
 from stages.entries import prepare
 from stages.errors import ConfigurationError, InputRefusedError, ServiceError, StageError
+from stages.masking import redacted
 
 JOURNAL = Path("data/journal.jsonl")
 
@@ -72,12 +74,12 @@ def main(*words: str) -> int:
                     f"{', '.join(params.STAGES)}."
                 )
     except StageError as error:
-        print(f"error: {_one_line(str(error))}", file=sys.stderr)
+        print(f"error: {_one_line(redacted(str(error)))}", file=sys.stderr)
         return error.status
     except Exception as error:
         # Only where MLflow was used; it takes seconds to import.
         if (tracking := sys.modules.get("stages.tracking")) and (said := tracking.explained(error)):
-            print(f"error: {_one_line(said)}", file=sys.stderr)
+            print(f"error: {_one_line(redacted(said))}", file=sys.stderr)
             return ServiceError.status
         if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             raise
@@ -201,6 +203,11 @@ def _one_line(message: str) -> str:
     return "".join(sign if unicodedata.category(sign) != "Cc" else f"\\x{ord(sign):02x}" for sign in message)
 
 
+def show_defect(*raised: Any) -> None:
+    """Prints an exception that nothing foresaw, as Python does, without the secrets that it may quote."""
+    sys.stderr.write(redacted("".join(traceback.format_exception(*raised))))
+
+
 if __name__ == "__main__":
     # Before any library is imported that reads them.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up notes are no news to the user
@@ -209,6 +216,7 @@ if __name__ == "__main__":
     # Importing Keras and MLflow makes a million objects that stay, and Python would look through them again and again,
     # and once more at its end: a third of the 3.3 s in which Keras starts and ends.
     gc.set_threshold(50_000, 20, 50)
+    sys.excepthook = show_defect
     parent.watch()
     status = main(*sys.argv[1:])
     gc.freeze()

@@ -3,12 +3,16 @@
 A registry may be shared, and a network of somebody else's be in it. Keras' own ``safe_mode`` forbids lambdas, and was
 bypassed again and again; so a file has to hold the three members that Keras writes and nothing else, and its
 configuration to name only what is listed here: stock layers without code, vocabularies or files of their own, and
-operations that take no function.
+operations that take no function. What passes is loaded first by a process of its own, which has little memory and time,
+may write no file, and does not know the environment: a layer may be listed and want more memory than there is.
 """
 
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -49,18 +53,68 @@ OTHERS = {
 ANY = re.compile(r"keras\.(initializers|regularizers|constraints)")
 OPERATIONS = re.compile(r"keras\.src\.ops\.(core|image|linalg|math|nn|numpy)")
 RATIO, SPARE = 20, 2**20  # times, and bytes, that what is packed may be larger than its file
+# Of the process that loads it first: bytes beyond what Keras takes and RATIO times the file, and seconds.
+ROOM, CPU_SECONDS, SECONDS = 2**30, 120, 600
+KNOWN = ("HOME", "KERAS_BACKEND", "KERAS_HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "VIRTUAL_ENV")  # variables
 
 
 def load(path: Path) -> "keras.Model":
-    """Loads a network that was looked at before.
+    """Loads a network that was looked at, and loaded by another process before.
 
     Raises:
-        InputRefusedError: as of ``check``.
+        InputRefusedError: as of ``check``; or it cannot be loaded within those limits.
     """
     import keras
 
     check(path)
+    try_elsewhere(path)
     return keras.saving.load_model(path, compile=False)
+
+
+def try_elsewhere(path: Path) -> None:
+    """Has a process of its own load a network: a few seconds.
+
+    Raises:
+        InputRefusedError: it cannot, or not within its limits.
+    """
+    environment = {name: os.environ[name] for name in KNOWN if name in os.environ}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "stages.networks", path.resolve()], env=environment, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, errors="replace", timeout=SECONDS, check=False,
+        )  # fmt: skip
+        errors = re.findall(r"^[\w.]*Error: .*", done.stderr, re.MULTILINE)
+        why = (errors or [f"it ended with status {done.returncode}"])[-1] if done.returncode else ""
+    except subprocess.TimeoutExpired:
+        why = f"not done after {SECONDS} s"
+    if why:
+        raise InputRefusedError(
+            f"{path} was not loaded by a process with {_room(path) / 2**30:.1f} GiB for it and {CPU_SECONDS} s: "
+            f"{why[:500]}"
+        )
+
+
+def _room(path: Path) -> int:
+    return ROOM + RATIO * path.stat().st_size
+
+
+def _load_within_limits(path: Path) -> None:
+    """Loads a network in this process, which is of no other use then."""
+    import resource  # none on Windows
+
+    import keras
+    import psutil
+
+    keras.Model(inputs := keras.Input((1,)), keras.layers.Dense(1)(inputs))  # what starts with the first layer
+    wanted = {resource.RLIMIT_CPU: int(sum(os.times()[:2])) + CPU_SECONDS, resource.RLIMIT_FSIZE: 0}
+    wanted[resource.RLIMIT_CORE] = 0
+    if sys.platform == "linux":  # elsewhere it does not count what is mapped
+        wanted[resource.RLIMIT_DATA] = psutil.Process().memory_info().data + _room(path)
+    for kind, most in wanted.items():
+        resource.setrlimit(kind, (most, most))
+    keras.saving.load_model(path, compile=False)
 
 
 def check(path: Path) -> None:
@@ -147,3 +201,7 @@ def _check_weights(path: Path, content: io.BytesIO) -> None:
                         raise InputRefusedError(f"{path}: its weights would be {size:,} bytes or more.")
     except (OSError, KeyError, RuntimeError) as error:
         raise InputRefusedError(f"{path}: its weights are damaged: {error}") from error
+
+
+if __name__ == "__main__":
+    _load_within_limits(Path(sys.argv[1]))

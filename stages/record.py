@@ -20,6 +20,8 @@ from typing import Any
 import psutil
 from filelock import FileLock
 
+from stages import masking
+
 FOLDER = Path("data/runs")
 MEASURED = Path("data/train/.cache/measured")  # outside of DVC's outputs, which are equal bytes for equal input
 WAIT = 20.0  # seconds that a stage which has ended gives the process that ships its last lines
@@ -42,7 +44,7 @@ class Record:
 
     def facts(self, facts: Mapping[str, Any]) -> None:
         """Adds what a training turned out to be: numbers become metrics, the rest tags."""
-        self._say("facts", facts=dict(facts))
+        self._say("facts", facts=masking.redacted_values(facts))
 
     def data(self, context: str, name: str, folder: Path, digest: str) -> None:
         """Adds a split that the run reads, which MLflow shows as its data set.
@@ -94,7 +96,13 @@ def run(
         anew: it begins; what MLflow has of an equal one that ended is another run.
     """
     found, patch = tags(name, dataset, inputs)
-    opening = {"name": name, "dataset": dataset, "tags": found, "parameters": flat(parameters), "patch": patch}
+    opening = {
+        "name": name,
+        "dataset": dataset,
+        "tags": found,
+        "parameters": masking.redacted_values(flat(parameters)),
+        "patch": patch,
+    }
     with _written(number, opening | {"anew": anew}) as record:
         record.open()
         yield record
@@ -161,7 +169,7 @@ def process(number: int) -> str:
 
 
 def git() -> tuple[str, bool, str]:
-    """Returns the commit, whether anything differs from it, and the patch of what git tracks.
+    """Returns the commit, whether anything differs from it, and the patch of what git tracks, without secrets.
 
     dvc.lock, which DVC writes as it goes, does not count; neither does a repository that merely contains this folder.
     """
@@ -175,7 +183,8 @@ def git() -> tuple[str, bool, str]:
         return "none", False, ""
     others = ("--", ".", ":!dvc.lock")
     patch = call("diff", "--no-color", "--no-ext-diff", "--binary", "HEAD", *others)
-    return call("rev-parse", "HEAD").strip() or "none", bool(call("status", "--porcelain", *others)), patch
+    dirty = bool(call("status", "--porcelain", *others))
+    return call("rev-parse", "HEAD").strip() or "none", dirty, masking.redacted_patch(patch)
 
 
 def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -33,7 +33,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from stages import networks, record
 from stages.checksums import sha256
 from stages.errors import ConfigurationError, IntegrityError, ServiceError
-from stages.masking import mask_in, masked
+from stages.masking import mask_in, masked, redacted_values
 
 if TYPE_CHECKING:
     import keras
@@ -96,7 +96,7 @@ def run(
     with mlflow.start_run(
         _known(client, former), experiment, run_name=name, tags=tags, log_system_metrics=True
     ) as active:
-        mlflow.log_params(record.flat(parameters))
+        mlflow.log_params(redacted_values(record.flat(parameters)))
         if patch:
             mlflow.log_text(patch, PATCH)
         yield active.info.run_id
@@ -120,7 +120,8 @@ def nested(parent: str, name: str, parameters: dict[str, Any]) -> Iterator["Nest
     inner = client.create_run(outer.info.experiment_id, run_name=name, tags=tags).info.run_id
     opened = Nested(client, inner)
     try:
-        client.log_batch(inner, params=[Param(key, str(value)) for key, value in record.flat(parameters).items()])
+        said = redacted_values(record.flat(parameters))
+        client.log_batch(inner, params=[Param(key, str(value)) for key, value in said.items()])
         yield opened
     except BaseException:
         opened.status = "FAILED"

@@ -327,8 +327,14 @@ def test_https_is_not_turned_into_http():
         web._follow(Session(), "https://data.example/x", {}).send(None)
 
 
-def test_user_and_password_are_sent_and_neither_they_nor_a_signed_query_are_shown(server, workspace, former, capsys):
-    address = f"http://anna:hunter2@127.0.0.1:{server.server_port}/body.bin?sig=s3cr3t-signature"
+def test_user_and_password_are_sent_and_neither_they_nor_a_signed_query_are_shown(
+    server, workspace, former, capsys, monkeypatch
+):
+    address = f"http://${{LOGIN}}@127.0.0.1:{server.server_port}/body.bin?sig=${{SIGNATURE}}"
+    with pytest.raises(ConfigurationError, match=r"/body.bin\?\*\*\*: \$\{LOGIN\} is not set in the environment"):
+        fetch("it", urls=[File(url=address)])
+    monkeypatch.setenv("LOGIN", "anna:hunter2")
+    monkeypatch.setenv("SIGNATURE", "s3cr3t-signature")
     for fault, wrong in (
         ({"cut": 2 * MIB}, {}),
         ({"status": 500}, {}),

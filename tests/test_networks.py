@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 import zipfile
 from contextlib import suppress
 
@@ -12,7 +14,7 @@ import pytest
 from keras import ops
 from test_architectures import SMALL, build, example
 
-from stages import networks
+from stages import memory, networks
 from stages.errors import InputRefusedError
 from stages.train import loop
 
@@ -42,10 +44,53 @@ def changed(path, config=None, weights=None, more=None):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_what_the_architectures_build_is_loaded(name, tmp_path):
+def test_what_the_architectures_build_is_loaded(name, tmp_path, monkeypatch):
     model = build(name, **example(name, 1, 1)[0])
     loop.save(model, tmp_path / "model.keras")
+    monkeypatch.setattr(networks, "try_elsewhere", lambda path: None)  # seconds for each
     assert networks.load(tmp_path / "model.keras").count_params() == model.count_params()
+
+
+def test_a_network_is_loaded_elsewhere_first(plain):
+    assert networks.load(plain).count_params() == 15
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        ({"units": 10**10}, "OOM when allocating"),
+        ({"units": 5}, "ValueError: A total of 1 objects could not be loaded"),
+        ({"activation": "nonsense"}, "could not be deserialized"),
+    ],
+)
+def test_fault_38_what_only_loading_shows_is_refused_and_this_process_unharmed(plain, layer, said):
+    def other(config):
+        config["config"]["layers"][1]["config"].update(layer)
+
+    before = memory.peak()
+    with pytest.raises(
+        InputRefusedError, match=rf"was not loaded by a process with 1.0 GiB for it and 120 s: .*({said})"
+    ):
+        networks.load(changed(plain, other))
+    assert memory.peak() - before < 2**28
+
+
+def test_fault_38_the_process_that_loads_first_knows_no_secret_and_writes_nothing(plain, monkeypatch, tmp_path):
+    monkeypatch.setenv("A_TOKEN", "canary")
+    asked = {}
+
+    def run(command, env, **options):
+        asked.update(env)
+        program = "import os, resource, sys\nfrom pathlib import Path\nfrom stages import networks\n"
+        program += "networks._load_within_limits(Path(sys.argv[1]))\nPath(sys.argv[2]).write_text('a')\n"
+        return real([sys.executable, "-c", program, *command[3:], str(tmp_path / "written")], env=env, **options)
+
+    real = subprocess.run
+    monkeypatch.setattr(networks.subprocess, "run", run)
+    with pytest.raises(InputRefusedError, match="File too large"):
+        networks.try_elsewhere(plain)
+    assert "A_TOKEN" not in asked
+    assert (tmp_path / "written").read_bytes() == b""
 
 
 def layer(**values):

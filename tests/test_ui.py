@@ -10,6 +10,7 @@ import psutil
 import pytest
 from conftest import ROOT
 
+from flows.__main__ import main
 from flows.server import free_port
 
 
@@ -17,6 +18,7 @@ from flows.server import free_port
 def start(workspace):
     env = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL")}
     env |= {"PREFECT_HOME": str(workspace / "prefect"), "PYTHONPATH": str(ROOT)}
+    env |= dict.fromkeys(("MLFLOW_HOST", "PREFECT_SERVER_API_HOST", "UVICORN_HOST"), "0.0.0.0")  # to no effect
     processes = []
 
     def start(*words):
@@ -32,7 +34,7 @@ def start(workspace):
         process.wait()
 
 
-def test_both_pages_answer_and_end_with_ctrl_c(start):
+def test_fault_27_both_pages_answer_on_this_machine_alone_and_end_with_ctrl_c(start):
     ports = free_port(), free_port()
     process = start("--port", str(ports[0]), "--prefect-port", str(ports[1]))
     said = []
@@ -53,6 +55,14 @@ def test_both_pages_answer_and_end_with_ctrl_c(start):
     assert process.wait(20) == 0
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
+
+
+@pytest.mark.parametrize("words", [["ui"], ["serve", "--dataset", "digits"]])
+def test_fault_27_no_server_is_started_for_others(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--host", "0.0.0.0"])
+    assert ended.value.code == 2
+    assert "unrecognized arguments: --host 0.0.0.0" in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_is_named(start):

@@ -33,7 +33,7 @@ class Part:
     def __init__(self, path: Path, url: str, max_bytes: int, progress: Progress) -> None:
         self.path, self.shown = path, masked(url)
         self._facts, self._max_bytes, self._progress = path.with_name(f"{path.name}.json"), max_bytes, progress
-        self._url = hashlib.sha256(url.encode()).hexdigest()  # itself it may hold a password
+        self._url = hashlib.sha256(url.encode()).hexdigest()
         self.size, self.total, self.validator = 0, None, None
         try:
             facts = json.loads(self._facts.read_text())
@@ -123,11 +123,12 @@ def download(file: File, staging: Path, max_bytes: int, timeout: float) -> tuple
         The path of the whole file in ``staging``, and its SHA-256.
 
     Raises:
-        ConfigurationError: the address or the credentials are wrong.
+        ConfigurationError: the address or the credentials are wrong, or not in the environment.
         InputRefusedError: it is too large, or redirected to where it must not be. Nothing of it is kept.
         IntegrityError: its checksum is wrong. Nothing of it is kept.
         ServiceError: it was cut or did not come in time. What came is kept for the next run.
     """
+    address = file.address
     with Progress(file.target) as progress:
         part = Part(staging / f"{file.target}.part", file.url, max_bytes, progress)
         if not part.is_whole:
@@ -139,7 +140,7 @@ def download(file: File, staging: Path, max_bytes: int, timeout: float) -> tuple
             else:
                 from stages.fetch.stores import receive
             try:
-                receive(file.url, part, timeout)
+                receive(address, part, timeout)
             except InputRefusedError:
                 part.discard()
                 raise

@@ -25,6 +25,7 @@ from stages.fetch.download import Part
 from stages.masking import mask_in, masked
 
 HOPS = 10  # redirects that are followed
+LOGIN = "~/.netrc, or ${NAME}@ in the address, with NAME in the environment"
 PIECE = 2**20  # bytes that have to arrive within the timeout
 HEADERS = {"User-Agent": "convoy", "Accept-Encoding": "identity"}  # the file as it is: ranges count its bytes
 PASSING = (408, 425, 429)  # of the client errors, those that another time helps against
@@ -86,7 +87,7 @@ async def _ask(session: aiohttp.ClientSession, url: str, part: Part) -> aiohttp.
     if response.status != 200:
         answer = f"{part.shown}: the server answers {response.status} {response.reason}"
         if 400 <= response.status < 500 and response.status not in PASSING:
-            raise ConfigurationError(f"{answer}. The address is wrong, or needs a login (~/.netrc, or user:password@).")
+            raise ConfigurationError(f"{answer}. The address is wrong, or needs a login ({LOGIN}).")
         raise ServiceError(f"{answer}. {_kept(part)}")
     etag = response.headers.get("ETag", "W/")
     validator = response.headers.get("Last-Modified") if etag.startswith("W/") else etag  # If-Range wants a strong one

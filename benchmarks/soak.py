@@ -1,0 +1,212 @@
+"""Twenty scheduled runs in a row, each of changed data and each killed once: what grows, and what brings it back.
+
+Usage: ``python benchmarks/soak.py [--runs 20] [--seed 0]``; Linux, half an hour on 2 cores. A copy of the checkout in a
+temporary folder has one data set, which ``dvc import-url`` brings from a folder beside it, a small LeNet-5, a remote,
+a Prefect server, and ``python -m flows schedule`` that lives through all of it. Before each run some pictures come and
+some go. The run's processes are killed at a random time - a run has all its processes under the schedule's - and the
+next one has to end well. Measured after it: its seconds, bytes on the disk by place, the databases, open files
+and memory of the two processes that live on. At the end ``python -m stages clean --keep champion,last:1``.
+Prints Markdown for RESULTS.md; ends with 1 if a run failed or something is left that should not be.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks.kills import prepare, processes
+from flows.server import free_port
+
+PICTURES, COME, GO, SIDE = 400, 20, 10, 32  # at first; new and removed before each run
+ENTRIES: dict[str, dict[str, Any]] = {
+    "ingest": {"kind": "images", "size": [SIDE, SIDE], "mode": "grey"},
+    "augment": {"copies": 1, "seed": 0, "shift": 2},
+    "train": {"dataset": "bars", "architecture": "lenet5", "epochs": 3, "learning_rate": 2e-3},
+}
+PLACES = ("data", ".dvc/cache", "mlartifacts", "mlflow.db")  # of the checkout
+ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+LONGEST = 300  # seconds of a run
+TRIES = 3  # runs that may be cancelled or crash after a kill until one ends well
+
+
+def main() -> None:
+    """Runs, kills, measures, cleans."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    draw, wrong, seconds = random.Random(arguments.seed), [], []
+    with tempfile.TemporaryDirectory() as scratch:
+        source, clone = Path(scratch, "source"), Path(scratch, "clone")
+        change(source, draw, PICTURES, 0)
+        prepare(clone, "bars", **ENTRIES)
+        shutil.rmtree(clone.with_suffix(".clean"))
+        environment = surroundings(clone)
+        (clone / "params.yaml").write_text(
+            (clone / "params.yaml").read_text().replace("fetch:\n  bars: {}", "fetch: {}")
+        )
+        for words in (
+            ["dvc", "import-url", str(source), "data/raw/bars"],
+            ["dvc", "remote", "modify", "--local", "storage", "url", str(Path(scratch, "storage"))],
+        ):
+            subprocess.run(words, cwd=clone, env=environment, check=True, capture_output=True)
+        with server(clone, environment), living(clone, environment, "flows", "schedule") as schedule:
+            address = environment["PREFECT_API_URL"]
+            deployment = wait(lambda: found(address, "deployments/name/nightly/nightly"), 120)["id"]
+            print("| run | s | killed after, s | tries | " + " | ".join((*PLACES, "remote", "prefect.db")), end=" | ")
+            print("open files | memory, MiB |\n|" + "---|" * 12, flush=True)
+            for number in range(arguments.runs):
+                change(source, draw, COME if number else 0, GO if number else 0)
+                after = draw.uniform(5, statistics.median(seconds) if seconds else 30)
+                killed = start(address, deployment)
+                time.sleep(after)
+                kill(schedule)
+                wait(lambda run=killed: state(address, run) in ENDED, LONGEST)
+                tries, ended = 0, ""
+                while tries < TRIES and ended != "COMPLETED":
+                    tries, began, run = tries + 1, time.monotonic(), start(address, deployment)
+                    wait(lambda run=run: state(address, run) in ENDED, LONGEST)
+                    ended = state(address, run)
+                if ended != "COMPLETED":
+                    wrong.append(f"run {number}: {ended} after {TRIES} tries")
+                seconds.append(time.monotonic() - began)
+                status = subprocess.run(["dvc", "status", "-q"], cwd=clone, env=environment, check=False)
+                wrong += [f"run {number}: dvc status is not clean"] if status.returncode else []
+                wrong += [f"run {number}: {file} is left" for file in clone.glob("data/runs/*.jsonl")]
+                cells = [f"{sizes / 2**20:.1f}" for sizes in disk(clone, Path(scratch, "storage"), environment)]
+                open_files, memory = alive(schedule)
+                print(f"| {number} | {seconds[-1]:.0f} | {after:.0f} | {tries} | {' | '.join(cells)} | {open_files} | "
+                      f"{memory:.0f} |", flush=True)  # fmt: skip
+        for words in (
+            ["git", "add", "-A"], ["git", "-c", "user.name=k", "-c", "user.email=k@example.org", "commit", "-qm", "k"],
+            [sys.executable, "-m", "stages", "clean", "--keep", "champion,last:1"],
+        ):  # fmt: skip
+            done = subprocess.run(words, cwd=clone, env=environment, check=False, capture_output=True, text=True)
+            wrong += [f"{' '.join(words)}: {done.stderr.strip()[-300:]}"] if done.returncode else []
+        cells = [f"{sizes / 2**20:.1f}" for sizes in disk(clone, Path(scratch, "storage"), environment)]
+        print(f"| cleaned | | | | {' | '.join(cells)} | | |")
+        wrong += [f"process {one.pid} still runs: {one.cmdline()}" for one in processes(environment["KILLS_COUNTER"])]
+    print("\n" + ("\n".join(wrong) or "Every run ended well after the kill before it; nothing was left."))
+    sys.exit(bool(wrong))
+
+
+def change(source: Path, draw: random.Random, come: int, go: int) -> None:
+    """Adds pictures of lines, across and down, and takes others away."""
+    there = sorted(source.rglob("*.png"))
+    for file in draw.sample(there, go):
+        file.unlink()
+    for _ in range(come):
+        rng = np.random.default_rng(draw.getrandbits(32))
+        picture = rng.integers(0, 60, (SIDE, SIDE), np.uint8)
+        label, line = draw.choice(("across", "down")), draw.randrange(2, SIDE - 2)
+        picture[(line, slice(None)) if label == "across" else (slice(None), line)] = 255
+        (source / label).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(source / label / f"{draw.getrandbits(64):016x}.png")
+
+
+def surroundings(clone: Path) -> dict[str, str]:
+    """Returns the environment of all processes, by which they are known; Prefect's own home among it."""
+    hidden = ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_STAGE")
+    found = {key: value for key, value in os.environ.items() if key not in hidden}
+    return found | {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), found.get("PATH", "")]), "DVC_NO_ANALYTICS": "1",
+        "PREFECT_HOME": str(clone.with_suffix(".prefect")), "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api", "KILLS_COUNTER": str(clone),
+    }  # fmt: skip
+
+
+@contextmanager
+def server(clone: Path, environment: dict[str, str]) -> Iterator[None]:
+    """Runs a Prefect server."""
+    port = environment["PREFECT_API_URL"].split(":")[-1].removesuffix("/api")
+    with living(clone, environment, "prefect", "server", "start", "--host", "127.0.0.1", "--port", port):
+        wait(lambda: found(environment["PREFECT_API_URL"], "health"), 180)
+        yield
+
+
+@contextmanager
+def living(clone: Path, environment: dict[str, str], *words: str) -> Iterator[psutil.Process]:
+    """Runs a module of Python until the end of the context, with all that it starts."""
+    with clone.with_suffix(f".{words[0]}.log").open("w") as log:
+        started = subprocess.Popen(
+            [sys.executable, "-m", *words], cwd=clone, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+    process = psutil.Process(started.pid)
+    try:
+        yield process
+    finally:
+        for one in (*process.children(recursive=True), process):
+            with suppress(psutil.Error):
+                one.kill()
+        started.wait()
+
+
+def found(address: str, path: str) -> Any:
+    """Returns what the server says, or None if it does not answer well."""
+    with suppress(httpx.TransportError):
+        answer = httpx.get(f"{address}/{path}", timeout=30)
+        return answer.json() if answer.is_success else None
+    return None
+
+
+def start(address: str, deployment: str) -> str:
+    """Asks for a run; returns its id."""
+    asked = {"state": {"type": "SCHEDULED", "message": "soak"}}
+    answer = httpx.post(f"{address}/deployments/{deployment}/create_flow_run", json=asked, timeout=30)
+    return answer.raise_for_status().json()["id"]
+
+
+def state(address: str, run: str) -> str:
+    """Returns the type of a run's state."""
+    return (found(address, f"flow_runs/{run}") or {}).get("state_type", "")
+
+
+def kill(schedule: psutil.Process) -> None:
+    """Kills all that the schedule has started."""
+    for process in schedule.children(recursive=True):
+        with suppress(psutil.Error):
+            process.kill()
+
+
+def wait(asked: Any, seconds: float) -> Any:
+    """Waits until something is there; returns it."""
+    stop = time.monotonic() + seconds
+    while not (answer := asked()):
+        if time.monotonic() > stop:
+            sys.exit(f"nothing came within {seconds} s")
+        time.sleep(0.5)
+    return answer
+
+
+def disk(clone: Path, storage: Path, environment: dict[str, str]) -> list[int]:
+    """Returns bytes by place; a file with several names counts once in each."""
+    places = [*(clone / place for place in PLACES), storage, Path(environment["PREFECT_HOME"], "prefect.db")]
+    sizes = []
+    for place in places:
+        files = [place] if place.is_file() else [file for file in place.rglob("*") if file.is_file()]
+        sizes.append(sum({file.stat().st_ino: file.stat().st_size for file in files}.values()))
+    return sizes
+
+
+def alive(schedule: psutil.Process) -> tuple[int, float]:
+    """Returns the open files and the memory, in MiB, of the process that keeps the schedule."""
+    return schedule.num_fds(), schedule.memory_info().rss / 2**20
+
+
+if __name__ == "__main__":
+    main()
