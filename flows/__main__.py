@@ -7,6 +7,10 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prefect.states import State
 
 # Before any library is imported that reads them.
 for name, value in {
@@ -120,13 +124,11 @@ def _pipeline(targets: list[str], slots: int | None, force: bool, cluster: str |
 
     since = int(time.time())
     stages_command.check()  # before seconds of start-up
-    from flows import results, server
-    from flows.pipeline import pipeline
+    from flows import results
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        with server.reporting(), server.quiet(sys.stdout.isatty()):
-            state = pipeline(targets, slots, force, cluster, return_state=True)
+        state = _reported(targets, slots, force, cluster)
     except KeyboardInterrupt:
         print("ended; what was done is kept, and the next run goes on from there", file=sys.stderr)
         return 130
@@ -137,6 +139,31 @@ def _pipeline(targets: list[str], slots: int | None, force: bool, cluster: str |
         return 130
     state.result()
     return 0
+
+
+def _reported(*arguments: Any) -> "State":
+    """Runs the flow; once more, with a server of our own, if the one that is set went away meanwhile."""
+    from httpx import TransportError
+
+    from flows import server
+    from flows.pipeline import pipeline
+    from stages.masking import masked
+
+    with server.reporting() as address, server.quiet(sys.stdout.isatty()):
+        try:
+            state = pipeline(*arguments, return_state=True)
+        except TransportError:
+            if server.away(address) is None:
+                raise
+            state = None
+    if state is not None and not (state.is_crashed() and server.away(address)):
+        return state
+    print(
+        f"warning: the Prefect server {masked(address)} went away; going on without it from what is done",
+        file=sys.stderr,
+    )
+    with server.reporting(own=True), server.quiet(sys.stdout.isatty()):
+        return pipeline(*arguments, return_state=True)
 
 
 def _tune(model: str, trials: int | None, minutes: float | None, slots: int | None) -> int:

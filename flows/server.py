@@ -19,6 +19,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import guard
 from stages.errors import ConfigurationError, ServiceError
+from stages.masking import mask_in, masked
 
 ANSWER_SECONDS = 10
 _servers: list[subprocess.Popen] = []
@@ -26,27 +27,36 @@ START_SECONDS = 180  # Prefect's own limit of 20 is too short on a busy machine
 
 
 @contextmanager
-def reporting() -> Iterator[str]:
+def reporting(own: bool = False) -> Iterator[str]:
     """Gives the address of a server that answers: the one that is set in Prefect, else one of our own.
 
     A server that does not answer keeps no pipeline from running: the work matters more. Ours is under a guard, since
     Prefect's own would stay behind when a flow is killed.
+
+    Args:
+        own: take one of our own in any case.
     """
     address = PREFECT_API_URL.value()
-    if address:
-        try:
-            httpx.get(f"{address}/health", timeout=ANSWER_SECONDS).raise_for_status()
+    if address and not own:
+        if (problem := away(address)) is None:
             yield address
             return
-        except httpx.HTTPError as error:
-            problem = str(error) or type(error).__name__
-            print(
-                f"warning: the Prefect server {address} does not answer ({problem}); going on without it",
-                file=sys.stderr,
-            )
+        print(
+            f"warning: the Prefect server {masked(address)} does not answer ({problem}); going on without it",
+            file=sys.stderr,
+        )
     address = start()
     with temporary_settings({PREFECT_API_URL: address}):
         yield address
+
+
+def away(address: str) -> str | None:
+    """Returns why a server does not answer; None if it does."""
+    try:
+        httpx.get(f"{address}/health", timeout=ANSWER_SECONDS).raise_for_status()
+    except httpx.HTTPError as error:
+        return mask_in(str(error), address) or type(error).__name__
+    return None
 
 
 def start(port: int | None = None, ui: bool = False) -> str:

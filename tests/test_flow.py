@@ -25,6 +25,7 @@ from flows import devices, server
 from flows import pipeline as module
 from flows.alone import HERE
 from flows.pipeline import StageFailedError, pipeline
+from flows.server import free_port
 from stages.errors import BusyError
 
 # A stage that notes when it began and ended and how it went, as ours do in the journal.
@@ -312,6 +313,31 @@ def test_the_page_of_a_run_lists_every_stage_by_its_name(started, toy, monkeypat
         tab.go(place)
         text = text_once(tab, lambda text: names <= set(text.split()))
     assert names <= set(text.split()), text
+
+
+def test_fault_22_a_server_that_goes_away_meanwhile_costs_a_warning_and_no_work(started, toy, monkeypatch):
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(free_port())]
+    address = f"http://127.0.0.1:{command[-1]}/api"
+    monkeypatch.setenv("PREFECT_HOME", str(Path.cwd() / "other"))
+    with Path("server.log").open("w") as log:
+        other = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    monkeypatch.setenv("PREFECT_HOME", str(Path.cwd() / "prefect"))
+    monkeypatch.setenv("PREFECT_API_URL", address)
+    monkeypatch.setenv("PREFECT_CLIENT_MAX_RETRIES", "0")
+    try:
+        wait_for(lambda: server.away(address) is None, 120)
+        toy(a=(5, 0))
+        process = started()
+        wait_for(lambda: "train@a" in ran(), 90)
+    finally:
+        os.killpg(other.pid, signal.SIGKILL)
+        other.wait()
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+    assert said.count("warning: the Prefect server") == 1
+    assert f"warning: the Prefect server {address} went away; going on without it from what is done" in said
+    assert [what for name, what, *_ in events() if name in ("first", "train@a")] == ["begins", "ends"] * 2
+    assert "evaluate@a" in ran()
 
 
 def test_fault_22_without_the_server_that_is_set_it_goes_on_with_a_warning(started, toy, monkeypatch):
