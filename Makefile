@@ -64,7 +64,7 @@ serve: setup  ## the champion of DATASET=digits over HTTP (SERVE_PORT=5001): raw
 
 .PHONY: test
 test: setup  ## run the tests, some at the same time (JOBS=2)
-	@python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone"
+	@python -m pytest -n $(JOBS) --dist loadfile -m "not alone"
 	@python -m pytest -m alone
 
 .PHONY: lint

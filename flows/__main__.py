@@ -147,14 +147,17 @@ def _reported(*arguments: Any) -> "State":
 
     from flows import server
     from flows.pipeline import pipeline
+    from stages.errors import ServiceError
     from stages.masking import masked
 
     with server.reporting() as address, server.quiet(sys.stdout.isatty()):
         try:
             state = pipeline(*arguments, return_state=True)
-        except TransportError:
+        except TransportError as error:
             if server.away(address) is None:
-                raise
+                raise ServiceError(
+                    f"the Prefect server {masked(address)} was away for a while. Run again: what is done is kept."
+                ) from error
             state = None
     if state is not None and not (state.is_crashed() and server.away(address)):
         return state

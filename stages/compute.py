@@ -232,7 +232,7 @@ def fused_normalisation() -> Iterator[None]:
     stock = layer.call
 
     def call(self: keras.layers.BatchNormalization, inputs: Any, training: Any = None, mask: Any = None) -> Any:
-        maps = len(inputs.shape) in (4, 5) and self.axis in (-1, len(inputs.shape) - 1)
+        maps = len(inputs.shape) in (4, 5) and self.axis in (-1, len(inputs.shape) - 1) and all(inputs.shape[1:])
         if not (training and self.trainable and maps) or mask is not None or self.renorm or self.synchronized:
             return stock(self, inputs, training=training, mask=mask)
         channels = inputs.shape[-1]

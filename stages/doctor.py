@@ -28,7 +28,7 @@ from rich.filesize import decimal
 from stages.errors import ConfigurationError
 from stages.masking import mask_in, masked
 
-PROJECT = Path(__file__).parent.parent / "pyproject.toml"
+PROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 ROOM = 2 * 10**9  # bytes that are free at least
 COPIES = 3  # of data/raw: as ingest stores it, as augment does, and in DVC's cache where files cannot be linked
 ENTRIES = 50_000  # files that can still be made; data sets of pictures have more than that

@@ -8,8 +8,9 @@ from urllib.parse import urlsplit
 
 # Names of what nobody else should know. Not `tokens`, of which texts are made, nor `key` alone, which mappings have.
 NAMES = (
-    r"(?:[A-Za-z0-9_.-]*[_.-])?(?:pass(?:word|wd|phrase)?|pwd|secret|token|credentials?|authorization|signature|sig"
-    r"|(?:api|access|account|private|secret|shared|sas|encryption|x)[_-]?key(?:[_-]?id)?)"
+    r"(?:[A-Za-z0-9_.-]*(?:passw(?:or)?d|passphrase|secret)"
+    r"|(?:[A-Za-z0-9_.-]*[_.-])?(?:pass|pwd|token|credentials?|authorization|signature|sig"
+    r"|(?:api|access|account|private|secret|shared|sas|encryption|x)[_-]?key(?:[_-]?id)?))"
 )
 NAMED = re.compile(NAMES, re.IGNORECASE)
 ASSIGNED = re.compile(
@@ -56,7 +57,7 @@ def redacted(text: str, code: bool = False) -> str:
         code: it is a program: ``token = words[0]`` stays, what the environment holds does not.
     """
     for name, value in os.environ.items():
-        if len(value) >= SHORTEST and is_secret(name):
+        if len(value) >= SHORTEST and (is_secret(name) or name.upper().endswith("_KEY")):
             text = text.replace(value, HIDDEN)
     text = PEM.sub(HIDDEN, text)
     text = LOGIN.sub(rf"\g<scheme>{HIDDEN}@", text)

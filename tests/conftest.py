@@ -26,16 +26,6 @@ ROOT = Path(__file__).parent.parent
 NO_ENTRIES = {section: {} for section in ("fetch", "ingest", "augment", "train", "register")}
 
 
-# Files of few tests that take minutes: begun first, or one process works at them when the others are done.
-LONGEST = ("test_tracking_server", "test_schedule", "test_kills", "test_resume", "test_lineage", "test_tune", "test_ui")
-
-
-def pytest_collection_modifyitems(items):
-    """Begins with what takes longest; within a file, and among the others, the order stays."""
-    rank = {name: number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
-
-
 def pytest_unconfigure():
     """Lets the process end without looking once more through all that it imported and made: minutes."""
     gc.freeze()

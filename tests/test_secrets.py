@@ -103,7 +103,7 @@ def test_fault_26_of_thirty_secrets_none_is_found_after_the_whole_road(tmp_path,
         file.write(f"# once from https://me:{canary()}@old.example/bars.zip, password: {canary()}\n")
     names = (
         "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN",
-        "GITHUB_TOKEN", "HF_TOKEN", "PREFECT_API_KEY", "PGPASSWORD", "CLIENT_SECRET",
+        "GITHUB_TOKEN", "HF_TOKEN", "PREFECT_API_KEY", "PGPASSWORD", "CLIENT_SECRET", "KAGGLE_KEY",
     )  # fmt: skip
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     environment |= known | {name: canary() for name in names}
@@ -182,6 +182,12 @@ def test_fault_26_an_address_with_a_secret_which_dvc_lock_would_keep_is_refused(
     check_files("fetch.a", [File(url=url.format("${NAME}"))])
 
 
+def test_a_file_is_not_called_like_a_variable():
+    with pytest.raises(ConfigurationError, match=r"ends without a file name; give one: \{url: ..., name: ...\}"):
+        check_files("fetch.a", [File(url="https://x.example/${NAME}")])
+    check_files("fetch.a", [File(url="https://x.example/${NAME}", name="a.zip")])
+
+
 @pytest.mark.parametrize("url", ["ssh://me@x.example/a", "https://x.example/a?id=7&key=8", "s3://bucket/token/a"])
 def test_an_address_without_a_secret_is_not(url):
     check_files("fetch.a", [File(url=url)])
@@ -200,6 +206,21 @@ def test_fault_26_a_key_that_no_entry_has_is_refused_without_its_value(workspace
     )  # fmt: skip
     assert (said.returncode, secret in said.stderr) == (2, False)
     assert "password" in said.stderr
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["PGPASSWORD", "DB_PASSWD", "GITHUB_TOKEN", "KAGGLE_KEY", "AWS_ACCESS_KEY_ID", "CLIENT_SECRET", "SIG", "MYSQL_PWD"],
+)
+def test_fault_26_what_the_environment_holds_under_such_a_name_is_in_no_message(name, monkeypatch):
+    monkeypatch.setenv(name, "canary")
+    assert masking.redacted("no answer to canary", code=True) == "no answer to ***"
+
+
+@pytest.mark.parametrize("name", ["PATH", "HOME", "TOKENIZERS_PARALLELISM", "SSH_AUTH_SOCK", "KEYS"])
+def test_what_it_holds_under_others_stays(name, monkeypatch):
+    monkeypatch.setenv(name, "canary")
+    assert masking.redacted("no answer to canary") == "no answer to canary"
 
 
 @pytest.mark.parametrize(

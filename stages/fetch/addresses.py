@@ -98,7 +98,7 @@ def check_files(where: str, files: Sequence[File]) -> None:
                 "NAME in the environment; of http and https ~/.netrc has logins too."
             )
         name = file.target
-        if not name:
+        if not name or VARIABLE.search(name):
             raise ConfigurationError(f"{key}, {shown} ends without a file name; give one: {{url: ..., name: ...}}.")
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or str(path) != name or not name.isprintable() or "\\" in name:
