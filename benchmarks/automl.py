@@ -41,7 +41,7 @@ RANGES: dict[str, dict[str, Any]] = {
 def main() -> None:
     """Runs both on every data set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*MINUTES, []], default=list(MINUTES), metavar="DATASET")
+    parser.add_argument("names", nargs="*", metavar="DATASET", help=", ".join(MINUTES))
     parser.add_argument("--minutes", type=float, help="of each search, instead")
     parser.add_argument("--other", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -50,7 +50,7 @@ def main() -> None:
         autokeras(Path(clone), Path(scratch), float(seconds))
         return
     print("| data set | seconds | convoy, test accuracy | trials | AutoKeras, test accuracy | trials |\n|" + "---|" * 6)
-    for name in arguments.names:
+    for name in arguments.names or MINUTES:
         with tempfile.TemporaryDirectory() as scratch:
             clone, minutes = Path(scratch, "convoy"), arguments.minutes or MINUTES[name]
             seconds, trials, accuracy = convoy(name, clone, minutes)

@@ -38,6 +38,7 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+from stages.workers import cores
 
 SECONDS = 10  # of one input
 LIMIT = 512  # MiB
@@ -286,7 +287,7 @@ def main() -> None:
     each = -(-arguments.inputs // len(arguments.only))
     print(f"| format | inputs | read | refused | exceptions | hangs | too much memory | peak, MiB |\n|{'---|' * 8}")
     totals: Counter[str] = Counter()
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for name, found in zip(
             arguments.only, pool.map(lambda one: fuzzed(one, each, arguments), arguments.only), strict=True
         ):

@@ -126,7 +126,8 @@ def step(name: str, entry: dict[str, Any], precision: str) -> tuple[int, float, 
     y = dict.fromkeys(heads, y) if heads else y
     shapes = [(batch, *shape) for _ in model.inputs]
     operations = STEP * 2 * sum(cost.count(model, shapes).products.values())
-    seconds = 1 / rate(lambda: model.train_on_batch(x, y), 1.0)
+    with compute.fused_normalisation():  # as in trainings; the graph of the step is built here
+        seconds = 1 / rate(lambda: model.train_on_batch(x, y), 1.0)
     return batch, batch / seconds, operations / seconds
 
 

@@ -1,7 +1,7 @@
 """What of this machine will not work, before it does not: ``make doctor``.
 
-Libraries that do not go together, a clock that is off, a disk without room, a folder that cannot be written, locked or
-linked in, a server that does not answer, a GPU that TensorFlow was not installed for. The libraries are looked at by
+Libraries that do not go together, a clock that is off, a disk without room, a folder in which files cannot be written
+or locked, a server that does not answer, a GPU that TensorFlow was not installed for. The libraries are looked at by
 ``check`` and by every command of flows too, since a wrong mix fails with something that names none of them.
 """
 
@@ -109,7 +109,7 @@ def clock() -> Iterator[str]:
             f"the file system's clock is {_off(ahead)} that of this machine: ingest, which knows files by their times, "
             "reads all of them each time. Synchronise both (NTP)."
         )
-    made = _git("log", "-1", "--format=%ct")
+    made = _git("log", "-1", "--format=%ct").stdout.strip() if shutil.which("git") else ""
     if made.isdecimal() and int(made) > time.time() + DRIFT:
         yield (
             f"the last commit is {_off(int(made) - time.time())} this machine's clock: what is made now looks older "
@@ -157,8 +157,10 @@ def permissions() -> Iterator[str]:
             if not os.access(place, os.W_OK | os.X_OK):
                 yield f"{place} cannot be written in; a command of another user made it. chown -R $USER {folder}"
                 break
-    if problem := _git_problem():
-        yield problem
+    if shutil.which("git") is None:
+        yield "git is not installed; DVC and the records of runs need it."
+    elif (said := _git("rev-parse", "HEAD")).returncode:
+        yield f"git: {said.stderr.strip().splitlines()[0]}"
 
 
 def servers() -> Iterator[str]:
@@ -214,15 +216,8 @@ def _asked(address: str) -> tuple[bool, str]:
         return False, mask_in(str(getattr(error, "reason", error)), address)
 
 
-def _git(*words: str) -> str:
-    return subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout.strip()
-
-
-def _git_problem() -> str:
-    if shutil.which("git") is None:
-        return "git is not installed; DVC and the records of runs need it."
-    said = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return f"git: {said.stderr.strip().splitlines()[0]}" if said.returncode else ""
+def _git(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["git", *words], capture_output=True, text=True, check=False)
 
 
 def _off(seconds: float) -> str:

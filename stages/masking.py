@@ -17,7 +17,7 @@ ASSIGNED = re.compile(
     rf"(?P<name>(?<![A-Za-z0-9_.-]){NAMES}['\"]?\s*(?:=>|[:=])\s*)(?P<value>\"[^\"\n]*\"|'[^'\n]*'|[^\s,;&}}\]]+)",
     re.IGNORECASE,
 )
-LOGIN = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/\s@'\"]+@")
+LOGIN = re.compile(r"//[^/\s@'\"]+@")
 BEARER = re.compile(r"\b(?P<kind>Bearer|Basic) +[A-Za-z0-9+/._~=-]{8,}")
 PEM = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
 SHORTEST = 6  # characters of a value of the environment that is looked for: shorter ones are words of anything
@@ -41,7 +41,7 @@ def mask_in(text: str, url: str) -> str:
     text = text.replace(url, masked(url))
     for secret in (parts.netloc.rpartition("@")[0], parts.password, parts.query):
         text = text.replace(secret, HIDDEN) if secret else text
-    return re.sub(r"//[^/\s@]+@", f"//{HIDDEN}@", text)
+    return LOGIN.sub(f"//{HIDDEN}@", text)
 
 
 def is_secret(name: str) -> bool:
@@ -60,7 +60,7 @@ def redacted(text: str, code: bool = False) -> str:
         if len(value) >= SHORTEST and (is_secret(name) or name.upper().endswith("_KEY")):
             text = text.replace(value, HIDDEN)
     text = PEM.sub(HIDDEN, text)
-    text = LOGIN.sub(rf"\g<scheme>{HIDDEN}@", text)
+    text = LOGIN.sub(f"//{HIDDEN}@", text)
     text = BEARER.sub(rf"\g<kind> {HIDDEN}", text)
     return text if code else ASSIGNED.sub(rf"\g<name>{HIDDEN}", text)
 

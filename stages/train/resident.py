@@ -77,10 +77,8 @@ def streamed(batches: Batches) -> Any:
 
     def spec(one: np.ndarray, other: np.ndarray) -> tf.TensorSpec:
         first = one.shape[0] if len(batches) == 1 else None
-        return tf.TensorSpec(
-            [first, *(a if a == b else None for a, b in zip(one.shape[1:], other.shape[1:], strict=True))],
-            tf.as_dtype(one.dtype) if one.dtype != np.float64 else tf.float32,
-        )
+        others = (a if a == b else None for a, b in zip(one.shape[1:], other.shape[1:], strict=True))
+        return tf.TensorSpec([first, *others], one.dtype)
 
     # Which sizes may change, the first two batches say: one of them is unlike all others.
     signature = keras.tree.map_structure(spec, batches[0], batches[min(1, len(batches) - 1)])
