@@ -1,4 +1,4 @@
-"""Servers as a team has them, on loopback: PostgreSQL, and an MLflow with login on it."""
+"""Servers on loopback: of any requests, and as a team has them, PostgreSQL and an MLflow with login on it."""
 
 import os
 import pwd
@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import contextmanager
+from http.server import HTTPServer
 from pathlib import Path
 
 import httpx
@@ -22,6 +24,19 @@ USER, PASSWORD = "convoy", "a long pass/word@home"
 def program(name):
     """Returns where a program of PostgreSQL is; None: it is not installed."""
     return shutil.which(name) or next(map(str, sorted(Path("/").glob(f"{DEBIAN[1:]}/{name}"), reverse=True)), None)
+
+
+@contextmanager
+def answering(handler):
+    """Runs an HTTP server of such requests in a thread; yields its port."""
+    handler.log_message = lambda *_: None
+    server = HTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @contextmanager

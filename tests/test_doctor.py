@@ -4,16 +4,16 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
+from servers import answering
 
 from flows.server import free_port
 from stages import doctor
@@ -80,22 +80,14 @@ class Answer(BaseHTTPRequestHandler):
         self.send_header("Date", formatdate(time.time() + 3600, usegmt=True))
         self.end_headers()
 
-    def log_message(self, *_):
-        pass
-
 
 def test_a_server_with_another_clock_or_none_at_all_is_named_without_its_password(workspace, monkeypatch):
-    server = HTTPServer(("127.0.0.1", 0), Answer)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    port, nobody = server.server_port, free_port()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://u:canary@127.0.0.1:{port}/")
-    monkeypatch.setenv("PREFECT_API_URL", f"http://u:canary@127.0.0.1:{nobody}/api")
-    try:
+    nobody = free_port()
+    with answering(Answer) as port:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://u:canary@127.0.0.1:{port}/")
+        monkeypatch.setenv("PREFECT_API_URL", f"http://u:canary@127.0.0.1:{nobody}/api")
         [clock] = doctor.clock()
         [away] = doctor.servers()
-    finally:
-        server.shutdown()
-        server.server_close()
     assert clock.startswith(f"the clock of http://***@127.0.0.1:{port}/ (MLFLOW_TRACKING_URI) is 3,")
     assert away.startswith(f"http://***@127.0.0.1:{nobody}/api (PREFECT_API_URL) does not answer: [Errno 111]")
 

@@ -4,12 +4,11 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from contextlib import contextmanager
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +16,7 @@ import httpx
 import pytest
 from conftest import NO_ENTRIES, ROOT
 from ruamel.yaml import YAML
+from servers import answering
 
 from flows import guard, schedule
 from flows.server import free_port
@@ -67,13 +67,8 @@ def listening():
             self.send_response(204)
             self.end_headers()
 
-        def log_message(self, *_):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/secret", told
-    server.shutdown()
+    with answering(Handler) as port:
+        yield f"http://127.0.0.1:{port}/secret", told
 
 
 def test_a_night_takes_new_data_works_sends_and_tells_of_a_new_champion(

@@ -4,9 +4,8 @@ import base64
 import os
 import subprocess
 import sys
-import threading
 import zipfile
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 from conftest import ROOT, bars
 from ruamel.yaml import YAML
+from servers import answering
 
 from benchmarks import kills
 from stages import masking, record
@@ -60,14 +60,8 @@ def server(tmp_path):
             self.end_headers()
             self.wfile.write(body.getvalue() if known else b"")
 
-        def log_message(self, *_):
-            pass
-
-    running = HTTPServer(("127.0.0.1", 0), Answer)
-    threading.Thread(target=running.serve_forever, daemon=True).start()
-    yield running.server_port, {"LOGIN": login, "PASSWORD": password, "SIGNED": signature}
-    running.shutdown()
-    running.server_close()
+    with answering(Answer) as port:
+        yield port, {"LOGIN": login, "PASSWORD": password, "SIGNED": signature}
 
 
 def test_fault_26_of_thirty_secrets_none_is_found_after_the_whole_road(tmp_path, server):
