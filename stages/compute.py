@@ -2,6 +2,7 @@
 
 import os
 import platform
+import random
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -214,6 +215,24 @@ def computing_in(chosen: str) -> Iterator[None]:
         yield
     finally:
         keras.config.set_dtype_policy(before)
+
+
+@contextmanager
+def seeds_from(seed: int) -> Iterator[None]:
+    """Has the layers that are built in it draw their seeds from a generator of their own, seeded with ``seed``.
+
+    Keras draws them from Python's ``random``, which any other thread of the process - MLflow's clients, Prefect's
+    server - draws from too: now and then two equal trainings began with unequal weights. The seeds are those that
+    ``keras.utils.set_random_seed(seed)`` brings where there is no other thread.
+    """
+    from keras.src.random import seed_generator
+
+    stock = seed_generator.python_random
+    seed_generator.python_random = random.Random(seed)
+    try:
+        yield
+    finally:
+        seed_generator.python_random = stock
 
 
 @contextmanager

@@ -1,3 +1,4 @@
+import random
 import subprocess
 import sys
 
@@ -124,6 +125,25 @@ def test_jax_takes_no_threads_and_is_told_to_be_deterministic(monkeypatch):
     compute.prepare(deterministic=True)
     compute.prepare(deterministic=True)
     assert compute.os.environ["XLA_FLAGS"] == "--own --xla_gpu_deterministic_ops=true"
+
+
+def test_what_other_threads_draw_changes_no_weights():
+    """Of the same process, as MLflow's clients and Prefect's server: Keras takes its seeds from Python's ``random``."""
+
+    def weights(meanwhile):
+        keras.utils.set_random_seed(0)
+        with compute.seeds_from(0):
+            first = keras.layers.Dense(3)
+            meanwhile()
+            model = keras.Sequential([keras.Input((2,)), first, keras.layers.Dense(3)])
+        return model.get_weights()
+
+    alone, beside = weights(lambda: None), weights(random.random)
+    keras.utils.set_random_seed(0)
+    stock = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3), keras.layers.Dense(3)]).get_weights()
+    for one, other, keras_alone in zip(alone, beside, stock, strict=True):
+        np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(one, keras_alone)
 
 
 def test_keras_starts_quietly_and_without_what_is_not_used():

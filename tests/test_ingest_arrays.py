@@ -437,6 +437,7 @@ def npy(shape, descr="|u1", content=b"", version=1):
         (npy("x"), "is not a .npy file: shape is not valid"),
         (npy((2, 3, 3))[:40], "is not a .npy file"),
         (b"\x93NUMPY\1\0\xff\xff" + b"(" * 65535, "is not a .npy file"),
+        (npy((4, 8, 8)).replace(b"}", b"O"), "is not a .npy file: .*EOF in multi-line statement"),  # found by fuzzing
         (b"", "is not a .npy file"),
     ],
 )

@@ -321,7 +321,12 @@ def fit(
     module = import_module(f"stages.train.architectures.{architecture}")
     loss_weights = getattr(module, "LOSS_WEIGHTS", {"output": 1.0})
     heads, translates = len(loss_weights) > 1, takes["kind"] == "translation"
-    with compute.distributed(devices), compute.computing_in(precision), compute.fused_normalisation():
+    with (
+        compute.distributed(devices),
+        compute.computing_in(precision),
+        compute.fused_normalisation(),
+        compute.seeds_from(seed),
+    ):
         model = build(architecture, data, takes, sizes)
         if word_vectors is not None:
             if "embedding" not in (layer.name for layer in model.layers):

@@ -4,6 +4,7 @@ import gzip
 import io
 import math
 import struct
+import tokenize
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -178,7 +179,7 @@ def _npy(file: BinaryIO, size: int, name: str, opener: Callable[[], AbstractCont
             raise InputRefusedError(f"{name} is a .npy file of version {version}. Allowed: (1, 0), a plain array.")
         with warnings.catch_warnings(action="ignore"):  # headers of Python 2
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:
+    except (SyntaxError, tokenize.TokenError, TypeError, ValueError, RecursionError, MemoryError) as error:
         raise InputRefusedError(f"{name} is not a .npy file: {error}") from error
     if dtype.hasobject:
         raise InputRefusedError(f"{name} contains Python objects; refused. Save numbers: array.astype(...).")
