@@ -6,7 +6,7 @@ PYTHON ?= python3
 LOCK := $(if $(GPU),requirements-gpu.lock,$(if $(BENCHMARKS),requirements-benchmarks.lock,requirements.lock))
 READY := .venv/.ready-$(LOCK)
 PORT ?= 5000
-JOBS ?= 2
+JOBS ?= 3
 PREFECT_PORT ?= 4200
 SERVE_PORT ?= 5001
 DATASET ?= digits
@@ -63,8 +63,8 @@ serve: setup  ## the champion of DATASET=digits over HTTP (SERVE_PORT=5001): raw
 	@python -m flows serve --dataset $(DATASET) --port $(SERVE_PORT)
 
 .PHONY: test
-test: setup  ## run the tests, some at the same time (JOBS=2)
-	@python -m pytest -n $(JOBS) --dist loadfile -m "not alone"
+test: setup  ## run the tests, some at the same time (JOBS=3)
+	@python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone"
 	@python -m pytest -m alone
 
 .PHONY: lint

@@ -1,19 +1,22 @@
-"""Kills ``dvc repro`` at its n-th write and at random times, runs it again, and compares what it leaves.
+"""Kills ``dvc repro`` at its n-th write, at random times and by full disks, runs it again, compares what it leaves.
 
-Usage: ``python benchmarks/kills.py [--points 50] [--random 10] [--seed 0]``; Linux. A copy of the checkout in a
-temporary folder, its params.yaml cut down to the digits and one small LeNet-5, goes the whole road, fetch to
+Usage: ``python benchmarks/kills.py [--points 50] [--random 10] [--full 10] [--seed 0]``; Linux. A copy of the checkout
+in a temporary folder, its params.yaml cut down to the digits and one small LeNet-5, goes the whole road, fetch to
 register, once without a kill. Then, for each point, an equal copy begins it with a ``sitecustomize`` that counts
 what all of its processes - DVC, the stages, who ships to MLflow - open to write, rename, remove, make or bring to
-the disk, and kills all of them at the n-th; for the random ones a clock does. Then what ``make repro`` does runs,
-alone, and has to end well and leave: the same dvc.lock, the same files in data/ byte for byte, nothing half-written,
-no process, one version with the alias champion, and no run that seems to go on. A minute a point on 2 cores. Prints
-Markdown for RESULTS.md, and what was wrong.
+the disk, and kills all of them at the n-th; for the random ones a clock does. For the full disks the copy lies on a
+tmpfs that is too small, evenly between what the checkout needs and what the road leaves, and which is made larger
+after the road has ended with a message and no traceback; that takes the right to mount. Then what ``make repro`` does
+runs, alone, and has to end well and leave: the same dvc.lock, the same files in data/ byte for byte, nothing
+half-written, no process, one version with the alias champion, and no run that seems to go on. A minute a point on 2
+cores. Prints Markdown for RESULTS.md, and what was wrong.
 """
 
 import argparse
 import hashlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -97,6 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=50)
     parser.add_argument("--random", type=int, default=10)
+    parser.add_argument("--full", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -104,22 +108,25 @@ def main() -> None:
         writes, seconds, expected = whole(first)
         print(f"{writes} writes in {seconds:.0f} s without a kill\n", flush=True)
         draw = random.Random(arguments.seed)
-        kills = points(writes, arguments.points)
-        times = [draw.uniform(0, seconds) for _ in range(arguments.random)]
-        seen: dict[str, Counter[str]] = {kind: Counter() for kind in ("at a write", "at a time")}
-        for kind, places in (("at a write", kills), ("at a time", times)):
-            for place in places:
-                clone = Path(scratch, "killed")
-                shutil.copytree(Path(scratch, "first.clean"), clone, symlinks=True)
-                during, wrong = killed(clone, expected, **{"at" if kind == "at a write" else "after": place})
-                seen[kind][during] += 1
-                seen[kind]["wrong"] += bool(wrong)
-                print(f"{kind} {place:.0f}, in {during}: {'; '.join(wrong) or 'equal'}", file=sys.stderr, flush=True)
-                shutil.rmtree(clone)
-    print(f"| killed | times | {' | '.join(STAGES)} | between them | not equal |\n|{'---|' * (len(STAGES) + 4)}")
+        clean = first.with_suffix(".clean")
+        places: dict[str, list[Any]] = {
+            "at a write": points(writes, arguments.points),
+            "after seconds": [draw.uniform(0, seconds) for _ in range(arguments.random)],
+            "by a full disk of bytes": sizes(clean, first, arguments.full),
+        }
+        ways = dict(zip(places, (killed, killed_after, filled), strict=True))
+        seen: dict[str, Counter[str]] = {kind: Counter() for kind in places}
+        for kind, place in [(kind, place) for kind, found in places.items() for place in found]:
+            clone = Path(scratch, "killed")
+            during, wrong = ways[kind](clean, clone, expected, place)
+            seen[kind][during] += 1
+            seen[kind]["wrong"] += bool(wrong)
+            print(f"{kind} {place:,.0f}, in {during}: {'; '.join(wrong) or 'equal'}", file=sys.stderr, flush=True)
+            shutil.rmtree(clone)
+    print(f"| ended | times | {' | '.join(STAGES)} | between them | not equal |\n|{'---|' * (len(STAGES) + 4)}")
     for kind, found in seen.items():
         cells = [str(found[stage]) for stage in (*STAGES, "dvc", "wrong")]
-        print(f"| {kind} | {len(kills if kind == 'at a write' else times)} | {' | '.join(cells)} |")
+        print(f"| {kind} | {len(places[kind])} | {' | '.join(cells)} |")
     sys.exit(any(found["wrong"] for found in seen.values()))
 
 
@@ -182,38 +189,83 @@ def whole(clone: Path) -> tuple[int, float, Left]:
     return Path(surroundings["KILLS_COUNTER"]).stat().st_size, time.monotonic() - started, left(clone)
 
 
-def killed(clone: Path, expected: Left, at: int = 0, after: float | None = None) -> tuple[str, list[str]]:
-    """Kills the road, and goes it again; returns the stage that the kill met, and what is wrong then.
+def killed(clean: Path, clone: Path, expected: Left, at: int) -> tuple[str, list[str]]:
+    """Kills the road of a copy at a write, and goes it again; returns the stage that it met, and what is wrong then.
 
     Args:
-        clone: where nothing ran yet.
+        clean: the checkout, in which nothing ran yet.
+        clone: where it is copied to.
         expected: what a road without a kill leaves.
         at: the write at which it is killed.
-        after: instead, the seconds.
     """
+    shutil.copytree(clean, clone, symlinks=True)
+    status, during = road(clone, at=at)
+    if status != -signal.SIGKILL:
+        return "dvc", [f"it was not killed, but ended with status {status}"]
+    return during, again(clone, expected)
+
+
+def killed_after(clean: Path, clone: Path, expected: Left, seconds: float) -> tuple[str, list[str]]:
+    """As ``killed``, by a clock."""
+    shutil.copytree(clean, clone, symlinks=True)
+    _, during = road(clone, after=seconds)
+    return during, again(clone, expected)
+
+
+def filled(clean: Path, clone: Path, expected: Left, size: int) -> tuple[str, list[str]]:
+    """As ``killed``, by a disk of so many bytes: the road has to end by itself, with a message."""
+    clone.mkdir()
+    mount = ["mount", "-t", "tmpfs"]
+    subprocess.run([*mount, "-o", f"size={size}", "tmpfs", str(clone)], check=True)
+    try:
+        shutil.copytree(clean, clone, symlinks=True, dirs_exist_ok=True)
+        status, during = road(clone)
+        said = clone.with_suffix(".log").read_text()
+        wrong = []
+        if status and ("Traceback" in said or not re.search("Make room|No space left on device", said)):
+            wrong.append(f"it said: {said[-1000:]}")
+        subprocess.run([*mount, "-o", f"remount,size={2**30}", str(clone)], check=True)
+        return during, wrong + again(clone, expected)
+    finally:
+        subprocess.run(["umount", "--lazy", str(clone)], check=True)
+
+
+def sizes(clean: Path, whole: Path, count: int) -> list[int]:
+    """Returns so many sizes of disks, in bytes, that hold the checkout, and not what its road leaves."""
+    least, most = (
+        sum(max(4096, -(-path.lstat().st_blocks // 8) * 4096) for path in folder.rglob("*"))
+        for folder in (clean, whole)
+    )
+    return [round(least + (most - least) * (number + 0.5) / count) for number in range(count)]
+
+
+def road(clone: Path, at: int = 0, after: float | None = None) -> tuple[int, str]:
+    """Goes the road, until a write or for so many seconds; returns its status, and the stage in which it ended."""
     surroundings = environment(clone, at)
     with (clone.with_suffix(".log")).open("w") as log:
-        road = subprocess.Popen(["dvc", "repro"], cwd=clone, env=surroundings, stdout=log, stderr=log)
+        process = subprocess.Popen(["dvc", "repro"], cwd=clone, env=surroundings, stdout=log, stderr=log)
         try:
-            road.wait(after)
+            process.wait(after)
         except subprocess.TimeoutExpired:
-            for process in processes(surroundings["KILLS_COUNTER"]):
-                process.kill()
-            road.wait()
-    if at and road.returncode != -signal.SIGKILL:
-        return "dvc", [f"it was not killed, but ended with status {road.returncode}"]
-    during = interrupted(clone.with_suffix(".log").read_text(), road.returncode)
-    again = subprocess.run(
+            for one in processes(surroundings["KILLS_COUNTER"]):
+                one.kill()
+            process.wait()
+    return process.returncode, interrupted(clone.with_suffix(".log").read_text(), process.returncode)
+
+
+def again(clone: Path, expected: Left) -> list[str]:
+    """Goes the road once more, as ``make repro`` does; returns what is wrong then."""
+    done = subprocess.run(
         ROAD, cwd=clone, env=environment(clone, at=0), shell=True, capture_output=True, text=True, check=False
     )
-    if again.returncode:
-        return during, [f"exit status {again.returncode}: {(again.stdout + again.stderr).strip()[-1000:]}"]
+    if done.returncode:
+        return [f"exit status {done.returncode}: {(done.stdout + done.stderr).strip()[-1000:]}"]
     found = left(clone)
     wrong = list(found.wrong)
     if found.lock != expected.lock:
         wrong.append("dvc.lock differs")
     differing = {file for file in found.files | expected.files if found.files.get(file) != expected.files.get(file)}
-    return during, [*wrong, *(f"{file} differs" for file in sorted(differing))]
+    return [*wrong, *(f"{file} differs" for file in sorted(differing))]
 
 
 def interrupted(said: str, status: int) -> str:

@@ -57,7 +57,7 @@ def main(*words: str) -> int:
             case ["rollback", dataset, "--to", number, "--reason", *reason]:
                 import_module("stages.lineage").rollback(dataset, number, " ".join(reason))
             case ["clean", "--keep", kept, *dry] if dry in ([], ["--dry-run"]):
-                import_module("stages.lineage").clean(_last(kept), dry_run=bool(dry))
+                import_module("stages.lineage").clean(*_kept(kept), dry_run=bool(dry))
             case ["measure" | "trial" as command, name]:
                 training(command, name)
             case ["pace", name, policy]:
@@ -120,8 +120,8 @@ def training(command: str, name: str, *others: Any) -> None:
     getattr(import_module("stages.train.train"), command)(name, *others, **arguments)
 
 
-def _last(kept: str) -> int:
-    """Returns how many versions stay, of ``champion,last:3``; those with an alias always do."""
+def _kept(kept: str) -> tuple[int, bool]:
+    """Returns how many versions stay, and whether older ones with an alias do, of ``champion,last:3``."""
     parts = kept.split(",")
     numbers = [part.removeprefix("last:") for part in parts if part.startswith("last:")]
     if (
@@ -130,7 +130,7 @@ def _last(kept: str) -> int:
         or not all(number.isdecimal() for number in numbers)
     ):
         raise ConfigurationError(f"--keep {kept}: allowed are champion, last:3, or champion,last:3.")
-    return int(numbers[0]) if numbers else 0
+    return int(numbers[0]) if numbers else 0, "champion" in parts
 
 
 def note(entry: dict[str, Any]) -> None:

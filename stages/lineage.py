@@ -138,18 +138,30 @@ def rollback(dataset: str, to: str, reason: str) -> None:
     print(f"{dataset}: champion is version {target.version} ({target.tags['model']}), before {before}")
 
 
-def clean(last: int, dry_run: bool) -> None:
-    """Removes versions, runs and cached data of this checkout's data sets that nothing which stays needs.
+def clean(last: int, champions: bool, dry_run: bool) -> None:
+    """Removes versions, runs, cached data and checkpoints of this checkout that nothing which stays needs.
 
     What stays: versions with an alias and the ``last`` of each data set, with their runs, models and recorded data; the
-    ``last`` runs of each model, and running ones; the data of the workspace and of all branches and tags of git. Where
-    other checkouts share the cache or the store, their workspaces are not known here.
+    ``last`` runs of each model, and running ones; the data of the workspace and of all branches and tags of git; the
+    checkpoints of models in params.yaml. Where other checkouts share the cache or the store, their workspaces are not
+    known here.
 
     Args:
         last: versions of a data set, and runs of a model, that stay beside those with an alias.
+        champions: whether older versions with an alias were asked to stay; they never go.
         dry_run: only say what would go.
+
+    Raises:
+        ConfigurationError: a version with an alias is older than the ``last``, and was not asked to stay.
     """
-    stay, go = tracking.unneeded(params.load()["ingest"], last, kept_runs=_runs_of_workspace())
+    content = params.load()
+    stay, go = tracking.unneeded(content["ingest"], last, kept_runs=_runs_of_workspace())
+    if go.held and not champions:
+        held = ", ".join(f"{one.name}@{one.version} ({one.tags.get('model')})" for one in go.held)
+        raise ConfigurationError(
+            f"refused, nothing was removed: {held} would go, to which an alias such as champion points. "
+            f"--keep champion,last:{last} lets it stay; rollback makes another one champion first."
+        )
     would = "would go" if dry_run else "gone"
     lineages = [_recorded(one) for one in stay]
     for one in go.versions:
@@ -159,6 +171,12 @@ def clean(last: int, dry_run: bool) -> None:
         tracking.remove(go)
     objects, size = _clean_cache(lineages, dry_run)
     print(f"{would}: {objects:,} objects of DVC's cache, {_megabytes(size)}")
+    for place in Path("data/train/.cache/checkpoints").glob("*/*"):
+        if content["train"].get(place.name, {}).get("dataset") != place.parent.name:
+            size = sum(file.stat().st_size for file in place.rglob("*"))
+            print(f"{would}: checkpoints of {place.name}, which params.yaml has no more, {_megabytes(size)}")
+            if not dry_run:
+                shutil.rmtree(place)
 
 
 def _parted(name: str) -> tuple[str, str]:

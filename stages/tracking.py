@@ -70,10 +70,11 @@ def place() -> str:
 
 
 class Unneeded(NamedTuple):
-    """What ``remove`` may remove: registered versions, and ids of runs."""
+    """What ``remove`` may remove: registered versions, and ids of runs; and versions that only an alias keeps."""
 
     versions: list[ModelVersion]
     runs: list[str]
+    held: list[ModelVersion]
 
 
 @contextmanager
@@ -612,13 +613,14 @@ def unneeded(datasets: Iterable[str], last: int, kept_runs: Container[str]) -> t
         last: versions of a data set, and runs of a model, that stay beside versions with an alias.
         kept_runs: ids of records of further ones.
     """
-    client, stay, go = _connect(), [], Unneeded([], [])
+    client, stay, go = _connect(), [], Unneeded([], [], [])
     for dataset in datasets:
         found = [one for one in client.search_model_versions(f"name = '{dataset}'") if "model_sha256" in one.tags]
         found.sort(key=lambda one: int(one.version), reverse=True)
         aliases = client.get_registered_model(dataset).aliases if found else {}
         named = {str(number) for number in aliases.values()}
         here = [place < last or str(one.version) in named for place, one in enumerate(found)]
+        go.held.extend(one for one in found[last:] if str(one.version) in named)
         stay += [one for one, stays in zip(found, here, strict=True) if stays]
         go.versions.extend(one for one, stays in zip(found, here, strict=True) if not stays)
         needed = {one.run_id for one in stay}

@@ -26,6 +26,20 @@ ROOT = Path(__file__).parent.parent
 NO_ENTRIES = {section: {} for section in ("fetch", "ingest", "augment", "train", "register")}
 
 
+# Files that take minutes, the longest first: begun last, one process works at them when the others are done.
+LONGEST = [
+    f"test_{name}"
+    for name in ("schedule", "tracking_server", "resume", "kills", "register", "pipeline", "flow", "cluster", "lineage",
+                 "kinds", "train", "tune", "ui", "serve", "remotes")
+]  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Begins with what takes longest; within a file, and among the others, the order stays."""
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 def pytest_unconfigure():
     """Lets the process end without looking once more through all that it imported and made: minutes."""
     gc.freeze()

@@ -1,7 +1,5 @@
 """The short version of benchmarks/kills.py: the whole road, killed at eight of its writes."""
 
-import shutil
-
 import pytest
 from conftest import bars
 
@@ -28,8 +26,6 @@ def road(tmp_path_factory):
 @pytest.mark.parametrize("point", range(POINTS))
 def test_fault_01_killed_at_any_write_the_same_command_ends_with_the_same(road, point, tmp_path):
     clean, writes, expected = road
-    clone = tmp_path / "killed"
-    shutil.copytree(clean, clone, symlinks=True)
     at = kills.points(writes, POINTS)[point]
-    during, wrong = kills.killed(clone, expected, at=at)
+    during, wrong = kills.killed(clean, tmp_path / "killed", expected, at)
     assert wrong == [], f"at write {at} of {writes}, in {during}"

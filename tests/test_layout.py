@@ -83,3 +83,10 @@ def test_the_locks_hold_what_pyproject_asks_for():
         locked = {line.split("==")[0].replace(".", "-") for line in text.splitlines() if re.match(r"[a-z]", line)}
         assert names <= locked
         assert text.count("--hash=sha256:") > len(locked)
+
+
+def test_every_fault_that_readme_promises_to_survive_has_its_test_and_the_other_way_round():
+    promised = re.findall(r"^\| (\d\d) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    code = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    assert promised == sorted(set(re.findall(r"^def test_fault_(\d\d)_", code, re.MULTILINE)))
+    assert len(promised) == 38

@@ -143,14 +143,20 @@ def test_fault_14_clean_leaves_what_an_alias_needs(inside, capsys, caplog):
     capsys.readouterr()
     cache = Path(".dvc/cache/files")
     before = {path for path in cache.rglob("*") if path.is_file()}
+    for model in ("model", "gone"):
+        Path(f"data/train/.cache/checkpoints/bars/{model}/key").mkdir(parents=True)
+    assert command.main("clean", "--keep", "last:1") == ConfigurationError.status
+    assert "refused, nothing was removed: bars@1 (model) would go, to which an alias" in capsys.readouterr().err
     assert command.main("clean", "--keep", "champion,last:0", "--dry-run") == 0
     said = capsys.readouterr().out
     assert "would go: bars version 2 (model)" in said
+    assert "would go: checkpoints of gone, which params.yaml has no more" in said
     assert "missing version info" not in caplog.text  # DVC's warning of every output that no commit has
     assert {path for path in cache.rglob("*") if path.is_file()} == before
     assert tracking.find_version("bars", "2")
 
     assert command.main("clean", "--keep", "champion,last:0") == 0
+    assert [path.name for path in Path("data/train/.cache/checkpoints/bars").iterdir()] == ["model"]
     assert len(before - {path for path in cache.rglob("*") if path.is_file()}) == 1
     assert "1 objects of DVC's cache" in capsys.readouterr().out
     with pytest.raises(ConfigurationError, match=r"no bars@2"):
