@@ -222,7 +222,7 @@ def filled(clean: Path, clone: Path, expected: Left, size: int) -> tuple[str, li
         status, during = road(clone)
         said = clone.with_suffix(".log").read_text()
         wrong = []
-        if status and ("Traceback" in said or not re.search("Make room|No space left on device", said)):
+        if status and ("Traceback" in said or not re.search("Make room|No space left on device|disk is full", said)):
             wrong.append(f"it said: {said[-1000:]}")
         subprocess.run([*mount, "-o", f"remount,size={2**30}", str(clone)], check=True)
         return during, wrong + again(clone, expected)

@@ -74,7 +74,7 @@ def main(*words: str) -> int:
                     f"{', '.join(params.STAGES)}."
                 )
     except StageError as error:
-        print(f"error: {_one_line(redacted(str(error)))}", file=sys.stderr)
+        print("error:", "\n".join(_one_line(redacted(str(line))) for line in error.args), file=sys.stderr)
         return error.status
     except Exception as error:
         # Only where MLflow was used; it takes seconds to import.
@@ -90,6 +90,7 @@ def main(*words: str) -> int:
 
 def run(stage: str, name: str) -> None:
     """Runs one stage on one name, and notes how it ended in the journal."""
+    lock.keep()
     entry = params.read(stage, name)
     if stage in ("train", "evaluate"):
         import_module("stages.compute")  # imports Keras first, quietly
@@ -152,7 +153,8 @@ def check() -> None:
 
     doctor.check_libraries()
     sections = params.load()
-    lock.stages()
+    busy.free()  # first: a dvc.lock that is being written looks as if it were cut off
+    lock.mend()
     searches = sections.pop("tune")
     for stage, entries in sections.items():
         for name, entry in entries.items():
@@ -180,7 +182,6 @@ def check() -> None:
             function(name, **arguments)
         except OutsideError as error:
             print(f"warning: {error}", file=sys.stderr)
-    busy.free()
 
 
 def cost(names: Sequence[str]) -> None:

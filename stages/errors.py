@@ -2,9 +2,12 @@
 
 
 class StageError(Exception):
-    """A failure that its message explains: what came in, where, and what is allowed."""
+    """A failure that its message explains: what came in, where, and what is allowed; each argument is a line of it."""
 
     status = 1
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 class ConfigurationError(StageError):

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -676,17 +677,17 @@ def _connect() -> MlflowClient:
     address = uri()
     mlflow.set_tracking_uri(address)
     logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
-    if address == _local():
-        database = Path.cwd() / "mlflow.db"
-        with FileLock(f"{database}.lock"):
-            if not database.exists():
-                partial = database.with_name("mlflow.db.partial")
-                partial.unlink(missing_ok=True)
-                for noisy in ("alembic", "mlflow.store.db.utils"):
-                    logging.getLogger(noisy).setLevel(logging.WARNING)
-                MlflowClient(f"sqlite:///{partial}").search_experiments()
-                partial.rename(database)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints tracebacks of what it also raises
     try:
+        if address == _local():
+            database = Path.cwd() / "mlflow.db"
+            with FileLock(f"{database}.lock"):
+                if not database.exists():
+                    partial = database.with_name("mlflow.db.partial")
+                    partial.unlink(missing_ok=True)
+                    MlflowClient(f"sqlite:///{partial}").search_experiments()
+                    partial.rename(database)
         return MlflowClient()
     except SQLAlchemyError as error:  # of its first look at the database MLflow lets it through
         raise MlflowException(str(error)) from error
@@ -730,7 +731,9 @@ def _free(lock: FileLock) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    first = next(iter(str(error).strip().splitlines()), type(error).__name__)[:500]
+    """Returns the line of a message that says why: the database's own, if there is one."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    first = next((line for line in lines if re.match(r"\(\w+\.\w*Error\)", line)), lines[0])[:500]
     return mask_in(first, uri())
 
 

@@ -174,7 +174,7 @@ class Findings:
     def error(self, end: str = "") -> IntegrityError:
         """The one message with everything, as far as a person reads."""
         lines = [f"{len(self.damages):,} damaged or missing. {end}".rstrip(), *_capped(self.damages)]
-        return IntegrityError("\n".join([*lines, "What to do:", *_capped(self.remedies)]))
+        return IntegrityError(*lines, "What to do:", *_capped(self.remedies))
 
 
 def verify(remote: str | None = None) -> None:
@@ -294,7 +294,14 @@ def _check_cache(repo: Repo, outputs: list[Output], cache: Store, findings: Find
     """Reads every object of the cache, whichever commit it is of; returns what is wrong with each bad one."""
     cached = [output for output in outputs if output.cached]
     known = _objects(cached)
-    stored = [HashInfo(cache.odb.hash_name, oid) for oid in cache.odb.all()] if cache.exists else []
+    names = list(cache.odb.all()) if cache.exists else []
+    halves = [name for name in names if name.endswith(".tmp")]
+    if halves:
+        findings.notes.append(
+            f"half-written by runs that were ended, and no data: {len(halves):,} files of the cache (python -m stages "
+            "clean removes them)"
+        )
+    stored = [HashInfo(cache.odb.hash_name, name) for name in names if not name.endswith(".tmp")]
     bad = cache.examine(dict.fromkeys([*stored, *known]))
     absent = []
     for output in cached:

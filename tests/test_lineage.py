@@ -142,6 +142,8 @@ def test_fault_14_clean_leaves_what_an_alias_needs(inside, capsys, caplog):
     client.set_terminated(other)
     capsys.readouterr()
     cache = Path(".dvc/cache/files")
+    (cache / "md5/00").mkdir(exist_ok=True)
+    (cache / "md5/00/.gcQsRgbcFiI-IrrRJz0X8g.tmp").write_text("half-written by a run that was killed")
     before = {path for path in cache.rglob("*") if path.is_file()}
     for model in ("model", "gone"):
         Path(f"data/train/.cache/checkpoints/bars/{model}/key").mkdir(parents=True)
@@ -157,8 +159,8 @@ def test_fault_14_clean_leaves_what_an_alias_needs(inside, capsys, caplog):
 
     assert command.main("clean", "--keep", "champion,last:0") == 0
     assert [path.name for path in Path("data/train/.cache/checkpoints/bars").iterdir()] == ["model"]
-    assert len(before - {path for path in cache.rglob("*") if path.is_file()}) == 1
-    assert "1 objects of DVC's cache" in capsys.readouterr().out
+    assert len(before - {path for path in cache.rglob("*") if path.is_file()}) == 2
+    assert "2 objects of DVC's cache" in capsys.readouterr().out
     with pytest.raises(ConfigurationError, match=r"no bars@2"):
         tracking.find_version("bars", "2")
     assert client.get_model_version("of somebody else", "1").tags["model"] == "theirs"

@@ -69,6 +69,37 @@ def test_fault_15_a_damaged_one_is_named_and_not_overwritten(checkout, capsys, c
     assert Path("dvc.lock").read_text() == content
 
 
+@pytest.mark.parametrize("left", ["", WHOLE[: WHOLE.index("    cmd")], WHOLE[: WHOLE.index("data/raw/a") + 11]])
+def test_fault_15_what_a_kill_or_a_full_disk_left_of_it_is_mended_from_the_copy_of_the_last_stage(
+    checkout, capsys, left
+):
+    Path(".dvc/tmp").mkdir(parents=True)
+    Path("dvc.lock").write_text(WHOLE)
+    lock.keep()
+    Path("dvc.lock").write_text(left)
+    lock.keep()  # of a stage that runs beside another one, whose DVC is writing
+    assert command.main("check") == 0
+    assert "It is again what it was at 20" in capsys.readouterr().out
+    assert Path("dvc.lock").read_text() == WHOLE
+    assert lock.CUT.read_text() == left
+    lock.KEPT.write_text("")  # as a stage kept it when there was no dvc.lock yet
+    Path("dvc.lock").write_text(left)
+    assert command.main("check") == 0
+    assert "It is again not there, as at 20" in capsys.readouterr().out
+    assert not Path("dvc.lock").exists()
+    conflict = WHOLE + "=======\n"
+    Path("dvc.lock").write_text(conflict)
+    assert command.main("check") == IntegrityError.status
+    assert Path("dvc.lock").read_text() == conflict
+
+
+def test_a_stage_keeps_a_copy_when_it_begins(checkout):
+    Path(".dvc/tmp").mkdir(parents=True)
+    Path("dvc.lock").write_text(WHOLE)
+    assert command.main("ingest", "nothing") == 2  # no entry
+    assert lock.KEPT.read_text() == WHOLE
+
+
 def test_the_lock_that_dvc_writes_is_whole(checkout):
     for words in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
         subprocess.run(words, check=True, capture_output=True)

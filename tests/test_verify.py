@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 from dvc.repo import Repo
 
+from stages import __main__ as command
 from stages.errors import ConfigurationError, IntegrityError, ServiceError
 from stages.verify import pull, push, verify
 
@@ -229,6 +230,21 @@ def test_a_note_of_an_earlier_run_is_checked_too(checkout):
     note = next(path for path in (checkout / ".dvc/cache/runs").rglob("*") if path.is_file())
     note.write_text(note.read_text().replace("md5: ", "md5: 0", 1))
     assert f"cache: {note.relative_to(checkout)} was altered" in refused(verify)
+
+
+def test_what_dvc_left_half_written_when_it_was_ended_is_no_damage(checkout, capsys):
+    cached(checkout, "data/raw/2.txt").with_name(".gcQsRgbcFiI-IrrRJz0X8g.tmp").write_text("")
+    verify()
+    assert "half-written by runs that were ended, and no data: 1 files of the cache" in capsys.readouterr().out
+
+
+def test_the_message_of_the_command_has_a_line_for_each_damage(checkout, capsys):
+    (checkout / "data/raw/2.txt").write_text("new\n")
+    assert command.main("verify") == IntegrityError.status
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "error: 1 damaged or missing."
+    assert "data/raw/2.txt" in said[1]
+    assert said[2] == "What to do:"
 
 
 def test_objects_of_other_commits_are_read_as_well(checkout):
