@@ -1,4 +1,6 @@
-"""The short version of benchmarks/kills.py: the whole road, killed at eight of its writes."""
+"""The short version of benchmarks/kills.py: the whole road, killed at eight of its writes, and on two full disks."""
+
+import subprocess
 
 import pytest
 from conftest import bars
@@ -20,12 +22,27 @@ def road(tmp_path_factory):
     )  # fmt: skip
     writes, _, expected = kills.whole(first)
     assert expected.wrong == ()
-    return first.with_suffix(".clean"), writes, expected
+    return first, writes, expected
 
 
 @pytest.mark.parametrize("point", range(POINTS))
 def test_fault_01_killed_at_any_write_the_same_command_ends_with_the_same(road, point, tmp_path):
-    clean, writes, expected = road
+    first, writes, expected = road
     at = kills.points(writes, POINTS)[point]
-    during, wrong = kills.killed(clean, tmp_path / "killed", expected, at)
+    during, wrong = kills.killed(first.with_suffix(".clean"), tmp_path / "killed", expected, at)
     assert wrong == [], f"at write {at} of {writes}, in {during}"
+
+
+@pytest.mark.parametrize("point", range(2))
+def test_fault_10_a_disk_that_is_full_is_said_and_with_room_the_same_command_ends_with_the_same(road, point, tmp_path):
+    (tmp_path / "tried").mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "tmpfs", tmp_path / "tried"], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("nothing may be mounted here")
+    subprocess.run(["umount", tmp_path / "tried"], check=True)
+    first, _, expected = road
+    clean = first.with_suffix(".clean")
+    size = kills.sizes(clean, first, 2)[point]
+    during, wrong = kills.filled(clean, tmp_path / "filled", expected, size)
+    assert wrong == [], f"on {size:,} bytes, in {during}"
