@@ -142,12 +142,12 @@ def clean(last: int, champions: bool, dry_run: bool) -> None:
     """Removes versions, runs, cached data and checkpoints of this checkout that nothing which stays needs.
 
     What stays: versions with an alias and the ``last`` of each data set, with their runs, models and recorded data; the
-    ``last`` runs of each model, and running ones; the data of the workspace and of all branches and tags of git; the
-    checkpoints of models in params.yaml. Where other checkouts share the cache or the store, their workspaces are not
-    known here.
+    ``last`` runs and searches of each model, and running ones; the data of the workspace and of all branches and tags
+    of git; the checkpoints of models in params.yaml. Where other checkouts share the cache or the store, their
+    workspaces are not known here.
 
     Args:
-        last: versions of a data set, and runs of a model, that stay beside those with an alias.
+        last: versions of a data set, and runs and searches of a model, that stay beside those with an alias.
         champions: whether older versions with an alias were asked to stay; they never go.
         dry_run: only say what would go.
 

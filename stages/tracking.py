@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
@@ -611,7 +611,7 @@ def unneeded(datasets: Iterable[str], last: int, kept_runs: Container[str]) -> t
 
     Args:
         datasets: registered models, which are also experiments.
-        last: versions of a data set, and runs of a model, that stay beside versions with an alias.
+        last: versions of a data set, and runs and searches of a model, that stay beside versions with an alias.
         kept_runs: ids of records of further ones.
     """
     client, stay, go = _connect(), [], Unneeded([], [], [])
@@ -636,7 +636,23 @@ def unneeded(datasets: Iterable[str], last: int, kept_runs: Container[str]) -> t
             stays = seen[model] <= last or number in needed or run.data.tags.get(RECORD) in kept_runs
             if not stays and run.info.status != "RUNNING":
                 go.runs.append(number)
+        go.runs.extend(_old_searches(client, experiment.experiment_id, last))
     return stay, go
+
+
+def _old_searches(client: MlflowClient, experiment: str, last: int) -> Iterator[str]:
+    """Yields the runs of all but the ``last`` searches of each model, and of their trials; none of one that goes on."""
+    newest = {"order_by": ["attributes.start_time DESC"], "max_results": 50_000}
+    found = client.search_runs([experiment], "tags.stage = 'tune'", **newest)
+    trials, seen = defaultdict(list), Counter()
+    for run in found:
+        if parent := run.data.tags.get(MLFLOW_PARENT_RUN_ID):
+            trials[parent].append(run.info.run_id)
+    for run in found:
+        if MLFLOW_PARENT_RUN_ID not in run.data.tags:
+            seen[run.data.tags["model"]] += 1
+            if seen[run.data.tags["model"]] > last and run.info.status != "RUNNING":
+                yield from [run.info.run_id, *trials[run.info.run_id]]
 
 
 def remove(go: Unneeded) -> None:

@@ -164,3 +164,20 @@ def test_fault_21_open_runs_of_processes_that_died_are_ended_as_killed_and_those
         for process in running.values():
             process.kill()
             process.wait()
+
+
+def test_searches_of_before_may_go_with_their_trials(workspace):
+    runs = {}
+    for number in range(3):
+        with tracking.run("tune@lenet5", "d", {}, {}) as search:
+            trials = []
+            for trial in range(2):
+                with tracking.nested(search, f"trial {trial}", {"batch": 8}) as inner:
+                    trials.append(inner._run_id)
+        runs[number] = {search, *trials}
+    for last, gone in ((3, set()), (1, runs[0] | runs[1]), (0, runs[0] | runs[1] | runs[2])):
+        _, go = tracking.unneeded(["d"], last, kept_runs=())
+        assert set(go.runs) == gone
+    tracking.remove(go)
+    client = tracking._connect()
+    assert client.search_runs([client.get_experiment_by_name("d").experiment_id]) == []
