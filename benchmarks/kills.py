@@ -221,7 +221,7 @@ def filled(clean: Path, clone: Path, expected: Left, size: int) -> tuple[str, li
         shutil.copytree(clean, clone, symlinks=True, dirs_exist_ok=True)
         status, during = road(clone)
         said = clone.with_suffix(".log").read_text()
-        wrong = []
+        wrong = [] if status else ["the disk was not full"]
         if status and ("Traceback" in said or not re.search("Make room|No space left on device|disk is full", said)):
             wrong.append(f"it said: {said[-1000:]}")
         subprocess.run([*mount, "-o", f"remount,size={2**30}", str(clone)], check=True)
@@ -236,6 +236,7 @@ def sizes(clean: Path, whole: Path, count: int) -> list[int]:
         sum(max(4096, -(-path.lstat().st_blocks // 8) * 4096) for path in folder.rglob("*"))
         for folder in (clean, whole)
     )
+    most -= (most - least) // 10  # some of it is never there at one time
     return [round(least + (most - least) * (number + 0.5) / count) for number in range(count)]
 
 

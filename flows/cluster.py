@@ -40,6 +40,7 @@ from flows.graph import Node
 from flows.guard import Ended
 from flows.repro import ENDED, Here, Listener, Outcome, Wanted
 from stages import __main__ as stages_command
+from stages import lock
 from stages.checksums import sha256
 from stages.errors import ConfigurationError, ServiceError, StageError
 from stages.workers import cores
@@ -363,6 +364,7 @@ def serve(address: str, slots: int | None) -> None:
     _need_remote()
     places = devices.found(slots)
     with alone("worker", lambda _: None):
+        lock.mend()
         _clone = Clone(places)
         _ = _clone.code
         with dask.config.set({"scheduler-address": None}):

@@ -15,7 +15,7 @@ from prefect.states import State
 
 from flows import graph, guard
 from flows.pipeline import pipeline
-from stages import params, tracking
+from stages import lock, params, tracking
 from stages.errors import ServiceError, StageError
 
 WEBHOOK = "CONVOY_WEBHOOK"  # environment variable: an address that is told of a new champion; it may hold a secret
@@ -65,6 +65,7 @@ def nightly(targets: list[str] | None = None, slots: int | None = None, cluster:
     Returns:
         How the pipeline ended; what it finished before something failed is sent all the same.
     """
+    lock.mend()  # first: what DVC refuses stops the pull too
     datasets = list(params.load()["register"])
     before = {dataset: _champion(dataset) for dataset in datasets}
     bring_in()

@@ -153,7 +153,7 @@ def check() -> None:
 
     doctor.check_libraries()
     sections = params.load()
-    busy.free()  # first: a dvc.lock that is being written looks as if it were cut off
+    busy.free()
     lock.mend()
     searches = sections.pop("tune")
     for stage, entries in sections.items():

@@ -30,7 +30,7 @@ def free() -> None:
     """
     if not HELD.exists():
         return
-    guard = _guarded()
+    guard = guarded(Path(f"{HELD}.lock"))
     try:
         text, written = HELD.read_text(encoding="utf-8", errors="replace"), HELD.stat().st_mtime
         held = _read(text)
@@ -54,15 +54,19 @@ def free() -> None:
             )
 
 
-def _guarded() -> zc.lockfile.LockFile:
-    """Takes the lock under which DVC changes the file."""
+def guarded(lock: Path) -> zc.lockfile.LockFile:
+    """Takes a lock of DVC; whoever takes it closes it.
+
+    Raises:
+        BusyError: another process holds it all the time.
+    """
     stop = time.monotonic() + PATIENCE
     while True:
         try:
-            return zc.lockfile.LockFile(f"{HELD}.lock")
+            return zc.lockfile.LockFile(str(lock))
         except zc.lockfile.LockError:
             if time.monotonic() > stop:
-                raise BusyError(f"busy: another process holds {HELD}.lock for {PATIENCE:.0f} s already.") from None
+                raise BusyError(f"busy: another process holds {lock} for {PATIENCE:.0f} s already.") from None
             time.sleep(0.05)
 
 

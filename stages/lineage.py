@@ -172,9 +172,10 @@ def clean(last: int, champions: bool, dry_run: bool) -> None:
     objects, size = _clean_cache(lineages, dry_run)
     print(f"{would}: {objects:,} objects of DVC's cache, {_megabytes(size)}")
     for place in Path("data/train/.cache/checkpoints").glob("*/*"):
-        if content["train"].get(place.name, {}).get("dataset") != place.parent.name:
+        if place.is_dir() and content["train"].get(place.name, {}).get("dataset") != place.parent.name:
             size = sum(file.stat().st_size for file in place.rglob("*"))
-            print(f"{would}: checkpoints of {place.name}, which params.yaml has no more, {_megabytes(size)}")
+            whose = f"{place.name} on {place.parent.name}, which params.yaml has no more"
+            print(f"{would}: checkpoints of {whose}, {_megabytes(size)}")
             if not dry_run:
                 shutil.rmtree(place)
 

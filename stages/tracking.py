@@ -650,8 +650,9 @@ def _old_searches(client: MlflowClient, experiment: str, last: int) -> Iterator[
             trials[parent].append(run.info.run_id)
     for run in found:
         if MLFLOW_PARENT_RUN_ID not in run.data.tags:
-            seen[run.data.tags["model"]] += 1
-            if seen[run.data.tags["model"]] > last and run.info.status != "RUNNING":
+            model = run.data.tags.get("model")
+            seen[model] += 1
+            if seen[model] > last and run.info.status != "RUNNING":
                 yield from [run.info.run_id, *trials[run.info.run_id]]
 
 
@@ -672,15 +673,17 @@ def remove(go: Unneeded) -> None:
     if uri() == _local() and go.runs:
         for name in {one.name for one in go.versions}:
             _experiment(client, name)  # which brings a deleted one back
-        done = subprocess.run(
-            [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", uri(), "--run-ids", ",".join(go.runs)],
-            env=os.environ | {"MLFLOW_TRACKING_URI": uri()},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise ServiceError(f"mlflow gc ended with status {done.returncode}: {done.stderr.strip()[-2000:]}")
+        for first in range(0, len(go.runs), 1000):  # all at once would be too long an argument
+            some = ",".join(go.runs[first : first + 1000])
+            done = subprocess.run(
+                [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", uri(), "--run-ids", some],
+                env=os.environ | {"MLFLOW_TRACKING_URI": uri()},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.returncode:
+                raise ServiceError(f"mlflow gc ended with status {done.returncode}: {done.stderr.strip()[-2000:]}")
 
 
 def promote(registered: ModelVersion) -> None:

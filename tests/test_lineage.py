@@ -152,7 +152,7 @@ def test_fault_14_clean_leaves_what_an_alias_needs(inside, capsys, caplog):
     assert command.main("clean", "--keep", "champion,last:0", "--dry-run") == 0
     said = capsys.readouterr().out
     assert "would go: bars version 2 (model)" in said
-    assert "would go: checkpoints of gone, which params.yaml has no more" in said
+    assert "would go: checkpoints of gone on bars, which params.yaml has no more" in said
     assert "missing version info" not in caplog.text  # DVC's warning of every output that no commit has
     assert {path for path in cache.rglob("*") if path.is_file()} == before
     assert tracking.find_version("bars", "2")

@@ -9,8 +9,8 @@ from conftest import NO_ENTRIES
 from ruamel.yaml import YAML
 
 from stages import __main__ as command
-from stages import lock
-from stages.errors import IntegrityError
+from stages import busy, lock
+from stages.errors import BusyError, IntegrityError
 
 WHOLE = """schema: '2.0'
 stages:
@@ -55,7 +55,7 @@ def test_a_whole_one_is_read_and_none_is_none(checkout):
         (WHOLE[: WHOLE.index("    cmd")], "dvc.lock, line 3: the entry of fetch@a is not whole"),
         (WHOLE[: WHOLE.index("data/raw/a") + 11], "dvc.lock, line 3: the entry of fetch@a is not whole"),
         (WHOLE + "  - [", "dvc.lock, line 1"),
-        ("[1, 2]", "dvc.lock is no list of stages"),
+        ("[1, 2]\n", "dvc.lock is no list of stages"),
     ],
 )
 def test_fault_15_a_damaged_one_is_named_and_not_overwritten(checkout, capsys, content, said):
@@ -69,28 +69,59 @@ def test_fault_15_a_damaged_one_is_named_and_not_overwritten(checkout, capsys, c
     assert Path("dvc.lock").read_text() == content
 
 
-@pytest.mark.parametrize("left", ["", WHOLE[: WHOLE.index("    cmd")], WHOLE[: WHOLE.index("data/raw/a") + 11]])
-def test_fault_15_what_a_kill_or_a_full_disk_left_of_it_is_mended_from_the_copy_of_the_last_stage(
-    checkout, capsys, left
-):
+def test_fault_15_what_a_kill_or_a_full_disk_left_of_it_is_mended_from_the_copy_of_the_last_stage(checkout, capsys):
+    Path(".dvc/tmp").mkdir(parents=True)
+    two = WHOLE + WHOLE[WHOLE.index("  fetch@a") :].replace("@a", "@b")
+    unseen = []
+    for cut in range(len(two)):
+        Path("dvc.lock").write_text(two)
+        lock.keep()
+        Path("dvc.lock").write_text(two[:cut])
+        lock.mend()
+        if Path("dvc.lock").read_text() == two:
+            assert lock.CUT.read_text() == two[:cut]
+            assert "It is again what it was at 20" in capsys.readouterr().err
+        else:
+            unseen.append(two[:cut])
+    assert all(text.endswith("\n") for text in unseen)
+    assert len(unseen) < 20  # right behind the command or a checksum, of 36 lines
+
+
+def test_fault_15_where_there_was_none_yet_there_is_none_again(checkout, capsys):
+    Path(".dvc/tmp").mkdir(parents=True)
+    lock.keep()
+    Path("dvc.lock").write_text("")
+    assert command.main("check") == 0
+    assert "It is again not there, as at 20" in capsys.readouterr().err
+    assert not Path("dvc.lock").exists()
+
+
+@pytest.mark.parametrize("edited", [WHOLE + "=======\n", WHOLE + WHOLE[WHOLE.index("  fetch@a") :], "[1, 2]\n"])
+def test_fault_15_what_people_wrote_is_left_to_them_though_there_is_a_copy(checkout, edited):
     Path(".dvc/tmp").mkdir(parents=True)
     Path("dvc.lock").write_text(WHOLE)
     lock.keep()
-    Path("dvc.lock").write_text(left)
-    lock.keep()  # of a stage that runs beside another one, whose DVC is writing
-    assert command.main("check") == 0
-    assert "It is again what it was at 20" in capsys.readouterr().out
-    assert Path("dvc.lock").read_text() == WHOLE
-    assert lock.CUT.read_text() == left
-    lock.KEPT.write_text("")  # as a stage kept it when there was no dvc.lock yet
-    Path("dvc.lock").write_text(left)
-    assert command.main("check") == 0
-    assert "It is again not there, as at 20" in capsys.readouterr().out
-    assert not Path("dvc.lock").exists()
-    conflict = WHOLE + "=======\n"
-    Path("dvc.lock").write_text(conflict)
+    Path("dvc.lock").write_text(edited)
     assert command.main("check") == IntegrityError.status
-    assert Path("dvc.lock").read_text() == conflict
+    assert Path("dvc.lock").read_text() == edited
+    lock.keep()
+    assert lock.KEPT.read_text() == WHOLE
+
+
+def test_fault_15_what_is_being_written_is_neither_kept_nor_mended(checkout, monkeypatch):
+    Path(".dvc/tmp").mkdir(parents=True)
+    Path("dvc.lock").write_text(WHOLE)
+    lock.keep()
+    Path("dvc.lock").write_text(WHOLE[:100])
+    monkeypatch.setattr(busy, "PATIENCE", 0.1)
+    script = "import sys, zc.lockfile; l = zc.lockfile.LockFile('.dvc/tmp/lock'); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writing:
+        writing.stdout.readline()
+        assert command.main("check") == BusyError.status
+        assert Path("dvc.lock").read_text() == WHOLE[:100]
+        writing.stdin.close()
+    assert command.main("check") == 0
+    assert Path("dvc.lock").read_text() == WHOLE
 
 
 def test_a_stage_keeps_a_copy_when_it_begins(checkout):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import posixpath
 import time
 from collections import Counter, defaultdict
@@ -278,6 +279,9 @@ def _near(found: Found, kept: list[int], known: Known, new: Shards, kind: str, p
     width = duplicates.DESCRIBED if kind == "images" else 4 * HASHES
     # In a file: a kilobyte for each of a million examples need not be in memory, and is to be kept anyway.
     prints = np.lib.format.open_memmap(path, "w+", np.uint8, (len(kept), width))
+    if hasattr(os, "posix_fallocate"):  # a full disk would else end the process, by SIGBUS, when a page is written
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     for start in range(0, len(kept), GATHER_ROWS):
         part, target = contents[start : start + GATHER_ROWS], prints[start : start + GATHER_ROWS]
         rows = np.array([former.get(content, -1) for content in part])
