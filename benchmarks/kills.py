@@ -4,12 +4,12 @@ Usage: ``python benchmarks/kills.py [--points 50] [--random 10] [--full 10] [--s
 in a temporary folder, its params.yaml cut down to the digits and one small LeNet-5, goes the whole road, fetch to
 register, once without a kill. Then, for each point, an equal copy begins it with a ``sitecustomize`` that counts
 what all of its processes - DVC, the stages, who ships to MLflow - open to write, rename, remove, make or bring to
-the disk, and kills all of them at the n-th; for the random ones a clock does. For the full disks the copy lies on a
-tmpfs that is too small, evenly between what the checkout needs and what the road leaves, and which is made larger
-after the road has ended with a message and no traceback; that takes the right to mount. Then what ``make repro`` does
-runs, alone, and has to end well and leave: the same dvc.lock, the same files in data/ byte for byte, nothing
-half-written, no process, one version with the alias champion, and no run that seems to go on. A minute a point on 2
-cores. Prints Markdown for RESULTS.md, and what was wrong.
+the disk, and kills all of them at the n-th, for as many n in each stage; for the random ones a clock does. For the
+full disks the copy lies on a tmpfs that is too small, evenly between what the checkout needs and what the road leaves,
+and which is made larger after the road has ended with a message and no traceback; that takes the right to mount. Then
+what ``make repro`` does runs, alone, and has to end well and leave: the same dvc.lock, the same files in data/ byte
+for byte, nothing half-written, no process, one version with the alias champion, and no run that seems to go on. A
+minute a point on 2 cores. Prints Markdown for RESULTS.md, and what was wrong.
 """
 
 import argparse
@@ -44,12 +44,13 @@ import os, signal, sys
 root, counter, limit = os.environ["KILLS_ROOT"], os.environ["KILLS_COUNTER"], int(os.environ["KILLS_AT"])
 writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 count = os.open(counter, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+who = os.environ.get("DVC_STAGE", "dvc")[0].encode()
 changes = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink")
 sync = os.fsync
 
 
 def step():
-    os.write(count, b".")
+    os.write(count, who)
     if limit and os.fstat(count).st_size >= limit:
         marker = f"KILLS_COUNTER={counter}".encode()
         for number in sorted(filter(str.isdecimal, os.listdir("/proc")), key=lambda one: int(one) == os.getpid()):
@@ -106,7 +107,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         first = prepare(Path(scratch, "first"), "digits", train=ENTRY)
         writes, seconds, expected = whole(first)
-        print(f"{writes} writes in {seconds:.0f} s without a kill\n", flush=True)
+        print(f"{len(writes)} writes in {seconds:.0f} s without a kill\n", flush=True)
         draw = random.Random(arguments.seed)
         clean = first.with_suffix(".clean")
         places: dict[str, list[Any]] = {
@@ -130,9 +131,20 @@ def main() -> None:
     sys.exit(any(found["wrong"] for found in seen.values()))
 
 
-def points(writes: int, count: int) -> list[int]:
-    """Returns so many of the writes, evenly spaced, none of them the last: roads differ by a few."""
-    return [round(writes * (number + 0.5) / count) for number in range(count)]
+def points(writes: str, count: int) -> list[int]:
+    """Returns so many of the writes: as many in each stage and in what DVC then does with it, evenly spaced.
+
+    Args:
+        writes: of a road, a letter for each: the first of the stage that writes, or of dvc.
+        count: how many.
+    """
+    begins = sorted(writes.index(stage[0]) for stage in STAGES)
+    parts = list(zip([0, *begins[1:]], [*begins[1:], len(writes)], strict=True))
+    found = []
+    for place, (first, last) in enumerate(parts):
+        share = count // len(parts) + (place < count % len(parts))
+        found += [first + round((last - first) * (number + 0.5) / share) for number in range(share)]
+    return found
 
 
 def prepare(clone: Path, data: str, **entries: dict[str, Any]) -> Path:
@@ -181,12 +193,12 @@ def environment(clone: Path, at: int) -> dict[str, str]:
     }  # fmt: skip
 
 
-def whole(clone: Path) -> tuple[int, float, Left]:
-    """Goes the road without a kill; returns the writes, the seconds and what it leaves."""
+def whole(clone: Path) -> tuple[str, float, Left]:
+    """Goes the road without a kill; returns the writes, as of ``points``, the seconds and what it leaves."""
     started = time.monotonic()
     surroundings = environment(clone, at=0)
     subprocess.run(["dvc", "repro"], cwd=clone, env=surroundings, check=True, stdout=subprocess.DEVNULL)
-    return Path(surroundings["KILLS_COUNTER"]).stat().st_size, time.monotonic() - started, left(clone)
+    return Path(surroundings["KILLS_COUNTER"]).read_text(), time.monotonic() - started, left(clone)
 
 
 def killed(clean: Path, clone: Path, expected: Left, at: int) -> tuple[str, list[str]]:

@@ -76,11 +76,11 @@ def main() -> None:
                 killed = start(address, deployment)
                 time.sleep(after)
                 kill(schedule)
-                wait(lambda run=killed: state(address, run) in ENDED, LONGEST)
+                wait(lambda run=killed: state(address, run) in ENDED, LONGEST, f"the end of run {number}, killed")
                 tries, ended = 0, ""
                 while tries < TRIES and ended != "COMPLETED":
                     tries, began, run = tries + 1, time.monotonic(), start(address, deployment)
-                    wait(lambda run=run: state(address, run) in ENDED, LONGEST)
+                    wait(lambda run=run: state(address, run) in ENDED, LONGEST, f"the end of run {number}")
                     ended = state(address, run)
                 if ended != "COMPLETED":
                     wrong.append(f"run {number}: {ended} after {TRIES} tries")
@@ -149,6 +149,9 @@ def living(clone: Path, environment: dict[str, str], *words: str) -> Iterator[ps
     process = psutil.Process(started.pid)
     try:
         yield process
+    except SystemExit:  # of ``wait``
+        print(clone.with_suffix(f".{words[0]}.log").read_text()[-5000:], file=sys.stderr)
+        raise
     finally:
         for one in (*process.children(recursive=True), process):
             with suppress(psutil.Error):
@@ -183,12 +186,12 @@ def kill(schedule: psutil.Process) -> None:
             process.kill()
 
 
-def wait(asked: Any, seconds: float) -> Any:
+def wait(asked: Any, seconds: float, what: str = "the server") -> Any:
     """Waits until something is there; returns it."""
     stop = time.monotonic() + seconds
     while not (answer := asked()):
         if time.monotonic() > stop:
-            sys.exit(f"nothing came within {seconds} s")
+            sys.exit(f"{what} did not come within {seconds} s")
         time.sleep(0.5)
     return answer
 

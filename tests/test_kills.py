@@ -30,7 +30,7 @@ def test_fault_01_killed_at_any_write_the_same_command_ends_with_the_same(road, 
     first, writes, expected = road
     at = kills.points(writes, POINTS)[point]
     during, wrong = kills.killed(first.with_suffix(".clean"), tmp_path / "killed", expected, at)
-    assert wrong == [], f"at write {at} of {writes}, in {during}"
+    assert wrong == [], f"at write {at} of {len(writes)}, in {during}"
 
 
 @pytest.mark.parametrize("point", range(2))
