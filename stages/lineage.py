@@ -156,10 +156,11 @@ def clean(last: int, champions: bool, dry_run: bool) -> None:
     """
     content = params.load()
     stay, go = tracking.unneeded(content["ingest"], last, kept_runs=_runs_of_workspace())
-    if go.held and not champions:
-        held = ", ".join(f"{one.name}@{one.version} ({one.tags.get('model')})" for one in go.held)
+    held = [one for name in content["ingest"] for one in [known for known in stay if known.name == name][last:]]
+    if held and not champions:
+        named = ", ".join(f"{one.name}@{one.version} ({one.tags.get('model')})" for one in held)
         raise ConfigurationError(
-            f"refused, nothing was removed: {held} would go, to which an alias such as champion points. "
+            f"refused, nothing was removed: {named} would go, to which an alias such as champion points. "
             f"--keep champion,last:{last} lets it stay; rollback makes another one champion first."
         )
     would = "would go" if dry_run else "gone"

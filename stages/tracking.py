@@ -71,11 +71,10 @@ def place() -> str:
 
 
 class Unneeded(NamedTuple):
-    """What ``remove`` may remove: registered versions, and ids of runs; and versions that only an alias keeps."""
+    """What ``remove`` may remove: registered versions, and ids of runs."""
 
     versions: list[ModelVersion]
     runs: list[str]
-    held: list[ModelVersion]
 
 
 @contextmanager
@@ -609,28 +608,28 @@ def forget_tag(registered: ModelVersion, key: str) -> None:
 def unneeded(datasets: Iterable[str], last: int, kept_runs: Container[str]) -> tuple[list[ModelVersion], Unneeded]:
     """Returns the versions of ``datasets`` that stay, and what may go; of others in the store nothing is looked at.
 
+    Those that stay are sorted, of each data set the newest first: behind its ``last`` are those that an alias keeps.
+
     Args:
         datasets: registered models, which are also experiments.
         last: versions of a data set, and runs and searches of a model, that stay beside versions with an alias.
         kept_runs: ids of records of further ones.
     """
-    client, stay, go = _connect(), [], Unneeded([], [], [])
+    client, stay, go = _connect(), [], Unneeded([], [])
     for dataset in datasets:
         found = [one for one in client.search_model_versions(f"name = '{dataset}'") if "model_sha256" in one.tags]
         found.sort(key=lambda one: int(one.version), reverse=True)
         aliases = client.get_registered_model(dataset).aliases if found else {}
         named = {str(number) for number in aliases.values()}
         here = [place < last or str(one.version) in named for place, one in enumerate(found)]
-        go.held.extend(one for one in found[last:] if str(one.version) in named)
         stay += [one for one, stays in zip(found, here, strict=True) if stays]
         go.versions.extend(one for one, stays in zip(found, here, strict=True) if not stays)
         needed = {one.run_id for one in stay}
         experiment = client.get_experiment_by_name(dataset)
         if experiment is None:
             continue
-        newest = {"order_by": ["attributes.start_time DESC"], "max_results": 50_000}
         seen: Counter[str] = Counter()
-        for run in client.search_runs([experiment.experiment_id], "tags.stage = 'train'", **newest):
+        for run in _newest_first(client, experiment.experiment_id, "train"):
             model, number = run.data.tags.get("model"), run.info.run_id
             seen[model] += 1
             stays = seen[model] <= last or number in needed or run.data.tags.get(RECORD) in kept_runs
@@ -640,10 +639,14 @@ def unneeded(datasets: Iterable[str], last: int, kept_runs: Container[str]) -> t
     return stay, go
 
 
+def _newest_first(client: MlflowClient, experiment: str, stage: str) -> list[Run]:
+    order = ["attributes.start_time DESC"]
+    return client.search_runs([experiment], f"tags.stage = '{stage}'", max_results=50_000, order_by=order)
+
+
 def _old_searches(client: MlflowClient, experiment: str, last: int) -> Iterator[str]:
     """Yields the runs of all but the ``last`` searches of each model, and of their trials; none of one that goes on."""
-    newest = {"order_by": ["attributes.start_time DESC"], "max_results": 50_000}
-    found = client.search_runs([experiment], "tags.stage = 'tune'", **newest)
+    found = _newest_first(client, experiment, "tune")
     trials, seen = defaultdict(list), Counter()
     for run in found:
         if parent := run.data.tags.get(MLFLOW_PARENT_RUN_ID):

@@ -1,6 +1,7 @@
 """Batches of every kind of data, in an order that follows from (seed, epoch) alone."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from stages.shards import Shards
 from stages.tokens import BEGIN, END, MULTIPLE, PAD, Ragged, Vocabulary, by_length, pad
 
 
-class Batches(keras.utils.PyDataset):
+class Batches(keras.utils.PyDataset, ABC):
     """Batches of examples, shuffled anew for each epoch, so that a training can be repeated and resumed.
 
     Each is (inputs, targets, weights). For several devices the number of examples is a multiple of them: a batch is
@@ -62,9 +63,9 @@ class Batches(keras.utils.PyDataset):
             return list(by_length(self._lengths, order, self._batch))
         return [order[start : start + self._batch] for start in range(0, len(order), self._batch)]
 
+    @abstractmethod
     def _read(self, rows: np.ndarray, weights: np.ndarray, longer: bool) -> tuple:
         """Returns (inputs, targets, weights) of examples; if ``longer``, texts are filled up beyond the longest."""
-        raise NotImplementedError
 
 
 class Labelled(Batches):
