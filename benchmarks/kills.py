@@ -244,10 +244,7 @@ def filled(clean: Path, clone: Path, expected: Left, size: int) -> tuple[str, li
 
 def sizes(clean: Path, whole: Path, count: int) -> list[int]:
     """Returns so many sizes of disks, in bytes, that hold the checkout, and not what its road leaves."""
-    least, most = (
-        sum(max(4096, -(-path.lstat().st_blocks // 8) * 4096) for path in folder.rglob("*"))
-        for folder in (clean, whole)
-    )
+    least, most = (sum(max(8, path.lstat().st_blocks) * 512 for path in at.rglob("*")) for at in (clean, whole))
     most -= (most - least) // 10  # some of it is never there at one time
     return [round(least + (most - least) * (number + 0.5) / count) for number in range(count)]
 
