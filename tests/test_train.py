@@ -187,6 +187,14 @@ def test_equal_inputs_give_an_equal_model_and_another_seed_another(ready):
     assert content["a"][0] != content["c"][0]
 
 
+def test_a_step_is_traced_once(ready, monkeypatch):
+    """Seconds of the training of a deep network."""
+    traced, step = [], keras.Model.train_step
+    monkeypatch.setattr(keras.Model, "train_step", lambda self, data: traced.append(1) or step(self, data))
+    train("bars", **ENTRY)
+    assert traced == [1]
+
+
 def test_auxiliary_heads_train_and_are_gone_afterwards(ready):
     sizes = {"stem": "small", "width": 0.06}
     train("inception", **ENTRY | {"architecture": "googlenet", "sizes": sizes, "epochs": 1}, class_weights=True)

@@ -161,7 +161,6 @@ class Keep(keras.callbacks.Callback):
             self._before = signal.signal(signal.SIGTERM, lambda *_: self._asked.set())
         if self._state is None:
             return
-        self.model.optimizer.build(self.model.trainable_variables)
         for variables, values in (
             (self.model.weights, self._state.weights),
             (self.model.optimizer.variables, self._state.optimizer),
@@ -353,6 +352,8 @@ def fit(
             jit_compile=jit_compile,
             steps_per_execution=min(steps_per_execution, steps),
         )
+        # Where a step has to make the optimizer's variables, TensorFlow traces it twice: seconds of a deep network.
+        model.optimizer.build(model.trainable_variables)
         batches, checks = (
             _batches(split, takes, model, list(loss_weights), class_weights and order is not None, batch=batch,
                      seed=order, devices=devices)
