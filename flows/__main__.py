@@ -39,6 +39,7 @@ def main(words: Sequence[str]) -> int:
     run.add_argument(
         "--cluster", metavar="ADDRESS", help="of a Dask scheduler whose workers do it, e.g. tcp://host:8786"
     )
+    run.add_argument("--resumed", type=int, help=argparse.SUPPRESS)  # when what goes on here began; see _reported
 
     helper = commands.add_parser("worker", help="work in this clone for the pipelines of others, until Ctrl-C")
     helper.add_argument("address", metavar="ADDRESS", help="of the Dask scheduler, e.g. tcp://host:8786")
@@ -82,7 +83,7 @@ def main(words: Sequence[str]) -> int:
     try:
         doctor.check_libraries()  # before they are imported
         if asked.command == "pipeline":
-            return _pipeline(asked.targets, asked.slots, asked.force, asked.cluster)
+            return _pipeline(asked.resumed, asked.targets, asked.slots, asked.force, asked.cluster)
         if asked.command == "worker":
             from flows import cluster
 
@@ -119,16 +120,16 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def _pipeline(targets: list[str], slots: int | None, force: bool, cluster: str | None) -> int:
+def _pipeline(resumed: int | None, *arguments: Any) -> int:
     from stages import __main__ as stages_command
 
-    since = int(time.time())
+    since = resumed or int(time.time())
     stages_command.check()  # before seconds of start-up
     from flows import results
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        state = _reported(targets, slots, force, cluster)
+        state = _reported(resumed, since, *arguments)
     except KeyboardInterrupt:
         print("ended; what was done is kept, and the next run goes on from there", file=sys.stderr)
         return 130
@@ -141,32 +142,39 @@ def _pipeline(targets: list[str], slots: int | None, force: bool, cluster: str |
     return 0
 
 
-def _reported(*arguments: Any) -> "State":
-    """Runs the flow; once more, with a server of our own, if the one that is set went away meanwhile."""
+def _reported(resumed: int | None, since: int, *arguments: Any) -> "State":  # noqa: RET503 - execv does not return
+    """Runs the flow; if the server that is set went away meanwhile, the command is begun anew, once without it.
+
+    As a new process: this one would wait at its end to tell that server of each task, ten seconds and more for each.
+    """
     from httpx import TransportError
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
     from flows import server
     from flows.pipeline import pipeline
     from stages.errors import ServiceError
     from stages.masking import masked
 
-    with server.reporting() as address, server.quiet(sys.stdout.isatty()):
+    # Prefect's five are a minute of waiting where the server is gone, for each of several requests.
+    retries = temporary_settings(set_defaults={PREFECT_CLIENT_MAX_RETRIES: 2})
+    with server.reporting() as address, server.quiet(sys.stdout.isatty()), retries:
         try:
             state = pipeline(*arguments, return_state=True)
-        except TransportError as error:
-            if server.away(address) is None:
-                raise ServiceError(
-                    f"the Prefect server {masked(address)} was away for a while. Run again: what is done is kept."
-                ) from error
+        except TransportError:
             state = None
-    if state is not None and not (state.is_crashed() and server.away(address)):
+    gone = (state is None or state.is_crashed()) and server.away(address)
+    if state is not None and not gone:
         return state
-    print(
-        f"warning: the Prefect server {masked(address)} went away; going on without it from what is done",
-        file=sys.stderr,
-    )
-    with server.reporting(own=True), server.quiet(sys.stdout.isatty()):
-        return pipeline(*arguments, return_state=True)
+    if gone:
+        os.environ["PREFECT_API_URL"] = ""  # also where a profile sets it
+        said = "went away; going on without it from what is done"
+    elif resumed:
+        raise ServiceError(f"the Prefect server {masked(address)} comes and goes. Run again: what is done is kept.")
+    else:
+        said = "was away for a while; going on from what is done"
+    print(f"warning: the Prefect server {masked(address)} {said}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], "--resumed", str(since)])
 
 
 def _tune(model: str, trials: int | None, minutes: float | None, slots: int | None) -> int:

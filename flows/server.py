@@ -27,17 +27,14 @@ START_SECONDS = 180  # Prefect's own limit of 20 is too short on a busy machine
 
 
 @contextmanager
-def reporting(own: bool = False) -> Iterator[str]:
+def reporting() -> Iterator[str]:
     """Gives the address of a server that answers: the one that is set in Prefect, else one of our own.
 
     A server that does not answer keeps no pipeline from running: the work matters more. Ours is under a guard, since
     Prefect's own would stay behind when a flow is killed.
-
-    Args:
-        own: take one of our own in any case.
     """
     address = PREFECT_API_URL.value()
-    if address and not own:
+    if address:
         if (problem := away(address)) is None:
             yield address
             return
