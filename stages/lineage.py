@@ -167,7 +167,7 @@ def clean(last: int, champions: bool, dry_run: bool) -> None:
     lineages = [_recorded(one) for one in stay]
     for one in go.versions:
         print(f"{would}: {one.name} version {one.version} ({one.tags.get('model')})")
-    print(f"{would}: {len(go.versions)} versions, {len(go.runs)} runs")
+    print(f"{would}: {len(go.versions)} versions, {len(go.runs)} runs, {len(go.models)} stored models")
     if not dry_run:
         tracking.remove(go)
     objects, size = _clean_cache(lineages, dry_run)

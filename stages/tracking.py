@@ -71,10 +71,11 @@ def place() -> str:
 
 
 class Unneeded(NamedTuple):
-    """What ``remove`` may remove: registered versions, and ids of runs."""
+    """What ``remove`` may remove: registered versions, ids of runs, and of stored models."""
 
     versions: list[ModelVersion]
     runs: list[str]
+    models: list[str]
 
 
 @contextmanager
@@ -615,7 +616,8 @@ def unneeded(datasets: Iterable[str], last: int, kept_runs: Container[str]) -> t
         last: versions of a data set, and runs and searches of a model, that stay beside versions with an alias.
         kept_runs: ids of records of further ones.
     """
-    client, stay, go = _connect(), [], Unneeded([], [])
+    client, stay, go = _connect(), [], Unneeded([], [], [])
+    experiments = []
     for dataset in datasets:
         found = [one for one in client.search_model_versions(f"name = '{dataset}'") if "model_sha256" in one.tags]
         found.sort(key=lambda one: int(one.version), reverse=True)
@@ -628,6 +630,7 @@ def unneeded(datasets: Iterable[str], last: int, kept_runs: Container[str]) -> t
         experiment = client.get_experiment_by_name(dataset)
         if experiment is None:
             continue
+        experiments.append(experiment.experiment_id)
         seen: Counter[str] = Counter()
         for run in _newest_first(client, experiment.experiment_id, "train"):
             model, number = run.data.tags.get("model"), run.info.run_id
@@ -636,7 +639,24 @@ def unneeded(datasets: Iterable[str], last: int, kept_runs: Container[str]) -> t
             if not stays and run.info.status != "RUNNING":
                 go.runs.append(number)
         go.runs.extend(_old_searches(client, experiment.experiment_id, last))
+    gone = {(one.name, one.version): one.source for one in go.versions}
+    used = {one.source for one in client.search_model_versions() if (one.name, one.version) not in gone}
+    for one in mlflow.search_logged_models(experiments, output_format="list") if experiments else ():
+        address, whose = one.model_uri, one.source_run_id
+        if address not in used and (address in gone.values() or whose in go.runs or _purged(client, whose)):
+            go.models.append(one.model_id)
     return stay, go
+
+
+def _purged(client: MlflowClient, run: str) -> bool:
+    """Returns whether a run is gone for good, as with ``clean`` of before 2026-11-29, which left its model behind."""
+    try:
+        client.get_run(run)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return True
+    return False
 
 
 def _newest_first(client: MlflowClient, experiment: str, stage: str) -> list[Run]:
@@ -660,24 +680,25 @@ def _old_searches(client: MlflowClient, experiment: str, last: int) -> Iterator[
 
 
 def remove(go: Unneeded) -> None:
-    """Removes versions, and runs with their models; for good only from a store of this checkout.
+    """Removes versions, runs and stored models; for good only from a store of this checkout.
 
     A server keeps deleted runs until ``mlflow gc`` is called there. Of what somebody deleted in the browser
     nothing else is removed for good but models without a run, and experiments of other names.
     """
-    client = _connect()
-    models = [one.model_id for one in go.versions if one.model_id]
+    client, runs = _connect(), list(go.runs)
+    if go.models and not runs:  # mlflow gc would take an empty list for all runs that were ever deleted
+        runs.append(client.create_run(client.get_logged_model(go.models[0]).experiment_id).info.run_id)
     for one in go.versions:
         client.delete_model_version(one.name, one.version)
-    for number in models:
+    for number in go.models:
         client.delete_logged_model(number)
-    for number in go.runs:
+    for number in runs:
         client.delete_run(number)
-    if uri() == _local() and go.runs:
+    if uri() == _local():
         for name in {one.name for one in go.versions}:
             _experiment(client, name)  # which brings a deleted one back
-        for first in range(0, len(go.runs), 1000):  # all at once would be too long an argument
-            some = ",".join(go.runs[first : first + 1000])
+        for first in range(0, len(runs), 1000):  # all at once would be too long an argument
+            some = ",".join(runs[first : first + 1000])
             done = subprocess.run(
                 [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", uri(), "--run-ids", some],
                 env=os.environ | {"MLFLOW_TRACKING_URI": uri()},

@@ -157,7 +157,11 @@ def test_fault_14_clean_leaves_what_an_alias_needs(inside, capsys, caplog):
     assert {path for path in cache.rglob("*") if path.is_file()} == before
     assert tracking.find_version("bars", "2")
 
+    stored = Path("mlartifacts/bars/models")
+    assert len(list(stored.glob("*/artifacts/MLmodel"))) == 2
     assert command.main("clean", "--keep", "champion,last:0") == 0
+    [left] = stored.glob("*/artifacts/MLmodel")  # the network goes with the version, though its run stays
+    assert left.parts[-3] == tracking.champion("bars").source.removeprefix("models:/")
     assert [path.name for path in Path("data/train/.cache/checkpoints/bars").iterdir()] == ["model"]
     assert len(before - {path for path in cache.rglob("*") if path.is_file()}) == 2
     assert "2 objects of DVC's cache" in capsys.readouterr().out
