@@ -7,10 +7,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from prefect.states import State
+
+    from flows.server import ServerLostError
+
+BEGUN = "CONVOY_BEGUN"  # Unix time: this command goes on for one that began then, and whose Prefect server went away
 
 # Before any library is imported that reads them.
 for name, value in {
@@ -39,7 +43,6 @@ def main(words: Sequence[str]) -> int:
     run.add_argument(
         "--cluster", metavar="ADDRESS", help="of a Dask scheduler whose workers do it, e.g. tcp://host:8786"
     )
-    run.add_argument("--resumed", type=int, help=argparse.SUPPRESS)  # when what goes on here began; see _reported
 
     helper = commands.add_parser("worker", help="work in this clone for the pipelines of others, until Ctrl-C")
     helper.add_argument("address", metavar="ADDRESS", help="of the Dask scheduler, e.g. tcp://host:8786")
@@ -83,7 +86,7 @@ def main(words: Sequence[str]) -> int:
     try:
         doctor.check_libraries()  # before they are imported
         if asked.command == "pipeline":
-            return _pipeline(asked.resumed, asked.targets, asked.slots, asked.force, asked.cluster)
+            return _pipeline(asked.targets, asked.slots, asked.force, asked.cluster)
         if asked.command == "worker":
             from flows import cluster
 
@@ -120,16 +123,21 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def _pipeline(resumed: int | None, *arguments: Any) -> int:
+def _pipeline(targets: list[str], slots: int | None, force: bool, cluster: str | None) -> int:
     from stages import __main__ as stages_command
 
-    since = resumed or int(time.time())
+    begun = os.environ.pop(BEGUN, None)  # only here: what this starts is no second try
+    since = int(begun or time.time())
     stages_command.check()  # before seconds of start-up
-    from flows import results
+    from flows import results, server
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        state = _reported(resumed, since, *arguments)
+        state = _reported(targets, slots, force, cluster)
+    except server.ServerLostError as error:
+        if begun or force:  # which would do everything once more
+            raise
+        _begin_anew(error, since)
     except KeyboardInterrupt:
         print("ended; what was done is kept, and the next run goes on from there", file=sys.stderr)
         return 130
@@ -142,39 +150,58 @@ def _pipeline(resumed: int | None, *arguments: Any) -> int:
     return 0
 
 
-def _reported(resumed: int | None, since: int, *arguments: Any) -> "State":  # noqa: RET503 - execv does not return
-    """Runs the flow; if the server that is set went away meanwhile, the command is begun anew, once without it.
+def _reported(*arguments: Any) -> "State":
+    """Runs the flow.
 
-    As a new process: this one would wait at its end to tell that server of each task, ten seconds and more for each.
+    Raises:
+        ServerLostError: Prefect's server went away meanwhile; nobody asked the flow to end.
     """
-    from httpx import TransportError
-    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+    from httpx import HTTPError, HTTPStatusError
 
     from flows import server
     from flows.pipeline import pipeline
-    from stages.errors import ServiceError
-    from stages.masking import masked
 
-    # Prefect's five are a minute of waiting where the server is gone, for each of several requests.
-    retries = temporary_settings(set_defaults={PREFECT_CLIENT_MAX_RETRIES: 2})
-    with server.reporting() as address, server.quiet(sys.stdout.isatty()), retries:
+    with server.reporting() as address, server.quiet(sys.stdout.isatty()):
         try:
             state = pipeline(*arguments, return_state=True)
-        except TransportError:
-            state = None
-    gone = (state is None or state.is_crashed()) and server.away(address)
-    if state is not None and not gone:
-        return state
-    if gone:
-        os.environ["PREFECT_API_URL"] = ""  # also where a profile sets it
-        said = "went away; going on without it from what is done"
-    elif resumed:
-        raise ServiceError(f"the Prefect server {masked(address)} comes and goes. Run again: what is done is kept.")
-    else:
-        said = "was away for a while; going on from what is done"
-    print(f"warning: the Prefect server {masked(address)} {said}", file=sys.stderr, flush=True)
+        except HTTPError as error:
+            _end_if_asked(error)
+            if isinstance(error, HTTPStatusError) and not error.response.is_server_error:
+                raise
+            raise server.ServerLostError(address) from error
+    if state.is_crashed() and server.away(address):
+        raise server.ServerLostError(address)
+    return state
+
+
+def _end_if_asked(error: BaseException) -> None:
+    """Ends as Ctrl-C or SIGTERM ask for, if they are what Prefect could not tell its server."""
+    from prefect.exceptions import TerminationSignal
+
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, KeyboardInterrupt | SystemExit):
+            raise seen from None
+        if isinstance(seen, TerminationSignal):
+            sys.exit(128 + seen.signal)
+        seen = seen.__cause__ or seen.__context__
+
+
+def _begin_anew(lost: "ServerLostError", since: int) -> NoReturn:
+    """Replaces this process by the same command: what is done is kept.
+
+    This one would wait at its end to tell the server that is gone of each task, ten seconds and more for each.
+    """
+    print(
+        f"warning: {lost.what}; going on {'without it ' if lost.gone else ''}from what is done",
+        file=sys.stderr,
+        flush=True,
+    )
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], "--resumed", str(since)])
+    if lost.gone:
+        os.environ["PREFECT_API_URL"] = ""  # also where a profile sets it
+    os.environ[BEGUN] = str(since)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _tune(model: str, trials: int | None, minutes: float | None, slots: int | None) -> int:

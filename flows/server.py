@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import prefect
 from prefect.logging.handlers import PrefectConsoleHandler
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from flows import guard
 from stages.errors import ConfigurationError, ServiceError
@@ -24,6 +24,20 @@ from stages.masking import mask_in, masked
 ANSWER_SECONDS = 10
 _servers: list[subprocess.Popen] = []
 START_SECONDS = 180  # Prefect's own limit of 20 is too short on a busy machine
+
+
+class ServerLostError(ServiceError):
+    """The server of a flow went away while it ran.
+
+    Attributes:
+        what: happened, without advice.
+        gone: it still does not answer.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.gone = away(address) is not None
+        self.what = f"the Prefect server {masked(address)} {'went away' if self.gone else 'was away for a while'}"
+        super().__init__(f"{self.what}. Run again: what is done is kept.")
 
 
 @contextmanager
@@ -36,7 +50,9 @@ def reporting() -> Iterator[str]:
     address = PREFECT_API_URL.value()
     if address:
         if (problem := away(address)) is None:
-            yield address
+            # Prefect's five are a minute of waiting where the server is gone, for each of several requests.
+            with temporary_settings(set_defaults={PREFECT_CLIENT_MAX_RETRIES: 2}):
+                yield address
             return
         print(
             f"warning: the Prefect server {masked(address)} does not answer ({problem}); going on without it",

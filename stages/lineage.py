@@ -139,7 +139,7 @@ def rollback(dataset: str, to: str, reason: str) -> None:
 
 
 def clean(last: int, champions: bool, dry_run: bool) -> None:
-    """Removes versions, runs, cached data and checkpoints of this checkout that nothing which stays needs.
+    """Removes versions, runs, stored models, cached data and checkpoints that nothing which stays needs.
 
     What stays: versions with an alias and the ``last`` of each data set, with their runs, models and recorded data; the
     ``last`` runs and searches of each model, and running ones; the data of the workspace and of all branches and tags

@@ -607,9 +607,10 @@ def forget_tag(registered: ModelVersion, key: str) -> None:
 
 
 def unneeded(datasets: Iterable[str], last: int, kept_runs: Container[str]) -> tuple[list[ModelVersion], Unneeded]:
-    """Returns the versions of ``datasets`` that stay, and what may go; of others in the store nothing is looked at.
+    """Returns the versions of ``datasets`` that stay, and what may go.
 
     Those that stay are sorted, of each data set the newest first: behind its ``last`` are those that an alias keeps.
+    Nothing goes that a version of another name was copied from.
 
     Args:
         datasets: registered models, which are also experiments.
@@ -617,35 +618,48 @@ def unneeded(datasets: Iterable[str], last: int, kept_runs: Container[str]) -> t
         kept_runs: ids of records of further ones.
     """
     client, stay, go = _connect(), [], Unneeded([], [], [])
-    experiments = []
+    datasets, every = list(datasets), list(_versions(client))
     for dataset in datasets:
-        found = [one for one in client.search_model_versions(f"name = '{dataset}'") if "model_sha256" in one.tags]
+        found = [one for one in every if one.name == dataset and "model_sha256" in one.tags]
         found.sort(key=lambda one: int(one.version), reverse=True)
         aliases = client.get_registered_model(dataset).aliases if found else {}
         named = {str(number) for number in aliases.values()}
-        here = [place < last or str(one.version) in named for place, one in enumerate(found)]
-        stay += [one for one, stays in zip(found, here, strict=True) if stays]
-        go.versions.extend(one for one, stays in zip(found, here, strict=True) if not stays)
-        needed = {one.run_id for one in stay}
-        experiment = client.get_experiment_by_name(dataset)
-        if experiment is None:
-            continue
-        experiments.append(experiment.experiment_id)
+        for place, one in enumerate(found):
+            (stay if place < last or str(one.version) in named else go.versions).append(one)
+    gone = {(one.name, one.version) for one in go.versions}
+    kept = [one for one in every if (one.name, one.version) not in gone]
+    needed = {one.run_id for one in kept}
+    experiments = [one.experiment_id for name in datasets if (one := client.get_experiment_by_name(name)) is not None]
+    for experiment in experiments:
         seen: Counter[str] = Counter()
-        for run in _newest_first(client, experiment.experiment_id, "train"):
+        for run in _newest_first(client, experiment, "train"):
             model, number = run.data.tags.get("model"), run.info.run_id
             seen[model] += 1
             stays = seen[model] <= last or number in needed or run.data.tags.get(RECORD) in kept_runs
             if not stays and run.info.status != "RUNNING":
                 go.runs.append(number)
-        go.runs.extend(_old_searches(client, experiment.experiment_id, last))
-    gone = {(one.name, one.version): one.source for one in go.versions}
-    used = {one.source for one in client.search_model_versions() if (one.name, one.version) not in gone}
-    for one in mlflow.search_logged_models(experiments, output_format="list") if experiments else ():
-        address, whose = one.model_uri, one.source_run_id
-        if address not in used and (address in gone.values() or whose in go.runs or _purged(client, whose)):
-            go.models.append(one.model_id)
+        go.runs.extend(_old_searches(client, experiment, last))
+    if experiments:
+        used, going = ({_place(client, one) for one in versions} for versions in (kept, go.versions))
+        for one in mlflow.search_logged_models(experiments, output_format="list"):
+            place, run = one.artifact_location, one.source_run_id
+            if place not in used and (place in going or run in go.runs or (run and _purged(client, run))):
+                go.models.append(one.model_id)
     return stay, go
+
+
+def _versions(client: MlflowClient) -> Iterator[ModelVersion]:
+    """Yields all versions of the registry."""
+    token = None
+    while token != "":
+        page = client.search_model_versions(page_token=token)
+        yield from page
+        token = page.token or ""
+
+
+def _place(client: MlflowClient, one: ModelVersion) -> str:
+    """Returns where the files of a version lie, also of one that was copied from another."""
+    return client.get_model_version_download_uri(one.name, one.version).rstrip("/")
 
 
 def _purged(client: MlflowClient, run: str) -> bool:
@@ -685,16 +699,16 @@ def remove(go: Unneeded) -> None:
     A server keeps deleted runs until ``mlflow gc`` is called there. Of what somebody deleted in the browser
     nothing else is removed for good but models without a run, and experiments of other names.
     """
-    client, runs = _connect(), list(go.runs)
-    if go.models and not runs:  # mlflow gc would take an empty list for all runs that were ever deleted
+    client, runs, local = _connect(), list(go.runs), uri() == _local()
+    if local and go.models and not runs:  # mlflow gc would take an empty list for all runs that were ever deleted
         runs.append(client.create_run(client.get_logged_model(go.models[0]).experiment_id).info.run_id)
+    for number in go.models:  # first: without its version nobody would know any more that it may go
+        client.delete_logged_model(number)
     for one in go.versions:
         client.delete_model_version(one.name, one.version)
-    for number in go.models:
-        client.delete_logged_model(number)
     for number in runs:
         client.delete_run(number)
-    if uri() == _local():
+    if local:
         for name in {one.name for one in go.versions}:
             _experiment(client, name)  # which brings a deleted one back
         for first in range(0, len(runs), 1000):  # all at once would be too long an argument

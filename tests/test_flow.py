@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Thread
 
@@ -18,15 +19,17 @@ from browser import browser, text_once
 from conftest import NO_ENTRIES, ROOT, wait_for
 from prefect import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.exceptions import TerminationSignal
 from prefect.states import Cancelling
 from ruamel.yaml import YAML
 
+from flows import __main__ as command
 from flows import devices, server
 from flows import pipeline as module
 from flows.alone import HERE
 from flows.pipeline import StageFailedError, pipeline
 from flows.server import free_port
-from stages.errors import BusyError
+from stages.errors import BusyError, ServiceError
 
 # A stage that notes when it began and ended and how it went, as ours do in the journal.
 STAGE = """
@@ -323,7 +326,6 @@ def test_fault_22_a_server_that_goes_away_meanwhile_costs_a_warning_and_no_work(
         other = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     monkeypatch.setenv("PREFECT_HOME", str(Path.cwd() / "prefect"))
     monkeypatch.setenv("PREFECT_API_URL", address)
-    monkeypatch.setenv("PREFECT_CLIENT_MAX_RETRIES", "0")
     try:
         wait_for(lambda: server.away(address) is None, 120)
         toy(a=(5, 0))
@@ -332,12 +334,71 @@ def test_fault_22_a_server_that_goes_away_meanwhile_costs_a_warning_and_no_work(
     finally:
         os.killpg(other.pid, signal.SIGKILL)
         other.wait()
-    said = process.communicate(timeout=300)[0]
+    said = process.communicate(timeout=150)[0]  # minutes, where it waits at its end to tell the server of each task
     assert process.returncode == 0, said
     assert said.count("warning: the Prefect server") == 1
     assert f"warning: the Prefect server {address} went away; going on without it from what is done" in said
     assert [what for name, what, *_ in events() if name in ("first", "train@a")] == ["begins", "ends"] * 2
     assert "evaluate@a" in ran()
+
+
+class Replaced(Exception):  # noqa: N818 - it is no error
+    """Stands for the new process, in which the command is begun anew."""
+
+
+@pytest.fixture
+def lost(toy, monkeypatch):
+    """A function by which ``python -m flows pipeline`` loses its server while somebody may ask it to end."""
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.delenv(command.BEGUN, raising=False)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(server, "reporting", lambda: nullcontext("http://127.0.0.1:9/api"))
+
+    def replaced(*_):
+        raise Replaced
+
+    monkeypatch.setattr(os, "execv", replaced)
+
+    def run(*words, asked=None, gone=True):
+        def flow(*_, **__):
+            try:
+                if asked is not None:
+                    raise asked
+            finally:
+                raise httpx.ConnectError("refused")
+
+        monkeypatch.setattr(module, "pipeline", flow)
+        monkeypatch.setattr(server, "away", lambda _: "refused" if gone else None)
+        return command.main(["pipeline", *words])
+
+    return run
+
+
+@pytest.mark.parametrize(("gone", "address"), [(True, ""), (False, "http://127.0.0.1:9/api")])
+def test_fault_22_the_command_is_begun_anew(lost, capsys, gone, address):
+    with pytest.raises(Replaced):
+        lost("train", gone=gone)
+    assert os.environ["PREFECT_API_URL"] == address
+    assert abs(int(os.environ[command.BEGUN]) - time.time()) < 60
+    what = "went away; going on without it" if gone else "was away for a while; going on"
+    assert capsys.readouterr().err == f"warning: the Prefect server http://127.0.0.1:9/api {what} from what is done\n"
+
+
+def test_fault_22_it_is_begun_anew_once_and_not_where_all_of_it_would_be_done_again(lost, monkeypatch, capsys):
+    assert lost("--force") == ServiceError.status
+    monkeypatch.setenv(command.BEGUN, "5")
+    assert lost() == ServiceError.status
+    said = "error: the Prefect server http://127.0.0.1:9/api went away. Run again: what is done is kept.\n"
+    assert capsys.readouterr().err == 2 * said
+    assert command.BEGUN not in os.environ
+
+
+def test_fault_22_who_is_asked_to_end_is_not_begun_anew(lost):
+    assert lost(asked=KeyboardInterrupt()) == 130
+    with pytest.raises(SystemExit, match="143"):
+        lost(asked=TerminationSignal(signal.SIGTERM))
+    with pytest.raises(SystemExit, match="143"):
+        lost(asked=SystemExit(143))
 
 
 def test_fault_22_without_the_server_that_is_set_it_goes_on_with_a_warning(started, toy, monkeypatch):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -128,6 +129,18 @@ def test_fault_25_rollback_is_kept_and_not_undone_by_register(inside, capsys):
     assert "rolled_back" not in tracking.find_version("bars", "2").tags
 
 
+def test_fault_14_clean_leaves_what_a_copy_under_another_name_needs(inside):
+    client = tracking._connect()
+    client.copy_model_version("models:/bars/2", "production")
+    command.main("rollback", "bars", "--to", "1", "--reason", "so that 2 may go")
+    _, go = tracking.unneeded(["bars"], 0, kept_runs=())
+    assert [str(one.version) for one in go.versions] == ["2"]
+    assert (go.models, go.runs) == ([], [])
+    client.delete_registered_model("production")
+    _, go = tracking.unneeded(["bars"], 0, kept_runs=())
+    assert (len(go.models), len(go.runs)) == (1, 1)
+
+
 def test_fault_14_clean_leaves_what_an_alias_needs(inside, capsys, caplog):
     command.main("rollback", "bars", "--to", "1", "--reason", "to have an old champion")
     Path("data/old").write_text("of a data set that nobody has any more")
@@ -140,6 +153,9 @@ def test_fault_14_clean_leaves_what_an_alias_needs(inside, capsys, caplog):
         client.create_experiment("theirs"), tags={"model": "theirs", "stage": "train"}
     ).info.run_id
     client.set_terminated(other)
+    theirs = mlflow.create_external_model(
+        "without a run", experiment_id=client.get_experiment_by_name("bars").experiment_id
+    )
     capsys.readouterr()
     cache = Path(".dvc/cache/files")
     (cache / "md5/00").mkdir(exist_ok=True)
@@ -158,10 +174,10 @@ def test_fault_14_clean_leaves_what_an_alias_needs(inside, capsys, caplog):
     assert tracking.find_version("bars", "2")
 
     stored = Path("mlartifacts/bars/models")
-    assert len(list(stored.glob("*/artifacts/MLmodel"))) == 2
+    assert len(list(stored.glob("*/artifacts/MLmodel"))) == 3
     assert command.main("clean", "--keep", "champion,last:0") == 0
-    [left] = stored.glob("*/artifacts/MLmodel")  # the network goes with the version, though its run stays
-    assert left.parts[-3] == tracking.champion("bars").source.removeprefix("models:/")
+    left = {f"models:/{file.parts[-3]}" for file in stored.glob("*/artifacts/MLmodel")}
+    assert left == {tracking.champion("bars").source, theirs.model_uri}  # that of 2 went, though its run stays
     assert [path.name for path in Path("data/train/.cache/checkpoints/bars").iterdir()] == ["model"]
     assert len(before - {path for path in cache.rglob("*") if path.is_file()}) == 2
     assert "2 objects of DVC's cache" in capsys.readouterr().out
