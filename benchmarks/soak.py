@@ -1,12 +1,13 @@
 """Twenty scheduled runs in a row, each of changed data and each killed once: what grows, and what brings it back.
 
-Usage: ``python benchmarks/soak.py [--runs 20] [--seed 0]``; Linux, half an hour on 2 cores. A copy of the checkout in a
-temporary folder has one data set, which ``dvc import-url`` brings from a folder beside it, a small LeNet-5, a remote,
-a Prefect server, and ``python -m flows schedule`` that lives through all of it. Before each run some pictures come and
-some go. The run's processes are killed at a random time - a run has all its processes under the schedule's - and the
-next one has to end well. Measured after it: its seconds, bytes on the disk by place, the databases, open files
-and memory of the two processes that live on. At the end ``python -m stages clean --keep champion,last:1``.
-Prints Markdown for RESULTS.md; ends with 1 if a run failed or something is left that should not be.
+Usage: ``python benchmarks/soak.py [--runs 20] [--clean 5] [--seed 0]``; Linux, half an hour on 2 cores. A copy of the
+checkout in a temporary folder has one data set, which ``dvc import-url`` brings from a folder beside it, a small
+LeNet-5, a remote, a Prefect server, and ``python -m flows schedule`` that lives through all of it. Before each run some
+pictures come and some go. The run's processes are killed at a random time - a run has all its processes under the
+schedule's - and the next one has to end well. Measured after it: its seconds, bytes on the disk by place, the
+databases, open files and memory of the process that lives on. After each ``--clean`` runs ``python -m stages clean
+--keep champion,last:1``, whose sizes are what has to level off. Prints Markdown for RESULTS.md; ends with 1 if a run
+failed or something is left that should not be.
 """
 
 import argparse
@@ -48,6 +49,7 @@ def main() -> None:
     """Runs, kills, measures, cleans."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--clean", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     draw, wrong, seconds = random.Random(arguments.seed), [], []
@@ -88,18 +90,13 @@ def main() -> None:
                 status = subprocess.run(["dvc", "status", "-q"], cwd=clone, env=environment, check=False)
                 wrong += [f"run {number}: dvc status is not clean"] if status.returncode else []
                 wrong += [f"run {number}: {file} is left" for file in clone.glob("data/runs/*.jsonl")]
-                cells = [f"{sizes / 2**20:.1f}" for sizes in disk(clone, Path(scratch, "storage"), environment)]
                 open_files, memory = alive(schedule)
-                print(f"| {number} | {seconds[-1]:.0f} | {after:.0f} | {tries} | {' | '.join(cells)} | {open_files} | "
+                sizes = disk(clone, Path(scratch, "storage"), environment)
+                print(f"| {number} | {seconds[-1]:.0f} | {after:.0f} | {tries} | {sizes} | {open_files} | "
                       f"{memory:.0f} |", flush=True)  # fmt: skip
-        for words in (
-            ["git", "add", "-A"], ["git", "-c", "user.name=k", "-c", "user.email=k@example.org", "commit", "-qm", "k"],
-            [sys.executable, "-m", "stages", "clean", "--keep", "champion,last:1"],
-        ):  # fmt: skip
-            done = subprocess.run(words, cwd=clone, env=environment, check=False, capture_output=True, text=True)
-            wrong += [f"{' '.join(words)}: {done.stderr.strip()[-300:]}"] if done.returncode else []
-        cells = [f"{sizes / 2**20:.1f}" for sizes in disk(clone, Path(scratch, "storage"), environment)]
-        print(f"| cleaned | | | | {' | '.join(cells)} | | |")
+                if (number + 1) % arguments.clean == 0:
+                    wrong += clean(clone, environment)
+                    print(f"| cleaned | | | | {disk(clone, Path(scratch, 'storage'), environment)} | | |", flush=True)
         wrong += [f"process {one.pid} still runs: {one.cmdline()}" for one in processes(environment["KILLS_COUNTER"])]
     print("\n" + ("\n".join(wrong) or "Every run ended well after the kill before it; nothing was left."))
     sys.exit(bool(wrong))
@@ -196,14 +193,26 @@ def wait(asked: Any, seconds: float, what: str = "the server") -> Any:
     return answer
 
 
-def disk(clone: Path, storage: Path, environment: dict[str, str]) -> list[int]:
-    """Returns bytes by place; a file with several names counts once in each."""
+def clean(clone: Path, environment: dict[str, str]) -> list[str]:
+    """Commits, and removes what neither the champion nor the last version needs; returns what went wrong."""
+    wrong = []
+    for words in (
+        ["git", "add", "-A"], ["git", "-c", "user.name=k", "-c", "user.email=k@example.org", "commit", "-qm", "k"],
+        [sys.executable, "-m", "stages", "clean", "--keep", "champion,last:1"],
+    ):  # fmt: skip
+        done = subprocess.run(words, cwd=clone, env=environment, check=False, capture_output=True, text=True)
+        wrong += [f"{' '.join(words)}: {done.stderr.strip()[-300:]}"] if done.returncode else []
+    return wrong
+
+
+def disk(clone: Path, storage: Path, environment: dict[str, str]) -> str:
+    """Returns MiB by place, as cells of a table; a file with several names counts once in each."""
     places = [*(clone / place for place in PLACES), storage, Path(environment["PREFECT_HOME"], "prefect.db")]
     sizes = []
     for place in places:
         files = [place] if place.is_file() else [file for file in place.rglob("*") if file.is_file()]
-        sizes.append(sum({file.stat().st_ino: file.stat().st_size for file in files}.values()))
-    return sizes
+        sizes.append(sum({file.stat().st_ino: file.stat().st_size for file in files}.values()) / 2**20)
+    return " | ".join(f"{size:.1f}" for size in sizes)
 
 
 def alive(schedule: psutil.Process) -> tuple[int, float]:
