@@ -7,21 +7,19 @@ orchestration is what is measured. Prints Markdown.
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
+import psutil
 from ruamel.yaml import YAML
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from flows.server import away as missing
+from benchmarks.soak import server
 from flows.server import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -110,48 +108,31 @@ def storm(rounds: int = 20, stages: int = 12) -> None:
     print(f"{rounds} times {stages} stages at once: {failures} failures, {lost} entries of dvc.lock lost\n")
 
 
-@contextmanager
-def server(home: Path) -> Iterator[tuple[str, subprocess.Popen]]:
-    """Runs a Prefect server; its address, and the process, that may be killed earlier."""
-    port = str(free_port())
-    address = f"http://127.0.0.1:{port}/api"
-    started = subprocess.Popen(
-        [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port],
-        env=os.environ | {"PREFECT_HOME": str(home)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        while missing(address):
-            time.sleep(0.5)
-        yield address, started
-    finally:
-        started.kill()
-        started.wait()
-
-
 def away() -> None:
     """Five trainings on two slots: with a server, without the one that is set, with one that is killed meanwhile."""
     print("| Prefect server | s | stages in dvc.lock |\n|---|---|---|", flush=True)
     for what in ("there", "never there", "killed in the middle"):
-        with tempfile.TemporaryDirectory() as scratch, server(Path(scratch, "home")) as (address, process):
+        with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch, "checkout")
             checkout(folder, 5, SLEEP)
-            if what == "never there":
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-            elif what == "killed in the middle":
-                threading.Thread(target=kill, args=(folder, process.pid), daemon=True).start()
-            whole, _, failed = flow(folder, 2, PREFECT_API_URL=address)
+            address = f"http://127.0.0.1:{free_port()}/api"
+            own = {"PREFECT_HOME": str(Path(scratch, "home")), "PREFECT_API_URL": address}
+            with server(folder, os.environ | own) as process:
+                if what == "never there":
+                    process.kill()
+                elif what == "killed in the middle":
+                    threading.Thread(target=kill, args=(folder, process), daemon=True).start()
+                whole, _, failed = flow(folder, 2, PREFECT_API_URL=address)
             done = 0 if failed else len(YAML(typ="safe").load(folder / "dvc.lock")["stages"])
         print(f"| {what} | {whole:.1f} | {done} |", flush=True)
 
 
-def kill(folder: Path, group: int) -> None:
-    """Kills a process group when two stages of a checkout are done, and others are under way."""
+def kill(folder: Path, process: psutil.Process) -> None:
+    """Kills a process when two stages of a checkout are done, and others are under way."""
     while len(list(folder.glob("out-*"))) < 2:
         time.sleep(0.5)
     time.sleep(SLEEP / 2)
-    os.killpg(group, signal.SIGKILL)
+    process.kill()
 
 
 if __name__ == "__main__":

@@ -128,12 +128,12 @@ def surroundings(clone: Path) -> dict[str, str]:
 
 
 @contextmanager
-def server(clone: Path, environment: dict[str, str]) -> Iterator[None]:
-    """Runs a Prefect server."""
+def server(clone: Path, environment: dict[str, str]) -> Iterator[psutil.Process]:
+    """Runs a Prefect server at the address that is set in the environment."""
     port = environment["PREFECT_API_URL"].split(":")[-1].removesuffix("/api")
-    with living(clone, environment, "prefect", "server", "start", "--host", "127.0.0.1", "--port", port):
+    with living(clone, environment, "prefect", "server", "start", "--host", "127.0.0.1", "--port", port) as process:
         wait(lambda: found(environment["PREFECT_API_URL"], "health"), 180)
-        yield
+        yield process
 
 
 @contextmanager

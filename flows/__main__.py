@@ -135,7 +135,7 @@ def _pipeline(targets: list[str], slots: int | None, force: bool, cluster: str |
     try:
         state = _reported(targets, slots, force, cluster)
     except server.ServerLostError as error:
-        if begun or force:  # which would do everything once more
+        if begun or force:  # forced, what is done would be done again
             raise
         _begin_anew(error, since)
     except KeyboardInterrupt:

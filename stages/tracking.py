@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import mlflow
 from filelock import FileLock, Timeout
 from mlflow import MlflowClient
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import DatasetInput, InputTag, LoggedModel, Metric, Param, Run, RunTag, ViewType
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -618,7 +618,7 @@ def unneeded(datasets: Iterable[str], last: int, kept_runs: Container[str]) -> t
         kept_runs: ids of records of further ones.
     """
     client, stay, go = _connect(), [], Unneeded([], [], [])
-    datasets, every = list(datasets), list(_versions(client))
+    datasets, every = list(datasets), mlflow.search_model_versions()
     for dataset in datasets:
         found = [one for one in every if one.name == dataset and "model_sha256" in one.tags]
         found.sort(key=lambda one: int(one.version), reverse=True)
@@ -639,22 +639,12 @@ def unneeded(datasets: Iterable[str], last: int, kept_runs: Container[str]) -> t
             if not stays and run.info.status != "RUNNING":
                 go.runs.append(number)
         go.runs.extend(_old_searches(client, experiment, last))
-    if experiments:
-        used, going = ({_place(client, one) for one in versions} for versions in (kept, go.versions))
-        for one in mlflow.search_logged_models(experiments, output_format="list"):
-            place, run = one.artifact_location, one.source_run_id
-            if place not in used and (place in going or run in go.runs or (run and _purged(client, run))):
-                go.models.append(one.model_id)
+    going = {_place(client, one) for one in go.versions}
+    stored = mlflow.search_logged_models(experiments, output_format="list") if experiments else []
+    unused = [one for one in stored if one.artifact_location in going or _lost_its_run(client, one, go.runs)]
+    used = {_place(client, one) for one in kept} if unused else ()
+    go.models.extend(one.model_id for one in unused if one.artifact_location not in used)
     return stay, go
-
-
-def _versions(client: MlflowClient) -> Iterator[ModelVersion]:
-    """Yields all versions of the registry."""
-    token = None
-    while token != "":
-        page = client.search_model_versions(page_token=token)
-        yield from page
-        token = page.token or ""
 
 
 def _place(client: MlflowClient, one: ModelVersion) -> str:
@@ -662,8 +652,11 @@ def _place(client: MlflowClient, one: ModelVersion) -> str:
     return client.get_model_version_download_uri(one.name, one.version).rstrip("/")
 
 
-def _purged(client: MlflowClient, run: str) -> bool:
-    """Returns whether a run is gone for good, as with ``clean`` of before 2026-11-29, which left its model behind."""
+def _lost_its_run(client: MlflowClient, model: LoggedModel, going: Container[str]) -> bool:
+    """Returns whether the run that stored a model goes, or went for good without it, as an older ``clean`` had it."""
+    run = model.source_run_id
+    if run is None or run in going:
+        return run is not None
     try:
         client.get_run(run)
     except MlflowException as error:
@@ -708,7 +701,7 @@ def remove(go: Unneeded) -> None:
         client.delete_model_version(one.name, one.version)
     for number in runs:
         client.delete_run(number)
-    if local:
+    if local and runs:
         for name in {one.name for one in go.versions}:
             _experiment(client, name)  # which brings a deleted one back
         for first in range(0, len(runs), 1000):  # all at once would be too long an argument

@@ -350,7 +350,8 @@ class Replaced(Exception):  # noqa: N818 - it is no error
 def lost(toy, monkeypatch):
     """A function by which ``python -m flows pipeline`` loses its server while somebody may ask it to end."""
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
-    monkeypatch.delenv(command.BEGUN, raising=False)
+    monkeypatch.setenv(command.BEGUN, "")  # what the command sets is gone after the test
+    monkeypatch.delenv(command.BEGUN)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(server, "reporting", lambda: nullcontext("http://127.0.0.1:9/api"))
 
