@@ -118,6 +118,14 @@ def autokeras(clone: Path, scratch: Path, seconds: float) -> None:
         shards = Shards(clone / "data/ingest/data" / name)
         return np.asarray(shards.column("image")), np.asarray(shards.column("label"))
 
+    build = ak.ClassificationHead.build
+
+    def counted(self: ak.ClassificationHead, *arguments: Any, **options: Any) -> Any:
+        # AutoKeras 3.0.0 has the number of classes as an integer of numpy, which Keras refuses since 3.14.
+        self.shape = [int(length) for length in self.shape]
+        return build(self, *arguments, **options)
+
+    ak.ClassificationHead.build = counted
     keras.utils.set_random_seed(0)
     found = ak.ImageClassifier(max_trials=1000, directory=scratch, project_name="autokeras", overwrite=True, seed=0)
     with suppress(EndedError):
