@@ -2,8 +2,9 @@
 
 Pictures of 32x32 are generated - a bright bar at one of ten angles before a grey pattern -, written as IDX files, and
 go through ingest, augment (one changed copy each), train (LeNet-5, one epoch) and evaluate, each a process of its own,
-in a clone of HEAD. Seconds and peak memory are the journal's. A twentieth is validation, a tenth test. Prints Markdown
-for RESULTS.md and draws benchmarks/many.png. 20 minutes on 2 cores for a million, and 8 GB of disk.
+in a clone of HEAD. Without the search for near duplicates, whose cost grows with the square (``duplicates.py``).
+Seconds and peak memory are the journal's. A twentieth is validation, a tenth test. Prints Markdown for RESULTS.md and
+draws benchmarks/many.png. 20 minutes on 2 cores for a million, and 8 GB of disk.
 """
 
 import argparse
@@ -55,9 +56,10 @@ def main() -> None:
 def measure(clone: Path, size: int) -> dict:
     """Returns the seconds and MiB of each stage, and as ``speed`` the examples per second of the training."""
     subprocess.run(["git", "clone", "--quiet", ".", clone], check=True)
+    shares = {"val": 0.05, "test": 0.1}
     entries = {
         "fetch": {"bars": {"path": "unused"}},
-        "ingest": {"bars": {"kind": "images", "size": [32, 32], "mode": "grey", "val": 0.05, "test": 0.1}},
+        "ingest": {"bars": shares | {"kind": "images", "size": [32, 32], "mode": "grey", "near_duplicates": False}},
         "augment": {"bars": {"copies": 1, "seed": 0, "shift": 2.0}},
         "train": {"lenet5": {"dataset": "bars", "architecture": "lenet5", "epochs": 1, "learning_rate": 2e-3}},
         "register": {"bars": {}},

@@ -1,5 +1,6 @@
 import gzip
 import io
+import re
 from itertools import combinations
 
 import numpy as np
@@ -131,6 +132,22 @@ def test_too_many_alike_are_refused(monkeypatch):
         pairs(np.repeat(prints(scenes(1)), 20, axis=0))
     with pytest.raises(InputRefusedError, match="more than 20 pairs among 20 examples"):
         text_pairs(texts(["the same again"] * 20))
+
+
+def test_a_long_search_says_how_long_and_how_far_it_is(monkeypatch, capsys):
+    monkeypatch.setattr("stages.progress.EVERY", 0)
+    monkeypatch.setattr("stages.ingest.duplicates.BLOCK", 4)
+    monkeypatch.setattr("stages.ingest.duplicates.cores", lambda: 2)
+    monkeypatch.setattr("stages.ingest.duplicates.PAIR", 10.0)
+    pairs(prints(scenes(12)), title="ingest@photos")
+    said = capsys.readouterr().out.splitlines()
+    assert re.match("ingest@photos: compares pictures with each other, [0-9]+ pairs: [0-9]+ min, ", said[0])
+    assert re.match("ingest@photos: near duplicates: 3 of 3 blocks of pairs, ", said[-1])
+    text_pairs(texts(["one two three four", "five six"] * 5), title="ingest@lines")
+    assert "ingest@lines: near duplicates: 10 of 10 texts, " in capsys.readouterr().out
+    monkeypatch.undo()
+    pairs(prints(scenes(12)))
+    assert not capsys.readouterr().out
 
 
 def test_every_mode_shows_the_same_thumbnail():

@@ -24,7 +24,8 @@ from threadpoolctl import threadpool_limits
 
 from stages.errors import InputRefusedError
 from stages.ingest.fingerprints import SIDE
-from stages.workers import map_ahead, threads
+from stages.progress import track
+from stages.workers import cores, map_ahead, threads
 
 # Pictures. "Copies" are those that benchmarks/duplicates.py plants among 1,069 photos and the same at 32x32.
 MIN_CONTRAST = 2.0  # standard deviation of a thumbnail, in grey levels; below it the rounding to 8 bits shows
@@ -50,6 +51,8 @@ UNIT = 4000  # length of its integer vectors: sums of their products stay below 
 BLOCK = 512  # pictures compared with as many others at a time: 1 MiB, which stays in the cache
 STRIP = 8 * BLOCK  # pictures compared with BLOCK others in one task
 BATCH = 256  # candidates aligned at a time; as many as stay in the cache
+PAIR = 8e-9  # seconds of a core for a pair
+LONG = 60.0  # expected seconds from which they are announced
 
 # Text. A sentence of ten different words and one with another word in it share 18 of 24 words and neighbours; one of
 # nine words 16 of 22, which is too few: "what is the capital of x" asks something else for each x.
@@ -60,16 +63,18 @@ MAX_CANDIDATES = 200  # per example, ...
 FEW_CANDIDATES = 5_000_000  # ... but so many always: about five minutes on 2 cores
 
 
-def pairs(fingerprints: np.ndarray, new: np.ndarray | None = None) -> np.ndarray:
+def pairs(fingerprints: np.ndarray, new: np.ndarray | None = None, title: str = "search") -> np.ndarray:
     """Returns the near pairs among pictures.
 
     Takes 2.3 KB of memory per picture, and 8 s of one core per 10**9 pairs - a minute for 120,000 pictures, or for
-    8,000 new ones against 1,000,000 - and a second for every 10,000 candidates.
+    8,000 new ones against 1,000,000 - and a second for every 10,000 candidates. How long the pairs will take is said
+    beforehand where that is more than a minute.
 
     Args:
         fingerprints: uint8, shape (n, 1024), or as ``described`` returns them; a memory map will do. Rows of zeros take
             no part.
         new: indices; only pairs with one of these are looked for. None: all pairs.
+        title: of the progress display.
 
     Returns:
         int64, shape (m, 2): the first index less than the second, rows in order.
@@ -87,10 +92,19 @@ def pairs(fingerprints: np.ndarray, new: np.ndarray | None = None) -> np.ndarray
     basis = axes[order].view(np.int16).reshape(len(order), len(PLANE), KEEP**2 - 1)
     detail = detail[order]
     slack = np.minimum(SLACK * curvature[order] * detail**0.75, MAX_SLACK)
+    fresh = _mask(len(thumbs), new)[order]
+    blocks, count = 0, 0
+    for points, columns in _blocks(fresh):
+        blocks, count = blocks + 1, count + len(points) * len(columns)
+    if (expected := count * PAIR / cores()) > LONG:
+        print(
+            f"{title}: compares pictures with each other, {count:,} pairs: {math.ceil(expected / 60):,} min, and more "
+            "if many resemble each other. near_duplicates: false leaves it out",
+            flush=True,
+        )
     with threadpool_limits(1), threads() as pool:  # numpy computes without the interpreter's lock
-        strips = _strips(basis, _mask(len(thumbs), new)[order])
-        candidates = map_ahead(pool, _candidates, strips, basis, slack)
-        batches = _batches(candidates, len(thumbs))
+        found = map_ahead(pool, _candidates, _strips(basis, fresh), basis, slack)
+        batches = _batches(track(found, f"{title}: near duplicates", "blocks of pairs", blocks), len(thumbs))
         near = list(map_ahead(pool, _near_of, batches, thumbs, order, detail))
     return _in_order(near)
 
@@ -111,17 +125,20 @@ def described(fingerprints: np.ndarray) -> np.ndarray:
     return np.concatenate(rows, axis=1)
 
 
-def text_pairs(fingerprints: np.ndarray, new: np.ndarray | None = None) -> np.ndarray:
+def text_pairs(fingerprints: np.ndarray, new: np.ndarray | None = None, title: str = "search") -> np.ndarray:
     """Returns the near pairs among texts; see ``pairs``, which does it for pictures.
 
     Args:
         fingerprints: uint8, shape (n, 512). Rows of zeros take no part.
         new: indices; only pairs with one of these are looked for. None: all pairs.
+        title: of the progress display.
     """
     hashes = np.ascontiguousarray(fingerprints).view("<u4")
     found = []
     left = budget = max(FEW_CANDIDATES, MAX_CANDIDATES * len(hashes))
-    for candidates in _sharing(hashes, _mask(len(hashes), new)):
+    fresh = _mask(len(hashes), new)
+    shared = track(_sharing(hashes, fresh), f"{title}: near duplicates", "texts", int(fresh.sum()), BLOCK)
+    for candidates in shared:
         left -= len(candidates)
         _check_budget(left, budget, len(hashes))
         for start in range(0, len(candidates), BLOCK):
@@ -270,8 +287,8 @@ def _describe(thumbs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.rint(np.stack(basis, 1) * UNIT).astype(np.int16), curvature, _detail(thumbs)
 
 
-def _strips(basis: np.ndarray, new: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yields what is to be compared: numbers (a,) and (b,) of pictures, and the planes (5, 63, b) of the latter.
+def _blocks(new: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields which pictures are to be compared with which: numbers (a,) and (b,).
 
     The pictures are numbered by curvature, and of two the plane of the second counts, whichever is ``new``.
     """
@@ -279,10 +296,17 @@ def _strips(basis: np.ndarray, new: np.ndarray) -> Iterator[tuple[np.ndarray, np
     for points, planes in ((fresh, np.arange(len(new))), (old, fresh)):
         for start in range(0, len(planes), BLOCK):
             columns = planes[start : start + BLOCK]
-            axes = basis[columns].transpose(1, 2, 0).astype(np.float32)
             below = points[: np.searchsorted(points, columns[-1])]
-            for row in range(0, len(below), STRIP):
-                yield below[row : row + STRIP], columns, axes
+            yield from ((below[row : row + STRIP], columns) for row in range(0, len(below), STRIP))
+
+
+def _strips(basis: np.ndarray, new: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yields the same, and the planes (5, 63, b) of the latter."""
+    last = axes = None
+    for points, columns in _blocks(new):
+        if columns is not last:
+            last, axes = columns, basis[columns].transpose(1, 2, 0).astype(np.float32)
+        yield points, columns, axes
 
 
 def _candidates(strip: tuple[np.ndarray, np.ndarray, np.ndarray], basis: np.ndarray, slack: np.ndarray) -> np.ndarray:

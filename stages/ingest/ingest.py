@@ -121,7 +121,7 @@ def ingest(
         new = Shards(scratch / "new")
         pairs = np.zeros((0, 2), np.int64)
         if near_duplicates:
-            pairs = _near(found, kept, known, new, kind, scratch / previous.FINGERPRINTS)
+            pairs = _near(found, kept, known, new, kind, scratch / previous.FINGERPRINTS, f"ingest@{dataset}")
         splits, leaks = _split(found, kept, pairs, val=val, test=test)
         doubles += [
             (found.paths[kept[b]], found.paths[kept[a]], "near", found.labels[kept[b]], found.labels[kept[a]])
@@ -262,7 +262,7 @@ def _distinct(found: Found) -> tuple[list[int], list[tuple]]:
     return sorted(first.values()), doubles
 
 
-def _near(found: Found, kept: list[int], known: Known, new: Shards, kind: str, path: Path) -> np.ndarray:
+def _near(found: Found, kept: list[int], known: Known, new: Shards, kind: str, path: Path, title: str) -> np.ndarray:
     """Returns the near copies among the ``kept`` - (pairs, 2), places in it; writes all fingerprints to ``path``.
 
     Pairs of two examples that the last run knew are not looked for again.
@@ -293,7 +293,7 @@ def _near(found: Found, kept: list[int], known: Known, new: Shards, kind: str, p
     where, compared = {content: place for place, content in enumerate(contents)}, list(former)
     again = [(where.get(compared[a], -1), where.get(compared[b], -1)) for a, b in known.pairs.tolist()]
     again = [(a, b) for a, b in again if a >= 0 <= b]
-    pairs = search(prints, np.array(fresh, np.int64)) if fresh else np.zeros((0, 2), np.int64)
+    pairs = search(prints, np.array(fresh, np.int64), title) if fresh else np.zeros((0, 2), np.int64)
     pairs = np.sort(np.concatenate([pairs, np.array(again, np.int64).reshape(-1, 2)]), axis=1)
     return np.unique(pairs, axis=0)
 
