@@ -28,7 +28,7 @@ MINUTES = {"digits": 3, "fashion-mnist": 10}  # of the search; what is trained a
 # Of Fashion-MNIST: LeNet-5, and few epochs, so that ten minutes have many trials.
 ENTRY: dict[str, Any] = {
     "architecture": "lenet5",
-    "sizes": {"activation": "relu"},
+    "sizes": {"activation": "relu", "maps": [32, 64], "units": [256, 128]},
     "augmentation": {"shift": 1.5, "scale": 0.1, "flip": 0.5},
     "epochs": 8,
     "learning_rate": 1.5e-3,
@@ -42,7 +42,7 @@ RANGES: dict[str, dict[str, Any]] = {
     },
     "fashion-mnist": {
         "train": {"learning_rate": {"low": 3e-4, "high": 1e-2, "log": True}, "batch": [64, 128, 256]},
-        "sizes": {"maps": [[16, 32], [32, 64]], "units": [128, 256]},
+        "sizes": {"maps": [[16, 32], [32, 64]], "units": [[120, 84], [256, 128]]},
     },
 }
 
