@@ -60,6 +60,23 @@ def test_both_sides_of_pairs_are_filled_up_as_those_that_are_read():
     equal(Pairs(source, target, batch=16, seed=3), None)
 
 
+@pytest.mark.parametrize("devices", [1, 3])
+def test_pictures_are_streamed_several_batches_at_a_time(ready, monkeypatch, devices):
+    shards, reads = Shards(ready / "augment/bars/train"), []
+    batches = Labelled(
+        shards, "image", outputs=["output"], class_weights=np.ones(2, np.float32), batch=16, seed=3, devices=devices
+    )
+    batches.reorder(1)
+    expected = [batches[number] for number in range(len(batches))]
+    monkeypatch.setattr("stages.train.batches.TOGETHER", 2 * 16 * 12 * 12)
+    monkeypatch.setattr(shards, "take", lambda *given: reads.append(given) or Shards.take(shards, *given))
+    found = list(resident.streamed(batches).as_numpy_iterator())
+    assert len(reads) == 2 + 3  # two tell the sizes, and five batches are read two by two
+    for one, other in zip(found, expected, strict=True):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 def test_it_trains_the_same_model_byte_for_byte(ready, monkeypatch):
     content = []
     for most in (resident.MOST, 0):

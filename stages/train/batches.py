@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -10,6 +10,9 @@ import numpy as np
 
 from stages.shards import Shards
 from stages.tokens import BEGIN, END, MULTIPLE, PAD, Ragged, Vocabulary, by_length, pad
+
+# Bytes of pictures that are read together: of many shards each costs a little, however few rows are taken from it.
+TOGETHER = 2**23
 
 
 class Batches(keras.utils.PyDataset, ABC):
@@ -39,12 +42,20 @@ class Batches(keras.utils.PyDataset, ABC):
         return math.ceil(self._examples / self._batch)
 
     def __getitem__(self, number: int) -> tuple:
-        chosen = self._batches[number]
-        dealt = np.arange(len(chosen) + -len(chosen) % self._devices).reshape(-1, self._devices).T.ravel()
         # Which sizes may change Keras takes, with TensorFlow, from the first two batches: so one is unlike all others.
         # A single batch has one size, and keeps it.
         longer = number == 0 and (not self._shuffled or len(self) == 1)
-        return self._read(np.resize(chosen, len(dealt))[dealt], (dealt < len(chosen)).astype(np.float32), longer)
+        return self._read(*self._dealt(number), longer)
+
+    def _dealt(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the rows of a batch as the devices have them, and their weights: 0 for those that fill it up."""
+        chosen = self._batches[number]
+        dealt = np.arange(len(chosen) + -len(chosen) % self._devices).reshape(-1, self._devices).T.ravel()
+        return np.resize(chosen, len(dealt))[dealt], (dealt < len(chosen)).astype(np.float32)
+
+    def stream(self) -> Iterator[tuple]:
+        """Yields all batches of this epoch in order."""
+        return (self[number] for number in range(len(self)))
 
     def order(self) -> list[np.ndarray]:
         """Returns the rows of each batch of this epoch."""
@@ -109,12 +120,27 @@ class Labelled(Batches):
         similar = tokens is not None and length is None
         super().__init__(len(shards), lengths=tokens.lengths if similar else None, **settings)
 
+    def stream(self) -> Iterator[tuple]:
+        if self.tokens is not None:
+            yield from super().stream()
+            return
+        several = max(1, TOGETHER // (self._batch * math.prod(self._shards.shape(self._array))))
+        for start in range(0, len(self), several):
+            parts = [self._dealt(number) for number in range(start, min(start + several, len(self)))]
+            inputs = self._shards.take(self._array, np.concatenate([rows for rows, _ in parts]))
+            ends = np.cumsum([len(rows) for rows, _ in parts])
+            for (rows, weights), own in zip(parts, np.split(inputs, ends[:-1]), strict=True):
+                yield self._with_labels(own, rows, weights)
+
     def _read(self, rows: np.ndarray, weights: np.ndarray, longer: bool) -> tuple:
         if self.tokens is None:
             inputs = self._shards.take(self._array, rows)
         else:
             length = int(self.tokens.lengths.max()) + 2 * MULTIPLE if longer and self.length is None else self.length
             inputs = pad([self.tokens[row] for row in rows], length)
+        return self._with_labels(inputs, rows, weights)
+
+    def _with_labels(self, inputs: np.ndarray, rows: np.ndarray, weights: np.ndarray) -> tuple:
         labels = self.labels[rows]
         target, weights = self.one_hot[labels], weights * self.class_weights[labels]
         if len(self.outputs) == 1:

@@ -82,9 +82,7 @@ def streamed(batches: Batches) -> Any:
 
     # Which sizes may change, the first two batches say: one of them is unlike all others.
     signature = keras.tree.map_structure(spec, batches[0], batches[min(1, len(batches) - 1)])
-    read = tf.data.Dataset.from_generator(
-        lambda: (batches[number] for number in range(len(batches))), output_signature=signature
-    )
+    read = tf.data.Dataset.from_generator(batches.stream, output_signature=signature)
     return _ready(read, len(batches))
 
 
