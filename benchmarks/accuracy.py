@@ -30,13 +30,14 @@ def main() -> None:
     parser.add_argument(
         "--seeds", type=int, help="trainings of each, of which the mean is shown; 3, or as the recipe says"
     )
+    parser.add_argument("--first", type=int, default=0, help="the first seed, so that a table can be continued")
     arguments = parser.parse_args()
     for name in arguments.names or RECIPES:
-        seeds = arguments.seeds or RECIPES[name].get("seeds", 3)
+        seeds, first = arguments.seeds or RECIPES[name].get("seeds", 3), arguments.first
         with tempfile.TemporaryDirectory() as scratch:
-            clone = prepare(name, Path(scratch, "convoy"), seeds)
+            clone = prepare(name, Path(scratch, "convoy"), seeds, first)
             repro(clone)
-            show(name, [results(clone, f"seed{seed}") for seed in range(seeds)])
+            show(name, [results(clone, f"seed{seed}") for seed in range(first, first + seeds)])
 
 
 def prepare(name: str, clone: Path, seeds: int, first: int = 0) -> Path:
