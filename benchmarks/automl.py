@@ -132,7 +132,7 @@ def autokeras(clone: Path, scratch: Path, seconds: float) -> None:
     build = ak.ClassificationHead.build
 
     def counted(self: ak.ClassificationHead, *arguments: Any, **options: Any) -> Any:
-        # AutoKeras 3.0.0 has the number of classes as an integer of numpy, which Keras refuses since 3.14.
+        # AutoKeras 3.0.0 has the number of classes as an integer of numpy, which Keras 3.15 refuses.
         self.shape = [int(length) for length in self.shape]
         return build(self, *arguments, **options)
 

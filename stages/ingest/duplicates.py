@@ -93,9 +93,8 @@ def pairs(fingerprints: np.ndarray, new: np.ndarray | None = None, title: str = 
     detail = detail[order]
     slack = np.minimum(SLACK * curvature[order] * detail**0.75, MAX_SLACK)
     fresh = _mask(len(thumbs), new)[order]
-    blocks, count = 0, 0
-    for points, columns in _blocks(fresh):
-        blocks, count = blocks + 1, count + len(points) * len(columns)
+    sizes = [(len(points), len(planes)) for points, planes in _compared(fresh)]
+    strips, count = sum(math.ceil(a / STRIP) for a, _ in sizes), sum(a * b for a, b in sizes)
     if (expected := count * PAIR / cores()) > LONG:
         print(
             f"{title}: compares pictures with each other, {count:,} pairs: {math.ceil(expected / 60):,} min, and more "
@@ -104,7 +103,7 @@ def pairs(fingerprints: np.ndarray, new: np.ndarray | None = None, title: str = 
         )
     with threadpool_limits(1), threads() as pool:  # numpy computes without the interpreter's lock
         found = map_ahead(pool, _candidates, _strips(basis, fresh), basis, slack)
-        batches = _batches(track(found, f"{title}: near duplicates", "blocks of pairs", blocks), len(thumbs))
+        batches = _batches(track(found, f"{title}: near duplicates", "blocks of pairs", strips), len(thumbs))
         near = list(map_ahead(pool, _near_of, batches, thumbs, order, detail))
     return _in_order(near)
 
@@ -287,8 +286,8 @@ def _describe(thumbs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.rint(np.stack(basis, 1) * UNIT).astype(np.int16), curvature, _detail(thumbs)
 
 
-def _blocks(new: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields which pictures are to be compared with which: numbers (a,) and (b,).
+def _compared(new: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields which pictures are to be compared with which: numbers (a,) and (b,), b no more than BLOCK.
 
     The pictures are numbered by curvature, and of two the plane of the second counts, whichever is ``new``.
     """
@@ -296,17 +295,15 @@ def _blocks(new: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for points, planes in ((fresh, np.arange(len(new))), (old, fresh)):
         for start in range(0, len(planes), BLOCK):
             columns = planes[start : start + BLOCK]
-            below = points[: np.searchsorted(points, columns[-1])]
-            yield from ((below[row : row + STRIP], columns) for row in range(0, len(below), STRIP))
+            yield points[: np.searchsorted(points, columns[-1])], columns
 
 
 def _strips(basis: np.ndarray, new: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yields the same, and the planes (5, 63, b) of the latter."""
-    last = axes = None
-    for points, columns in _blocks(new):
-        if columns is not last:
-            last, axes = columns, basis[columns].transpose(1, 2, 0).astype(np.float32)
-        yield points, columns, axes
+    """Yields the same, STRIP of the first at a time, and the planes (5, 63, b) of the second."""
+    for points, columns in _compared(new):
+        axes = basis[columns].transpose(1, 2, 0).astype(np.float32)
+        for row in range(0, len(points), STRIP):
+            yield points[row : row + STRIP], columns, axes
 
 
 def _candidates(strip: tuple[np.ndarray, np.ndarray, np.ndarray], basis: np.ndarray, slack: np.ndarray) -> np.ndarray:
