@@ -1,10 +1,12 @@
-"""Whether cost grows with the examples alone: ``python benchmarks/many.py [--sizes 10000 100000 1000000]``.
+"""Whether cost grows with the examples alone: ``python benchmarks/many.py [texts] [--sizes 10000 100000 1000000]``.
 
-Pictures of 32x32 are generated - a bright bar at one of ten angles before a grey pattern -, written as IDX files, and
-go through ingest, augment (one changed copy each), train (LeNet-5, one epoch) and evaluate, each a process of its own,
-in a clone of HEAD. Without the search for near duplicates, whose cost grows with the square (``duplicates.py``).
-Seconds are the journal's; memory is the largest that the processes of a stage had for themselves, without the shards
-that they map, which the system takes back when it needs the space. A twentieth is validation, a tenth test. Prints
+Pictures of 32x32 are generated - a bright bar at one of ten angles before a grey pattern -, written as IDX files, or
+sentences of 10 to 40 words, one of which tells the class, as CSV. They
+go through ingest, augment (one changed copy each), train (LeNet-5 or a small text_cnn, one epoch) and evaluate, each a
+process of its own, in a clone of HEAD. Without the search for near duplicates (``duplicates.py``), whose cost grows
+with the square. Seconds are the journal's; memory is the largest that the processes of a stage had for themselves,
+without the shards that they map, which the system takes back when it needs the space; below the table is what a
+training needed in all, and was expected to. A twentieth is validation, a tenth test. Prints
 Markdown for RESULTS.md and draws benchmarks/many.png. Five minutes on 2 cores for a million, and 8 GB of disk.
 """
 
@@ -32,19 +34,27 @@ from stages.record import measured
 STAGES = ("ingest", "augment", "train", "evaluate")
 BLOCK = 10_000
 LOOK = 0.1  # seconds between two looks at the memory
-PICTURE = Path(__file__).with_name("many.png")
+WORDS = 30_000  # of the generated language, the n-th of which is 1/n as frequent as the first
+PICTURES, TEXTS = "pictures", "texts"
+INGEST = {PICTURES: {"kind": "images", "size": [32, 32], "mode": "grey"}, TEXTS: {"kind": "text"}}
+AUGMENT = {PICTURES: {"shift": 2.0}, TEXTS: {"swap": 0.1}}
+TRAIN = {
+    PICTURES: {"architecture": "lenet5", "learning_rate": 2e-3},
+    TEXTS: {"architecture": "text_cnn", "batch": 128, "sizes": {"embedding": 32, "maps": 32}},
+}
 
 
 def main() -> None:
     """Runs all stages on every size; prints the table and draws it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", nargs="?", choices=INGEST, default=PICTURES)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--draw", type=Path, default=PICTURE, help="where the plot goes")
+    parser.add_argument("--draw", type=Path, help="where the plot goes, instead")
     arguments = parser.parse_args()
     found = {}
     for size in arguments.sizes:
         with tempfile.TemporaryDirectory() as scratch:
-            found[size] = measure(Path(scratch, "convoy"), size)
+            found[size] = measure(Path(scratch, "convoy"), arguments.kind, size)
         print(f"{size:,}: {found[size]}", flush=True)
     print(f"\n| stage | {' | '.join(f'{size:,}: s | us an example | MiB' for size in found)} |")
     print(f"|---|{'---|' * 3 * len(found)}")
@@ -55,32 +65,43 @@ def main() -> None:
         )
         print(f"| {stage} | {' | '.join(cells)} |")
     print(f"| train, examples/s | {' | | '.join(format(one['speed'], ',') + ' |' for one in found.values())}")
-    draw(found, arguments.draw)
+    for size, one in found.items():
+        print(f"{size:,}: the training needed {one['needed']:,} MiB, {one['expected']:,} were expected")
+    draw(found, arguments.draw or Path(__file__).with_name("many.png" if arguments.kind == PICTURES else "texts.png"))
 
 
-def measure(clone: Path, size: int) -> dict:
-    """Returns the seconds and MiB of each stage, and as ``speed`` the examples per second of the training."""
+def measure(clone: Path, kind: str, size: int) -> dict:
+    """Returns the seconds and MiB of each stage, and of the training ``speed``, in examples per second, and memory.
+
+    Of its memory ``needed`` is all that its process had, and ``expected`` what ``plan`` says before, in MiB.
+    """
     subprocess.run(["git", "clone", "--quiet", ".", clone], check=True)
     shares = {"val": 0.05, "test": 0.1}
     entries = {
-        "fetch": {"bars": {"path": "unused"}},
-        "ingest": {"bars": shares | {"kind": "images", "size": [32, 32], "mode": "grey", "near_duplicates": False}},
-        "augment": {"bars": {"copies": 1, "seed": 0, "shift": 2.0}},
-        "train": {"lenet5": {"dataset": "bars", "architecture": "lenet5", "epochs": 1, "learning_rate": 2e-3}},
-        "register": {"bars": {}},
+        "fetch": {kind: {"path": "unused"}},
+        "ingest": {kind: INGEST[kind] | shares | {"near_duplicates": False}},
+        "augment": {kind: AUGMENT[kind] | {"copies": 1, "seed": 0}},
+        "train": {"model": TRAIN[kind] | {"dataset": kind, "epochs": 1}},
+        "register": {kind: {}},
     }
     YAML().dump(entries, clone / "params.yaml")
-    write(clone / "data/raw/bars", size)
+    folder = clone / "data/raw" / kind
+    folder.mkdir(parents=True)
+    {PICTURES: write_pictures, TEXTS: write_texts}[kind](folder, size)
     memory = {}
     for stage in STAGES:
-        name = "lenet5" if stage in ("train", "evaluate") else "bars"
+        if stage == "train":
+            said = subprocess.check_output([sys.executable, "-m", "stages", "cost", "model"], cwd=clone, text=True)
+            expected = json.loads(said.splitlines()[-1])["memory"]
+        name = "model" if stage in ("train", "evaluate") else kind
         command = [sys.executable, "-m", "stages", stage, name]
         memory[stage] = run(command, clone)
     journal = map(json.loads, (clone / "data/journal.jsonl").read_text().splitlines())
-    seconds = {line["stage"].split("@")[0]: line["seconds"] for line in journal}
-    found = {stage: {"seconds": seconds[stage], "memory": memory[stage]} for stage in STAGES}
-    facts = json.loads((clone / "data/train/bars/lenet5/run.json").read_text())
-    return found | {"speed": measured(facts, clone)["examples_per_second"]}
+    lines = {line["stage"].split("@")[0]: line for line in journal}
+    found = {stage: {"seconds": lines[stage]["seconds"], "memory": memory[stage]} for stage in STAGES}
+    facts = json.loads((clone / "data/train" / kind / "model/run.json").read_text())
+    needed = {"needed": lines["train"]["memory"], "expected": round(expected / 2**20)}
+    return found | needed | {"speed": measured(facts, clone)["examples_per_second"]}
 
 
 def run(command: list[str], clone: Path) -> int:
@@ -100,9 +121,8 @@ def run(command: list[str], clone: Path) -> int:
     return round(largest / 2**20)
 
 
-def write(folder: Path, size: int) -> None:
+def write_pictures(folder: Path, size: int) -> None:
     """Writes pictures and labels as IDX files, a block at a time."""
-    folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[-15.5:16.5, -15.5:16.5].astype(np.float32)
     with (
@@ -122,6 +142,21 @@ def write(folder: Path, size: int) -> None:
             pictures[distance < 1.5] += 150
             images.write(pictures.tobytes())
             labels.write(digits.astype(np.uint8).tobytes())
+
+
+def write_texts(folder: Path, size: int) -> None:
+    """Writes sentences and their classes as CSV."""
+    rng = np.random.default_rng(0)
+    words = np.array([f"{number:x}".translate(str.maketrans("0123456789", "ghijklmnop")) for number in range(WORDS)])
+    frequency = 1 / np.arange(1, WORDS + 1)
+    with (folder / "sentences.csv").open("w") as file:
+        file.write("text,label\n")
+        for start in range(0, size, BLOCK):
+            lengths = rng.integers(10, 41, min(BLOCK, size - start))
+            drawn = np.split(rng.choice(words, lengths.sum(), p=frequency / frequency.sum()), np.cumsum(lengths)[:-1])
+            for sentence, label in zip(drawn, rng.integers(0, 10, len(lengths)), strict=True):
+                sentence[rng.integers(len(sentence))] = f"class{'abcdefghij'[label]}"
+                file.write(f"{' '.join(sentence)},{label}\n")
 
 
 def draw(found: dict[int, dict], path: Path) -> None:

@@ -138,7 +138,7 @@ class Predictor:
         if column not in examples.names:
             yield from (order[start : start + size] for start in range(0, len(order), size))
             return
-        lengths = np.array([len(text) for text in examples.column(column)])  # signs; tokens are no more
+        lengths = examples.text_bytes(column)  # signs and tokens are no more
         for rows in by_length(lengths, order, size, pool=len(order)):
             fit = max(1, SIGNS // max(1, min(lengths[rows[-1]], self.takes["length"])))
             yield from (rows[start : start + fit] for start in range(0, len(rows), fit))

@@ -37,6 +37,7 @@ INDEX = "index.json"
 SHARD_BYTES = 64 * 2**20  # large enough for DVC (one object each), small enough to be one writer's buffer
 SEAL = "sha256"
 FEW = 8  # rows that a run of neighbours must have on average to be copied as a run
+TEXTS = 10_000  # that are in memory at once where all are read
 
 
 class ShardWriter:
@@ -250,9 +251,20 @@ class Shards(Sequence):
 
     def column(self, name: str) -> np.ndarray:
         """Returns one array whole, shape (examples, ...): for labels and other small ones."""
-        if not self._shards:
-            raise InputRefusedError(f"{self.folder} has no examples.")
+        self._some()
         return np.concatenate([self._rows(number, name, slice(None)) for number in range(len(self._shards))])
+
+    def texts(self, name: str) -> Iterator[str]:
+        """Yields the texts of one array in order, of which few are in memory at once."""
+        self._some()
+        for number, shard in enumerate(self._index["shards"]):
+            for start in range(0, shard["rows"], TEXTS):
+                yield from self._rows(number, name, slice(start, start + TEXTS))
+
+    def text_bytes(self, name: str) -> np.ndarray:
+        """Returns how many bytes each text of one array has, int64 of shape (examples,), without reading them."""
+        self._some()
+        return np.concatenate([np.diff(shard[f"{name} ends"], prepend=0) for shard in self._shards])
 
     def contents(self) -> list[bytes]:
         """Returns the SHA-256 of what each example shows, 32 bytes each."""
@@ -269,6 +281,10 @@ class Shards(Sequence):
         dataset = self.folder.parent.name
         manifest = pd.read_parquet(self.folder.parents[2] / "ingest" / dataset / "manifest.parquet")
         return manifest.set_index("sha256", drop=False).loc[[c.hex() for c in self.contents()]].reset_index(drop=True)
+
+    def _some(self) -> None:
+        if not self._shards:
+            raise InputRefusedError(f"{self.folder} has no examples.")
 
     def _rows(self, number: int, name: str, rows: slice | np.ndarray) -> np.ndarray:
         shard = self._shards[number]

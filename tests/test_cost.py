@@ -19,7 +19,9 @@ from stages.augment.augment import augment
 from stages.entries import prepare
 from stages.errors import ConfigurationError, ServiceError
 from stages.ingest.ingest import ingest
-from stages.train import cost
+from stages.shards import Shards, write_shards
+from stages.tokens import Vocabulary
+from stages.train import cost, resident
 from stages.train.train import planned, train
 
 GIB = 2**30
@@ -274,6 +276,19 @@ def test_a_text_costs_what_its_length_does(workspace, texts):
     steps = [planned("talk", known | {"length": length})["step"] - 2 * cost.LAYER for length in (40, 12)]
     per_place = [step / (length + 2) for step, length in zip(steps, (40, 12), strict=True)]
     assert per_place[0] == pytest.approx(per_place[1], rel=0.1)
+
+
+@pytest.mark.parametrize(("most", "times"), [(resident.MOST, 2), (100, 1)], ids=["held", "not held"])
+def test_texts_cost_the_memory_of_their_tokens(workspace, monkeypatch, most, times):
+    """Four bytes each, and eight for each text; twice, where TensorFlow holds them too."""
+    texts = np.array([" ".join(["word"] * (1 + number % 9)) for number in range(900)], object)
+    write_shards(workspace / "a", [{"text": texts, "label": np.zeros(len(texts), np.int64)}])
+    takes = {"kind": "text", "text": Vocabulary("words", ["word"]).to_json(), "length": 8, "classes": ["+", "-"]}
+    monkeypatch.setattr(resident, "MOST", most)
+    sizes = {"maps": 10, "embedding": 8, "widths": [3]}
+    entry = {"architecture": "text_cnn", "sizes": sizes, "batch": 32, "optimizer": "adam", "ema": 0, "devices": 1}
+    found = cost.estimate(Shards(workspace / "a"), takes, **entry, precision="float32")
+    assert found.held == times * 100 * (4 * (36 + 8) + 9 * 8)  # of 9 words one is cut off
 
 
 @pytest.mark.parametrize(

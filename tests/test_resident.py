@@ -92,7 +92,6 @@ def test_only_what_fits_is_held_by_tensorflow_alone_on_one_device(ready, monkeyp
     size = len(shards) * 12 * 12
     assert resident.held(shards, "image", 1) == size
     assert resident.held(shards, "image", 2) == 0
-    assert resident.held(shards, None, 1) == 0
     monkeypatch.setattr(resident, "MOST", size - 1)
     assert resident.held(shards, "image", 1) == 0
     monkeypatch.setattr(resident, "MOST", size)

@@ -96,11 +96,14 @@ def test_objects_are_never_unpickled(tmp_path):
         write_shards(tmp_path / "s", [{"x": np.array([{}, []], dtype=object)}])
 
 
-def test_texts_of_any_length_and_script_are_stored(tmp_path):
+def test_texts_of_any_length_and_script_are_stored(tmp_path, monkeypatch):
     texts = np.array(["", "zwei", "naïve\u0085 \x00", "日本語" * 50, "🙂"] * 9, object)
     write_shards(tmp_path / "s", [{"text": part} for part in np.split(texts, [1, 20])], shard_bytes=700)
     shards = Shards(tmp_path / "s")
     assert shards.column("text").tolist() == texts.tolist()
+    monkeypatch.setattr("stages.shards.TEXTS", 3)
+    assert list(shards.texts("text")) == texts.tolist()
+    assert shards.text_bytes("text").tolist() == [len(text.encode()) for text in texts]
     rows = [44, 0, 3, 3, 21]
     assert shards[rows]["text"].tolist() == texts[rows].tolist()
     assert shards[7]["text"] == texts[7]

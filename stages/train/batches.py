@@ -173,4 +173,4 @@ class Pairs(Batches):
 
 def encoded(shards: Shards, array: str, vocabulary: Vocabulary, length: int | None) -> Ragged:
     """Returns the tokens of all texts of a split, in memory: four bytes each."""
-    return vocabulary.encode(shards.column(array), length)
+    return vocabulary.encode(shards.texts(array), length)

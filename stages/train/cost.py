@@ -35,6 +35,7 @@ LARGEST = 3  # tensors of the size of the largest that a step holds beside what 
 COPIES = 3  # of the weights that writing them takes: their bytes, the archive, the archive with other times
 SLACK = 1.25  # how far the estimate may be off
 SAMPLE = 1000  # texts whose lengths are looked at
+TOKEN, ROW = 4, 8  # bytes of each token and of each text, see ``tokens.Ragged``
 PARTS = (2, 4, 8, 16, 32, 64, 128)  # by what an advice divides batch and width
 
 # Operations whose inputs, or outputs, a gradient is computed from; of others the gradient needs neither.
@@ -170,7 +171,7 @@ def estimate(
         step=max(step, written),
         devices=devices,
         data=data.row_bytes * len(data),
-        held=resident.held(data, takes.get("array"), devices),
+        held=resident.held(data, takes["array"], devices) if "array" in takes else _tokens(data, takes, devices),
     )
 
 
@@ -360,19 +361,27 @@ def _shapes(data: Shards, takes: dict[str, Any], model: keras.Model) -> tuple[li
     """Returns the shapes of the inputs of one example: of average length, and of the longest."""
     if "array" in takes:
         return [data.shape(takes["array"])], [data.shape(takes["array"])]
-    columns = ("source", "target") if takes["kind"] == "translation" else ("text",)
     usual, longest = [], []
-    for column, one in zip(columns, model.inputs, strict=True):
-        texts = data.column(column)
-        sizes = np.array([len(text) for text in texts])
-        some = spread(len(texts), SAMPLE)
-        rows = np.concatenate([some, np.argsort(sizes)[-SAMPLE // 10 :]])
-        lengths = Vocabulary.from_json(takes[column]).encode(texts[rows], takes["length"]).lengths
-        lengths = -(-(lengths + (column == "target")) // MULTIPLE) * MULTIPLE  # BEGIN is before a target
-        fixed = one.shape[1]
-        usual.append((fixed or round(lengths[: len(some)].mean()),))
-        longest.append((fixed or int(lengths.max()),))
+    for (column, some, longer), one in zip(_lengths(data, takes), model.inputs, strict=True):
+        padded = [-(-(lengths + (column == "target")) // MULTIPLE) * MULTIPLE for lengths in (some, longer)]
+        fixed = one.shape[1]  # BEGIN is before a target
+        usual.append((fixed or round(padded[0].mean()),))
+        longest.append((fixed or int(max(map(np.max, padded))),))
     return usual, longest
+
+
+def _lengths(data: Shards, takes: dict[str, Any]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Yields of each column of texts its name and how many tokens some texts have, and the longest."""
+    for column in ("source", "target") if takes["kind"] == "translation" else ("text",):
+        known = Vocabulary.from_json(takes[column])
+        chosen = spread(len(data), SAMPLE), np.argsort(data.text_bytes(column))[-SAMPLE // 10 :]
+        yield column, *(known.encode(data.take(column, rows), takes["length"]).lengths for rows in chosen)
+
+
+def _tokens(data: Shards, takes: dict[str, Any], devices: int) -> int:
+    """Returns the bytes of all texts as tokens, twice where TensorFlow holds them too."""
+    size = sum(round(len(data) * (TOKEN * some.mean() + ROW)) for _, some, _ in _lengths(data, takes))
+    return size * (2 if resident.fits(size, devices) else 1)
 
 
 def _symbols(model: keras.Model, shapes: list[tuple[int, ...]]) -> list[keras.KerasTensor]:

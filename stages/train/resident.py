@@ -21,12 +21,15 @@ AHEAD = 4  # batches
 MOST = 2**29  # bytes that are held of the training split
 
 
-def held(split: Shards, array: str | None, devices: int) -> int:
+def held(split: Shards, array: str, devices: int) -> int:
     """Returns the bytes that a training holds of a split: of its pictures or volumes, if those are not too many."""
-    if array is None or devices > 1 or keras.backend.backend() != "tensorflow":
-        return 0
     size = len(split) * int(np.prod(split.shape(array)))
-    return size if size <= MOST else 0
+    return size if fits(size, devices) else 0
+
+
+def fits(size: int, devices: int) -> bool:
+    """Returns whether a training holds examples of so many bytes."""
+    return size <= MOST and devices == 1 and keras.backend.backend() == "tensorflow"
 
 
 class Held:
@@ -98,10 +101,10 @@ def _ready(data: Any, batches: int) -> Any:
 
 def holds(batches: Batches, split: Shards, array: str | None, devices: int) -> bool:
     """Returns whether a training holds its examples: those of ``held``, or texts whose tokens are not too many."""
-    if array is not None or devices > 1 or keras.backend.backend() != "tensorflow":
+    if array is not None:
         return held(split, array, devices) > 0
     texts = (batches.source, batches.target) if isinstance(batches, Pairs) else (batches.tokens,)
-    return sum(text.flat.nbytes for text in texts) <= MOST
+    return fits(sum(text.flat.nbytes for text in texts), devices)
 
 
 def _labelled(batches: Labelled, examples: np.ndarray | None) -> Callable[[Any], tuple]:

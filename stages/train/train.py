@@ -327,7 +327,7 @@ def inputs(
         column: Vocabulary.chosen(stored, tokens, vocabulary, min_count, case, where)
         for column, stored in columns.items()
     }
-    lengths = np.concatenate([known.encode(data.column(column)).lengths for column, known in chosen.items()])
+    lengths = np.concatenate([known.encode(data.texts(column)).lengths for column, known in chosen.items()])
     length = length or min(int(lengths.max()), LONGEST)
     if cut := int((lengths > length).sum()):
         print(f"length = {length} {tokens}: {cut:,} of {len(lengths):,} training texts are longer and are cut off")
