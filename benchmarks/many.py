@@ -1,13 +1,13 @@
 """Whether cost grows with the examples alone: ``python benchmarks/many.py [texts] [--sizes 10000 100000 1000000]``.
 
 Pictures of 32x32 are generated - a bright bar at one of ten angles before a grey pattern -, written as IDX files, or
-sentences of 10 to 40 words, one of which tells the class, as CSV. They
-go through ingest, augment (one changed copy each), train (LeNet-5 or a small text_cnn, one epoch) and evaluate, each a
-process of its own, in a clone of HEAD. Without the search for near duplicates (``duplicates.py``), whose cost grows
-with the square. Seconds are the journal's; memory is the largest that the processes of a stage had for themselves,
-without the shards that they map, which the system takes back when it needs the space; below the table is what a
-training needed in all, and was expected to. A twentieth is validation, a tenth test. Prints
-Markdown for RESULTS.md and draws benchmarks/many.png. Five minutes on 2 cores for a million, and 8 GB of disk.
+sentences of 10 to 40 words, one of which tells the class, as CSV. They go through ingest, augment (one changed copy
+each), train (LeNet-5 or a small text_cnn, one epoch) and evaluate, each a process of its own, in a clone of HEAD.
+Without the search for near duplicates (``duplicates.py``), whose cost grows with the square. Seconds are the journal's;
+memory is the largest that the processes of a stage had for themselves, without the shards that they map, which the
+system takes back when it needs the space; below the table is what a training needed in all, and was expected to. A
+twentieth is validation, a tenth test. Prints Markdown for RESULTS.md and draws benchmarks/many.png or texts.png. Five
+minutes on 2 cores for a million pictures, and 8 GB of disk.
 """
 
 import argparse

@@ -363,8 +363,9 @@ def _shapes(data: Shards, takes: dict[str, Any], model: keras.Model) -> tuple[li
         return [data.shape(takes["array"])], [data.shape(takes["array"])]
     usual, longest = [], []
     for (column, some, longer), one in zip(_lengths(data, takes), model.inputs, strict=True):
+        # BEGIN is before a target.
         padded = [-(-(lengths + (column == "target")) // MULTIPLE) * MULTIPLE for lengths in (some, longer)]
-        fixed = one.shape[1]  # BEGIN is before a target
+        fixed = one.shape[1]
         usual.append((fixed or round(padded[0].mean()),))
         longest.append((fixed or int(max(map(np.max, padded))),))
     return usual, longest
