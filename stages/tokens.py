@@ -33,6 +33,7 @@ MASK = "\N{REPLACEMENT CHARACTER}"  # what stands for a masked word in an augmen
 # \w has no combining marks, which stand within the words of many scripts (category M; above 0x1F000 are no letters).
 MARKS = "".join(mark for mark in map(chr, range(0x300, 0x1F000)) if unicodedata.category(mark)[0] == "M")
 WORD = re.compile(rf"(?<=[\w{MARKS}])['’][\w{MARKS}]+|[\w{MARKS}]+|[^\w\s{MARKS}]")
+ASCII_WORD = re.compile(r"(?<=\w)'\w+|\w+|[^\w\s]")  # finds the same in a text without other signs, ten times as fast
 MOST = 100_000  # words or characters that are stored; the rarer ones are left out
 SENTENCES = 1_000_000  # of which subwords are learned at most, the first ones; bounds time and memory
 MULTIPLE = 4  # lengths of batches are multiples of it, so that few differ
@@ -164,6 +165,9 @@ class Vocabulary:
 
 def split(text: str, unit: Literal["words", "characters"], case: bool = False) -> list[str]:
     """Returns the words or characters of a text in Unicode form NFKC, without case unless it is kept."""
+    if text.isascii():  # as most are; each step below gives the same
+        text = text if case else text.lower()
+        return ASCII_WORD.findall(text) if unit == "words" else list(text)
     text = unicodedata.normalize("NFKC", text)
     pieces = WORD.findall(text) if unit == "words" else list(text)
     # Not the text: folding may take a sign apart, so that other pieces would be found than were counted with case.

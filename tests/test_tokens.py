@@ -101,6 +101,17 @@ def test_what_was_counted_is_known_whatever_its_script(unit):
     assert len(known.encode(["ß"])[0]) == 1
 
 
+@pytest.mark.parametrize("signs", ["aB1_' .-\n\x1c", "".join(map(chr, range(128)))], ids=["words", "all"])
+def test_words_of_ascii_are_those_that_are_found_beside_other_signs(signs):
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        text = "".join(rng.choice(list(signs), rng.integers(0, 14)))
+        for unit, case in (("words", False), ("words", True), ("characters", False), ("characters", True)):
+            *found, last = tokens.split(f"{text} \N{SNOWMAN}", unit, case)
+            assert tokens.split(text, unit, case) == (found if unit == "words" else found[:-1])
+            assert last == "\N{SNOWMAN}"
+
+
 def test_rows_are_filled_up_to_a_multiple_or_the_length():
     rows = Ragged.of([[5, 6, 7, 8, 9], [5]], None)
     padded = tokens.pad(list(rows))
