@@ -38,6 +38,8 @@ SAMPLE = 1000  # texts whose lengths are looked at
 TOKEN, ROW = 4, 8  # bytes of each token and of each text, see ``tokens.Ragged``
 PARTS = (2, 4, 8, 16, 32, 64, 128)  # by what an advice divides batch and width
 
+Lengths = dict[str, tuple[np.ndarray, np.ndarray]]  # see ``_lengths``
+
 # Operations whose inputs, or outputs, a gradient is computed from; of others the gradient needs neither.
 FROM_INPUTS = (
     "Conv", "DepthwiseConv", "SeparableConv", "Dense", "EinsumDense", "Matmul", "Einsum", "Multiply", "Divide",
@@ -153,7 +155,7 @@ def estimate(
     Raises:
         ConfigurationError: the architecture refuses the data or its sizes.
     """
-    with _weightless(data, takes, architecture, sizes, batch, devices, precision) as (model, usual, longest):
+    with _weightless(data, takes, architecture, sizes, batch, devices, precision) as (model, usual, longest, texts):
         found = count(model, longest)
         products = sum(count(model, usual).products.values())
     parameters, frozen = (
@@ -171,7 +173,7 @@ def estimate(
         step=max(step, written),
         devices=devices,
         data=data.row_bytes * len(data),
-        held=resident.held(data, takes["array"], devices) if "array" in takes else _tokens(data, takes, devices),
+        held=_tokens(len(data), texts, devices) if texts else resident.held(data, takes["array"], devices),
     )
 
 
@@ -192,7 +194,7 @@ def kernel_layers(
             found.append((operation, given[0].shape))
 
     decides = {key: settings[key] for key in ("architecture", "sizes", "batch", "devices", "precision")}
-    with _weightless(data, takes, **decides) as (model, *both):
+    with _weightless(data, takes, **decides) as (model, *both, _):
         for shapes in both:
             _follow(model, _symbols(model, shapes), visit)
     return found
@@ -202,17 +204,18 @@ def kernel_layers(
 def _weightless(
     data: Shards, takes: dict[str, Any], architecture: str, sizes: dict[str, Any], batch: int, devices: int,
     precision: str,
-) -> Iterator[tuple[keras.Model, list[tuple[int, ...]], list[tuple[int, ...]]]]:  # fmt: skip
-    """Gives an untrained network whose weights have no values, and the shapes of its inputs: usual ones, the largest.
+) -> Iterator[tuple[keras.Model, list[tuple[int, ...]], list[tuple[int, ...]], Lengths]]:  # fmt: skip
+    """Gives an untrained network whose weights have no values, the shapes of its inputs: usual ones, the largest.
 
-    They are of the part of a batch that one device has.
+    They are of the part of a batch that one device has. Gives also the ``_lengths`` of the texts.
     """
+    texts = _lengths(data, takes)
     keras.utils.clear_session(free_memory=False)
     with compute.computing_in(compute.precision(precision)), keras.StatelessScope(initialize_variables=False):
         model = loop.build(architecture, data, takes, sizes)
         share = max(1, -(-min(batch, len(data)) // devices))
-        usual, longest = ([(share, *shape) for shape in shapes] for shapes in _shapes(data, takes, model))
-        yield model, usual, longest
+        usual, longest = ([(share, *shape) for shape in shapes] for shapes in _shapes(data, takes, model, texts))
+        yield model, usual, longest, texts
     keras.utils.clear_session(free_memory=False)  # which would else give the weights values, at its next chance
 
 
@@ -357,32 +360,35 @@ def _gpus() -> list[tuple[int, int]]:
     return [(int(free) * MIB, int(total) * MIB) for free, total in rows]
 
 
-def _shapes(data: Shards, takes: dict[str, Any], model: keras.Model) -> tuple[list[tuple], list[tuple]]:
+def _shapes(data: Shards, takes: dict[str, Any], model: keras.Model, texts: Lengths) -> tuple[list[tuple], list[tuple]]:
     """Returns the shapes of the inputs of one example: of average length, and of the longest."""
-    if "array" in takes:
+    if not texts:
         return [data.shape(takes["array"])], [data.shape(takes["array"])]
     usual, longest = [], []
-    for (column, some, longer), one in zip(_lengths(data, takes), model.inputs, strict=True):
+    for (column, both), one in zip(texts.items(), model.inputs, strict=True):
         # BEGIN is before a target.
-        padded = [-(-(lengths + (column == "target")) // MULTIPLE) * MULTIPLE for lengths in (some, longer)]
+        some, longer = (-(-(lengths + (column == "target")) // MULTIPLE) * MULTIPLE for lengths in both)
         fixed = one.shape[1]
-        usual.append((fixed or round(padded[0].mean()),))
-        longest.append((fixed or int(max(map(np.max, padded))),))
+        usual.append((fixed or round(some.mean()),))
+        longest.append((fixed or int(max(some.max(), longer.max())),))
     return usual, longest
 
 
-def _lengths(data: Shards, takes: dict[str, Any]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Yields of each column of texts its name and how many tokens some texts have, and the longest."""
-    for column in ("source", "target") if takes["kind"] == "translation" else ("text",):
+def _lengths(data: Shards, takes: dict[str, Any]) -> Lengths:
+    """Returns of each column of texts how many tokens some have, and the longest; nothing for other examples."""
+    found = {}
+    for column in (side for side in ("text", "source", "target") if side in takes):
         known = Vocabulary.from_json(takes[column])
         chosen = spread(len(data), SAMPLE), np.argsort(data.text_bytes(column))[-SAMPLE // 10 :]
-        yield column, *(known.encode(data.take(column, rows), takes["length"]).lengths for rows in chosen)
+        some, longer = (known.encode(data.take(column, rows), takes["length"]).lengths for rows in chosen)
+        found[column] = some, longer
+    return found
 
 
-def _tokens(data: Shards, takes: dict[str, Any], devices: int) -> int:
+def _tokens(examples: int, texts: Lengths, devices: int) -> int:
     """Returns the bytes of all texts as tokens, twice where TensorFlow holds them too."""
-    size = sum(round(len(data) * (TOKEN * some.mean() + ROW)) for _, some, _ in _lengths(data, takes))
-    return size * (2 if resident.fits(size, devices) else 1)
+    flat = round(examples * TOKEN * sum(some.mean() for some, _ in texts.values()))
+    return (flat + examples * ROW * len(texts)) * (2 if resident.fits(flat, devices) else 1)
 
 
 def _symbols(model: keras.Model, shapes: list[tuple[int, ...]]) -> list[keras.KerasTensor]:
