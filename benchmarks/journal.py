@@ -43,8 +43,8 @@ def timed(name, function):
 
 record.Record._say = timed("journal", record.Record._say)
 if sys.argv[1] == "nobody":
-    record.shipper = lambda number, name: subprocess.Popen(["true"])
-ship = timed("start", record.shipper)
+    record.Shipper = lambda number, name: subprocess.Popen(["true"])
+ship = timed("start", record.Shipper)
 
 
 def shipper(number, name):
@@ -53,7 +53,7 @@ def shipper(number, name):
     return process
 
 
-record.shipper, loop.fit = shipper, timed("epochs", loop.fit)
+record.Shipper, loop.fit = shipper, timed("epochs", loop.fit)
 status = __main__.main("train", "lenet5")
 print("measured", json.dumps(spent))
 sys.exit(status)

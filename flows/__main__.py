@@ -120,6 +120,12 @@ def main(words: Sequence[str]) -> int:
     except StageError as error:
         print(f"error: {redacted(str(error))}", file=sys.stderr)
         return error.status
+    except Exception as error:
+        # Only where MLflow was used; it takes seconds to import.
+        if (tracking := sys.modules.get("stages.tracking")) and (said := tracking.explained(error)):
+            print(f"error: {redacted(str(said))}", file=sys.stderr)
+            return said.status
+        raise
     return 0
 
 

@@ -48,15 +48,14 @@ def predict(dataset: str, source: Path, target: Path) -> None:
         target: where to.
 
     Raises:
-        ConfigurationError: there is no champion, or it was stored without what it takes; the target has another ending.
-        IntegrityError: its stored files were changed.
+        ConfigurationError: there is no champion, another tool made it, or it was stored without what it takes; the
+            target has another ending.
+        IntegrityError: its stored files were changed, or are gone.
         InputRefusedError: the source has no examples.
     """
     if target.suffix not in (".csv", ".parquet"):
         raise ConfigurationError(f"{target}: the ending has to be .csv or .parquet.")
-    champion = tracking.champion(dataset)
-    if champion is None:
-        raise ConfigurationError(f"{tracking.place()} has no champion of {dataset!r}: register one first (make repro).")
+    champion = tracking.needed_champion(dataset)
     kind = champion.tags.get("kind")
     if kind is None:
         raise ConfigurationError(

@@ -19,35 +19,31 @@ def serve(dataset: str, port: int) -> None:
         port: of loopback; POST /invocations, GET /ping.
 
     Raises:
-        ConfigurationError: there is no champion, it was stored before models took raw examples, or another program
-            listens on the port.
-        IntegrityError: its stored files were changed.
+        ConfigurationError: there is no champion, another tool made it, it was stored before models took raw examples,
+            or another program listens on the port.
+        IntegrityError: its stored files were changed, or are gone.
         ServiceError: the server ended by itself.
     """
-    champion = tracking.champion(dataset)
-    if champion is None:
-        raise ConfigurationError(f"{tracking.place()} has no champion of {dataset!r}: register one first (make repro).")
+    champion = tracking.needed_champion(dataset)
     if "parity" not in champion.tags:
         raise ConfigurationError(
             f"version {champion.version} of {dataset} takes no raw examples: it was stored by an older convoy. "
             f"Register it again: dvc repro --force --single-item register@{dataset}"
         )
-    tracking.check(champion)
     server.check_free(port, f"make serve DATASET={dataset} SERVE_PORT=...")
     column = COLUMNS[champion.tags["kind"]]
-    print(f"version {champion.version} of {dataset} ({champion.tags['model']}); Ctrl-C ends it. To ask it:")
     value = "$(base64 < FILE | tr -d '\\n')" if column in FILES else "A sentence."
-    print(
-        f"""  printf '{{"dataframe_records": [{{"{column}": "%s"}}]}}' "{value}" |
+    with suppress(KeyboardInterrupt), tempfile.TemporaryDirectory() as elsewhere, tracking.checked(champion) as model:
+        print(f"version {champion.version} of {dataset} ({champion.tags['model']}); Ctrl-C ends it. To ask it:")
+        print(
+            f"""  printf '{{"dataframe_records": [{{"{column}": "%s"}}]}}' "{value}" |
     curl http://127.0.0.1:{port}/invocations -H 'Content-Type: application/json' -d @-""",
-        flush=True,
-    )
-    with tempfile.TemporaryDirectory() as elsewhere, suppress(KeyboardInterrupt):
+            flush=True,
+        )
         place = ["--host", "127.0.0.1", "--port", str(port)]
         process = server.keep(
-            ["mlflow", "models", "serve", "--env-manager", "local", "-m", champion.source, *place],
+            ["mlflow", "models", "serve", "--env-manager", "local", "-m", str(model), *place],
             f"http://127.0.0.1:{port}/ping",
-            {"MLFLOW_TRACKING_URI": tracking.uri()},
             cwd=elsewhere,  # not the checkout: the code that runs is the stored one
         )
         print("ready", flush=True)

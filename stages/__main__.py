@@ -21,7 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from stages import busy, lock, memory, params, parent
+from stages import busy, lock, memory, params, parent, record, relocation
 from stages.entries import prepare
 from stages.errors import ConfigurationError, InputRefusedError, ServiceError, StageError
 from stages.masking import redacted
@@ -49,7 +49,9 @@ def main(*words: str) -> int:
                 import_module("stages.verify").pull(*words[1:])
             case ["ship"]:
                 count = import_module("stages.tracking").ship()
-                print(f"brought {count} runs to MLflow; nothing waits any more")
+                aside = len([*record.FOLDER.glob("*.aside")])
+                rest = f"{aside} records in {record.FOLDER} are set aside" if aside else "nothing waits any more"
+                print(f"brought {count} runs to MLflow; {rest}")
             case ["ship", number, name]:
                 import_module("stages.tracking").follow(number, name)
             case ["trace" | "rebuild" as command, name]:
@@ -79,8 +81,8 @@ def main(*words: str) -> int:
     except Exception as error:
         # Only where MLflow was used; it takes seconds to import.
         if (tracking := sys.modules.get("stages.tracking")) and (said := tracking.explained(error)):
-            print(f"error: {_one_line(redacted(said))}", file=sys.stderr)
-            return ServiceError.status
+            print(f"error: {_one_line(redacted(str(said)))}", file=sys.stderr)
+            return said.status
         if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             raise
         print(f"error: {error.strerror}: {error.filename or 'the disk'}. Make room and run again.", file=sys.stderr)
@@ -155,6 +157,10 @@ def check() -> None:
     sections = params.load()
     busy.free()
     lock.mend()
+    if relocation.is_used():
+        relocation.follow(Path.cwd())
+        for problem in relocation.missing(Path.cwd()):
+            print(f"warning: {problem}", file=sys.stderr)
     searches = sections.pop("tune")
     for stage, entries in sections.items():
         for name, entry in entries.items():

@@ -25,6 +25,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from rich.filesize import decimal
 
+from stages import relocation
 from stages.errors import ConfigurationError
 from stages.masking import mask_in, masked
 
@@ -52,6 +53,7 @@ def doctor() -> None:
         "clock": clock,
         "disk": disk,
         "permissions": permissions,
+        "registry": registry,
         "servers": servers,
         "GPU": gpu,
     }
@@ -172,6 +174,13 @@ def servers() -> Iterator[str]:
                 f"{masked(address)} ({name}) does not answer: {said}. Work goes on without it; what is recorded waits "
                 "in data/runs."
             )
+
+
+def registry() -> Iterator[str]:
+    """Yields the versions with an alias in the registry of this checkout whose files are gone."""
+    if relocation.is_used():
+        relocation.follow(Path.cwd())
+        yield from relocation.missing(Path.cwd())
 
 
 def gpu() -> Iterator[str]:

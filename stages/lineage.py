@@ -123,12 +123,20 @@ def rollback(dataset: str, to: str, reason: str) -> None:
         dataset: the registered model.
         to: a version.
         reason: for those who come after; it is kept with both versions.
+
+    Raises:
+        ConfigurationError: there is no such version, another tool made it, or it is the champion already.
+        IntegrityError: its files were changed, or are gone.
     """
     target, holder = tracking.find_version(dataset, to), tracking.champion(dataset)
+    if not tracking.is_ours(target):
+        raise ConfigurationError(tracking.foreign(target))
     if not reason.strip():
         raise ConfigurationError("a rollback needs a --reason; it is kept with both versions.")
     if holder is not None and holder.version == target.version:
         raise ConfigurationError(f"version {to} of {dataset} is the champion already.")
+    with tracking.checked(target):  # nothing that could not be served becomes champion
+        pass
     before = "no champion" if holder is None else f"version {holder.version}"
     if holder is not None:
         tracking.describe_version(holder, {"rolled_back": reason})

@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -195,15 +196,37 @@ def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def shipper(number: str, name: str) -> subprocess.Popen[bytes]:
-    """Starts the process that ships what is said to a record of ``train@<model>``, as it is said."""
-    top = str(Path(__file__).parents[1])
-    return subprocess.Popen(
-        [sys.executable, "-m", "stages", "ship", number, name],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([top, *filter(None, [os.environ.get("PYTHONPATH")])])},
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C is for the stage; this one then brings what it had to say
-    )
+class Shipper:
+    """The process that ships what is said to a record of ``train@<model>``, as it is said.
+
+    Its warnings are printed here, and no longer than this process works: a stage whose output somebody reads to the
+    end would else seem to go on for as long as its shipper waits for a server.
+    """
+
+    def __init__(self, number: str, name: str) -> None:
+        top = str(Path(__file__).parents[1])
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "stages", "ship", number, name],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([top, *filter(None, [os.environ.get("PYTHONPATH")])])},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # Ctrl-C is for the stage; this one then brings what it had to say
+        )
+        self._relaying = threading.Thread(target=self._relay, daemon=True)
+        self._relaying.start()
+
+    def wait(self, seconds: float) -> None:
+        """Waits until it is done; raises subprocess.TimeoutExpired if it is not by then, and goes on by itself."""
+        self._process.wait(seconds)
+        self._relaying.join()
+
+    def _relay(self) -> None:
+        for line in self._process.stdout:
+            sys.stderr.write(line)
+            sys.stderr.flush()
 
 
 @contextmanager
@@ -213,7 +236,7 @@ def _written(number: str, opening: dict[str, Any]) -> Iterator[Record]:
     shipping = None
     try:
         with writing(opening["name"]):
-            shipping = shipper(number, opening["name"])
+            shipping = Shipper(number, opening["name"])
             try:
                 yield record
             except BaseException:

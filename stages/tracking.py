@@ -11,29 +11,33 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
+import traceback
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import mlflow
 from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.entities import DatasetInput, InputTag, LoggedModel, Metric, Param, Run, RunTag, ViewType
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import MlflowException, RestException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
+from mlflow.utils.rest_utils import http_request
 from sqlalchemy.exc import SQLAlchemyError
 
-from stages import networks, record
+from stages import networks, record, relocation
 from stages.checksums import sha256
-from stages.errors import ConfigurationError, IntegrityError, ServiceError
+from stages.errors import ConfigurationError, IntegrityError, ServiceError, StageError
 from stages.masking import mask_in, masked, redacted_values
 
 if TYPE_CHECKING:
@@ -51,9 +55,18 @@ LOADED = {"__pycache__", "registered_model_meta"}  # what MLflow and Python add 
 RECORD = "record"  # tag of a run: the id of what it was shipped from; see record.py
 POLL_SECONDS = 0.2  # between two looks at a record that is being written
 RETRY_SECONDS = 15.0  # between two tries of a store that could not be reached
-# Of requests to a server, where the work does not wait for it; MLflow's own defaults are minutes for each.
+# Of requests to a server; MLflow's own defaults are minutes for each.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-REFUSED = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")  # it would be so another time too
+# Lines of MLflow's own: a bar for each file, and addresses with the login that is in them.
+QUIET = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
+TRANSFER_SECONDS = "120"  # until a server answers that has to store a file first
+SILENT_SECONDS = 2.0  # of waiting for a first answer before a line about it
+ANSWER_SECONDS = 30.0  # until the first answer is whole: longer than PATIENCE, which a server may use up byte by byte
+SHIPPER_SECONDS = 300.0  # of waiting for another process that brings the same record
+REFUSED = "INVALID_PARAMETER_VALUE"  # it would be so another time too
+GONE = "RESOURCE_DOES_NOT_EXIST"
+DENIED = {"UNAUTHENTICATED": 401, "CUSTOMER_UNAUTHORIZED": 401, "PERMISSION_DENIED": 403}
+OURS = ("model", "model_sha256")  # tags of every version that register made
 
 
 def uri() -> str:
@@ -160,14 +173,16 @@ def reopened(facts: dict[str, Any]) -> Iterator[str]:
     """Continues the run of a training, given its ``run.json``; yields MLflow's id of it. Its end stays the training's.
 
     What the training said and could not be brought here is brought first; see ``record.reopened`` for one that this
-    store does not know.
+    store does not know. Records of other trainings keep nobody waiting.
 
     Raises:
-        ServiceError: the store cannot be reached.
+        ServiceError: the store cannot be reached, or another process does not get done with the record.
     """
-    with _Shipment(facts["run_id"]).alone(wait=True):  # who ships what evaluate said has done so then
-        pass
-    ship()
+    _bring_record(facts["run_id"])
+    try:
+        ship()
+    except ServiceError as error:
+        print(f"warning: {error}", file=sys.stderr)
     client = _connect()
     tags = {"stage": "train", "model": facts["model"], "dataset": facts["dataset"]}
     run_id = _recorded(client, facts["run_id"], f"train@{facts['model']}", facts["dataset"], tags)
@@ -181,6 +196,29 @@ def reopened(facts: dict[str, Any]) -> Iterator[str]:
             client.set_terminated(run_id, status, end_time=ended)
 
 
+def _bring_record(number: str) -> None:
+    """Brings a record, or waits until the process that follows it has.
+
+    Raises:
+        ServiceError: the store cannot be reached, or that process does not get done.
+    """
+    for seconds in (SILENT_SECONDS, SHIPPER_SECONDS):
+        shipment = _Shipment(number)
+        with shipment.alone(seconds) as alone:
+            if alone:
+                name = shipment.name()
+                if name and _free(record.writing(name)):
+                    if trouble := shipment.go():
+                        raise ServiceError(f"{trouble}. What {name} said waits in {record.path(number)}; run again.")
+                    shipment.leave()
+                return
+        if seconds == SILENT_SECONDS:
+            _warn(f"another process still brings {record.path(number)} to {place()}; waiting for it")
+    raise ServiceError(
+        f"another process has not brought {record.path(number)} to {place()} within {SHIPPER_SECONDS:.0f} s. Run again."
+    )
+
+
 def follow(number: str, name: str) -> None:
     """Ships a record while it is written, and then what else of this checkout waits; see ``record.py``.
 
@@ -190,19 +228,17 @@ def follow(number: str, name: str) -> None:
         number: the record's id.
         name: of the stage that the run is of, e.g. ``train@lenet5``.
     """
-    for variable, value in PATIENCE.items():
-        os.environ.setdefault(variable, value)
     shipment, writing = _Shipment(number), record.writing(name)
-    with suppress(MlflowException, OSError):
+    with suppress(MlflowException, StageError, OSError):
         _connect()  # a second, which is over when there is something to ship
     trouble, again = "", 0.0
-    with shipment.alone(wait=True):
+    with shipment.alone(-1):
         while True:
             ended = _free(writing)  # asked first: all that was said before is then read
             if ended or time.monotonic() >= again:
                 found = shipment.go(watched=not ended)
                 if found and not trouble:
-                    print(f"warning: {found}. What {name} says waits in {record.path(number)}", file=sys.stderr)
+                    _warn(f"{found}. What {name} says waits in {record.path(number)}")
                 trouble, again = found or trouble, time.monotonic() + RETRY_SECONDS if found else 0.0
             if ended:
                 break
@@ -215,48 +251,82 @@ def follow(number: str, name: str) -> None:
 def ship() -> int:
     """Brings to MLflow what stages of this checkout said while it could not be reached; returns of how many runs.
 
-    What is being written is left to the process that follows it.
+    What is being written is left to the process that follows it. A record that cannot be brought stays; those behind it
+    are brought if the store answers.
 
     Raises:
-        ServiceError: it cannot be reached now either.
+        ServiceError: it cannot be reached now either, or not for one of the records.
     """
-    shipped = 0
-    for file in sorted(record.FOLDER.glob("*.jsonl"), key=lambda file: file.stat().st_mtime):
+    shipped, problem = 0, ""
+    for file in sorted(record.FOLDER.glob("*.jsonl"), key=_modified):
         shipment = _Shipment(file.stem)
         with shipment.alone() as alone:
             if not alone or not (name := shipment.name()) or not _free(record.writing(name)):
                 continue
             if trouble := shipment.go():
-                raise ServiceError(f"{trouble}. What {name} said waits in {file}; python -m stages ship brings it.")
-            shipped += 1
-            shipment.leave()
+                problem = problem or f"{trouble}. What {name} said waits in {file}; python -m stages ship brings it."
+                if not _answers():
+                    break
+                continue
+            shipped += shipment.leave()
+    if problem:
+        raise ServiceError(problem)
     return shipped
+
+
+def _modified(file: Path) -> float:
+    """Returns when a record was last written; another process may just have brought and removed it."""
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _answers() -> bool:
+    """Whether the store answers a question that changes nothing."""
+    try:
+        _connect().search_experiments(max_results=1)
+    except (MlflowException, StageError, OSError):
+        return False
+    return True
+
+
+def _warn(text: str) -> None:
+    """Prints a warning, if anybody still listens: the stage that a shipper works for may have ended."""
+    with suppress(OSError):
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 class _Shipment:
     """Brings the lines of one record to MLflow, each at least once; a line that comes twice changes nothing there.
 
-    How far it came lies beside the record: ``<id>.shipped``.
+    How far it came lies beside the record: ``<id>.shipped``. A record with lines that nobody can bring, whatever the
+    store answers, is set aside under the name ``<id>.jsonl.aside``.
     """
+
+    NOTHING: ClassVar[dict[str, Any]] = {"bytes": 0, "run": None, "open": False, "later": False, "at": 0}
 
     def __init__(self, number: str) -> None:
         self._number, self._path = number, record.path(number)
         self._place = self._path.with_suffix(".shipped")
-        self._state: dict[str, Any] = {"bytes": 0, "run": None, "open": False, "later": False, "at": 0}
+        self._state = dict(self.NOTHING)
         self._monitor: SystemMetricsMonitor | None = None
 
     @contextmanager
-    def alone(self, wait: bool = False) -> Iterator[bool]:
-        """Says whether no other process ships this record, for which it can wait; none does until the context ends."""
+    def alone(self, seconds: float = 0.0) -> Iterator[bool]:
+        """Says whether no other process ships this record, after waiting so long; none does until the context ends.
+
+        Args:
+            seconds: -1 waits until it is so.
+        """
         lock = FileLock(record.FOLDER / f"{self._number}.shipping")
         try:
-            lock.acquire(blocking=wait)
+            lock.acquire(timeout=seconds)
         except Timeout:
             yield False
             return
         try:
-            if self._place.exists():
-                self._state = json.loads(self._place.read_text(encoding="utf-8"))
+            self._state = self._noted()
             yield True
         finally:
             if not self._path.exists():
@@ -264,11 +334,16 @@ class _Shipment:
             lock.release()
 
     def name(self) -> str | None:
-        """Returns what the record is of, e.g. ``train@lenet5``, if its first line is whole."""
-        with suppress(FileNotFoundError), self._path.open(encoding="utf-8") as file:
-            first = file.readline()
-            return json.loads(first)["name"] if first.endswith("\n") else None
-        return None
+        """Returns what the record is of, e.g. ``train@lenet5``, once it has a line; sets a damaged one aside."""
+        try:
+            with self._path.open("rb") as file:
+                first = file.readline()
+            return json.loads(first)["name"] if first.endswith(b"\n") else None
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            self._set_aside(error)
+            return None
 
     def go(self, watched: bool = False) -> str:
         """Brings what is new; returns why it could not, or "".
@@ -277,30 +352,68 @@ class _Shipment:
             watched: the work goes on, so its use of the machine is measured.
         """
         try:
-            client = None
-            for line in self._lines():
-                client = client or _connect()
-                self._bring(client, json.loads(line), watched)
-                self._state["bytes"] += len(line)
-                partial = self._place.with_suffix(".partial")
-                partial.write_text(json.dumps(self._state), encoding="utf-8")
-                partial.replace(self._place)
-        except (MlflowException, ConfigurationError, OSError) as error:
+            try:
+                self._go(watched)
+            except MlflowException as error:
+                if error.error_code != GONE or not self._state["bytes"]:
+                    raise
+                self._note(self.NOTHING)  # somebody removed the run for good, or the whole store
+                self._go(watched)
+        except MlflowException as error:
+            if watched or error.error_code not in (GONE, REFUSED):
+                return f"{place()} cannot be used now: {_first_line(error)}"
+            self._set_aside(error)
+        except (StageError, OSError) as error:
             return f"{place()} cannot be used now: {_first_line(error)}"
+        except Exception as error:  # a line that is damaged, or of another version of convoy
+            if watched:
+                return f"{self._path} cannot be brought to {place()}: {type(error).__name__}: {_first_line(error)}"
+            self._set_aside(error)
         return ""
 
-    def leave(self) -> None:
-        """Ends the run of a stage that died, and removes the record if all of it was brought."""
+    def leave(self) -> bool:
+        """Ends the run of a stage that died, and removes the record if all of it was brought; returns that."""
         if self._monitor is not None:
             self._monitor.finish()
-        if self._lines() or not self._path.exists():
-            return
+        if not self._path.exists() or self._lines():
+            return False
         if self._state["open"]:
-            with suppress(MlflowException):
+            with suppress(MlflowException, StageError):
                 client = _connect()
                 client.set_terminated(self._state["run"], "KILLED", self._ended(client))
         for file in (self._path, self._place):
             file.unlink(missing_ok=True)
+        return True
+
+    def _go(self, watched: bool) -> None:
+        client = None
+        for line in self._lines():
+            client = client or _connect()
+            self._bring(client, json.loads(line), watched)
+            self._note(self._state | {"bytes": self._state["bytes"] + len(line)})
+
+    def _noted(self) -> dict[str, Any]:
+        """Returns how far it came, as it was noted."""
+        with suppress(FileNotFoundError, ValueError):
+            found = json.loads(self._place.read_text(encoding="utf-8"))
+            if found["run"] is not None:  # an older convoy noted lines that no run has
+                return found
+        return dict(self.NOTHING)
+
+    def _note(self, state: dict[str, Any]) -> None:
+        self._state = dict(state)
+        partial = self._place.with_suffix(".partial")
+        partial.write_text(json.dumps(self._state), encoding="utf-8")
+        partial.replace(self._place)
+
+    def _set_aside(self, error: Exception) -> None:
+        aside = self._path.with_name(f"{self._path.name}.aside")
+        self._path.replace(aside)
+        self._place.unlink(missing_ok=True)
+        _warn(
+            f"{self._path} cannot be brought to {place()} ({type(error).__name__}: {_first_line(error)}). It is named "
+            f"{aside} now and holds nothing up. To try once more, name it back and run python -m stages ship"
+        )
 
     def _lines(self) -> list[bytes]:
         """Returns the whole lines that were not brought yet."""
@@ -311,12 +424,10 @@ class _Shipment:
             return [line for line in file if line.endswith(b"\n")]
 
     def _bring(self, client: MlflowClient, line: dict[str, Any], watched: bool) -> None:
-        try:
-            getattr(self, f"_bring_{line['what']}")(client, line)
-        except MlflowException as error:
-            if error.error_code not in REFUSED:
-                raise
-            print(f"warning: MLflow refused {line['what']} of a run: {_first_line(error)}", file=sys.stderr)
+        if line["what"] == "open":
+            self._bring_open(client, line)
+        else:
+            _bring_or_warn(line["what"], lambda: getattr(self, f"_bring_{line['what']}")(client, line))
         self._state["at"] = line["at"]
         if watched and self._monitor is None and self._state["open"] and not self._state["later"]:
             self._monitor = SystemMetricsMonitor(self._state["run"], SAMPLE_SECONDS, resume_logging=True)
@@ -325,17 +436,17 @@ class _Shipment:
     def _bring_open(self, client: MlflowClient, line: dict[str, Any]) -> None:
         if self._state["open"] and line.get("anew"):  # whose stage died before it had anything to go on from
             client.set_terminated(self._state["run"], "KILLED", self._state["at"])
-        self._state |= {"open": True, "later": line.get("later", False)}
         if line.get("anew"):
-            _set_aside(client, self._number, _experiment(client, line["dataset"]), line["at"])
-        self._state["run"] = _recorded(client, self._number, line["name"], line["dataset"], line["tags"], line["at"])
-        run_id = self._state["run"]
-        if not self._state["later"]:
+            _rename_former(client, self._number, _experiment(client, line["dataset"]), line["at"])
+        later = line.get("later", False)
+        run_id = _recorded(client, self._number, line["name"], line["dataset"], line["tags"], line["at"])
+        if not later:
             client.update_run(run_id, status="RUNNING")
-            parameters = record.flat(line["parameters"])
-            client.log_batch(run_id, params=[Param(key, str(value)) for key, value in parameters.items()])
+            parameters = [Param(key, str(value)) for key, value in record.flat(line["parameters"]).items()]
+            _bring_or_warn("parameters", lambda: client.log_batch(run_id, params=parameters))
             if line["patch"]:
-                client.log_text(run_id, line["patch"], PATCH)
+                _bring_or_warn("the patch", lambda: client.log_text(run_id, line["patch"], PATCH))
+        self._state |= {"run": run_id, "open": True, "later": later}  # last: all of it was brought, or none counts
 
     def _bring_metrics(self, client: MlflowClient, line: dict[str, Any]) -> None:
         found = [Metric(key, value, line["at"], line["step"] or 0) for key, value in line["numbers"].items()]
@@ -363,7 +474,8 @@ class _Shipment:
 
     def _bring_files(self, client: MlflowClient, line: dict[str, Any]) -> None:
         if Path(line["folder"]).is_dir():  # a later run of the stage may be writing them anew, and says so then
-            client.log_artifacts(self._state["run"], line["folder"], line["place"])
+            with _transferring():
+                client.log_artifacts(self._state["run"], line["folder"], line["place"])
 
     def _bring_close(self, client: MlflowClient, line: dict[str, Any]) -> None:
         self._state["at"] = line["at"]
@@ -376,6 +488,29 @@ class _Shipment:
         return ended or self._state["at"]
 
 
+def _bring_or_warn(what: str, bring: Callable[[], Any]) -> None:
+    """Brings a part of a run; a store that refuses this part, today and later, does not hold up the rest."""
+    try:
+        bring()
+    except MlflowException as error:
+        if error.error_code != REFUSED:
+            raise
+        _warn(f"MLflow refused {what} of a run: {_first_line(error)}")
+
+
+@contextmanager
+def _transferring() -> Iterator[None]:
+    """Gives a server time to store a file before it answers."""
+    before = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT")
+    if before == PATIENCE["MLFLOW_HTTP_REQUEST_TIMEOUT"]:  # no user's own
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = TRANSFER_SECONDS
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = before
+
+
 def end_abandoned() -> None:
     """Ends as KILLED the open runs of processes of this machine that are no more.
 
@@ -384,8 +519,8 @@ def end_abandoned() -> None:
     try:
         ship()
         _end_abandoned(_connect())
-    except (MlflowException, ServiceError) as error:
-        print(f"warning: {_first_line(error)}. Runs of processes that died stay open there", file=sys.stderr)
+    except (MlflowException, StageError) as error:
+        _warn(f"{_first_line(error)}. Runs of processes that died stay open there")
 
 
 def _end_abandoned(client: MlflowClient) -> None:
@@ -410,7 +545,8 @@ def log_file(path: Path) -> None:
 
 def log_files(folder: Path) -> None:
     """Copies the files of ``folder`` to the open run, under the name of the stage that wrote them."""
-    mlflow.log_artifacts(str(folder), folder.parts[1])
+    with _transferring():
+        mlflow.log_artifacts(str(folder), folder.parts[1])
 
 
 def log_model(
@@ -449,75 +585,172 @@ def log_model(
     def save_model(validate_serving_input: bool, **settings: Any) -> None:
         mlflow.pyfunc.save_model(**settings)
 
-    info = Model.log(
-        artifact_path=None,
-        name=name,
-        flavor=SimpleNamespace(__name__="mlflow.pyfunc", save_model=save_model),
-        data_path=str(folder),
-        loader_module=loader,
-        code_paths=[str(code)],
-        validate_serving_input=False,  # register does it, in a fresh process; here it would import Keras
-        signature=ModelSignature(schema(inputs), schema(outputs)),
-        input_example=example,
-        pip_requirements=[f"{library}=={version(library)}" for library in libraries],
-    )
+    with _transferring():
+        info = Model.log(
+            artifact_path=None,
+            name=name,
+            flavor=SimpleNamespace(__name__="mlflow.pyfunc", save_model=save_model),
+            data_path=str(folder),
+            loader_module=loader,
+            code_paths=[str(code)],
+            validate_serving_input=False,  # register does it, in a fresh process; here it would import Keras
+            signature=ModelSignature(schema(inputs), schema(outputs)),
+            input_example=example,
+            pip_requirements=[f"{library}=={version(library)}" for library in libraries],
+        )
     return info.model_uri
 
 
-def explained(error: Exception) -> str | None:
-    """Returns what an error of MLflow means to a user, if it is one of its store, which is away, or locked."""
-    if not isinstance(error, MlflowException) or error.error_code in REFUSED:
+def explained(error: Exception) -> StageError | None:
+    """Returns what an error that MLflow raised means to a user: its store is away, locked, or no store of MLflow's."""
+    if isinstance(error, MlflowException):
+        return _refusal(error) or ServiceError(
+            f"{place()} cannot be used now: {_first_line(error)}. What was trained is kept; run again when it can."
+        )
+    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    ours, theirs = Path(__file__).parents[1] / "stages", Path(mlflow.__file__).parent
+    if not uri().startswith("http") or not any(file.is_relative_to(theirs) for file in files):
         return None
-    return f"{place()} cannot be used now: {_first_line(error)}. What was trained is kept; run again when it can."
+    if files[-1].is_relative_to(ours):  # a defect in what MLflow calls
+        return None
+    return _stranger(error)
 
 
-def fingerprint(address: str) -> str:
-    """Returns a SHA-256 of the paths and contents of all files of a stored model."""
+def _refusal(error: MlflowException) -> ConfigurationError | None:
+    """Returns what to do where a server asks for a login, or for more rights."""
+    status = DENIED.get(error.error_code)
+    if isinstance(error, RestException) and "error_code" not in error.json:  # MLflow drops the status of such an answer
+        status = _status()
+    if status not in DENIED.values():
+        return None
+    what = {
+        401: "asks for a login (401). Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+        "MLFLOW_TRACKING_TOKEN",
+        403: "does not let this user do that (403). Ask whoever keeps the server for the right to write there",
+    }[status]
+    return ConfigurationError(f"{place()} {what}. It said: {_first_line(error)}")
+
+
+def _status() -> int | None:
+    """Returns the HTTP status with which the server answers a question; None: it does not answer."""
+    creds = MlflowClient()._tracking_client.store.get_host_creds()
+    try:
+        return http_request(creds, "/api/2.0/mlflow/experiments/get", "GET", params={"experiment_id": "0"}).status_code
+    except MlflowException:
+        return None
+
+
+def _stranger(error: Exception | str) -> ServiceError:
+    said = error if isinstance(error, str) else f"{type(error).__name__}: {_first_line(error)}"
+    return ServiceError(
+        f"{place()} does not answer as MLflow does ({said}). Is MLFLOW_TRACKING_URI its address, and not that of a "
+        "login page or a proxy? What was trained is kept; run again."
+    )
+
+
+@contextmanager
+def fetched(address: str) -> Iterator[Path]:
+    """Yields a copy of the files of a stored model in a folder that only this user can read; it goes with the context.
+
+    What is checked has to be what is loaded, so both have to look at files that nobody else writes.
+
+    Raises:
+        IntegrityError: the store does not have them any more.
+    """
     _connect()
-    folder = Path(mlflow.artifacts.download_artifacts(address))
+    with tempfile.TemporaryDirectory(prefix="convoy-") as scratch:
+        try:
+            with _transferring():
+                folder = Path(mlflow.artifacts.download_artifacts(address, dst_path=scratch))
+            empty = not any(folder.iterdir())
+        except (MlflowException, OSError) as error:
+            if not _are_gone(error):
+                raise
+            empty = True
+        if empty:
+            raise IntegrityError(f"the files of {address} are gone from {place()}")
+        yield folder
+
+
+def _are_gone(error: Exception) -> bool:
+    """Whether this is how a store says that it does not have some files: a server, a folder, or its database."""
+    if isinstance(error, MlflowException):
+        return error.error_code == GONE or "No such artifact" in str(error)
+    response = getattr(error, "response", None)
+    return isinstance(error, FileNotFoundError) or (response is not None and response.status_code == 404)
+
+
+def fingerprint(folder: Path) -> str:
+    """Returns a SHA-256 of the paths and contents of all files of a stored model, as ``fetched`` yields them."""
     files = {file.relative_to(folder): file for file in folder.rglob("*") if file.is_file()}
     lines = [f"{sha256(files[path])}  {path.as_posix()}" for path in sorted(files) if not LOADED & {*path.parts}]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def check(registered: ModelVersion) -> None:
-    """Looks whether the files of a version are those that were registered; older versions do not tell.
+@contextmanager
+def checked(registered: ModelVersion) -> Iterator[Path]:
+    """Yields a private copy of the files of a version, which are those that were registered; older ones do not tell.
 
     Raises:
         IntegrityError: they are not; the message names another version that is whole.
     """
-    if _is_whole(registered):
-        return
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(fetched(registered.source))
+            problem = "" if _is_as_registered(registered, folder) else "are not those that were registered"
+        except IntegrityError:
+            problem = f"are gone from {place()}"
+        if not problem:
+            yield folder
+            return
     name, number = registered.name, registered.version
     others = [one for one in _connect().search_model_versions(f"name = '{name}'") if STORED in one.tags]
     others.sort(key=lambda one: int(one.version), reverse=True)
-    whole = next((one for one in others if str(one.version) != str(number) and _is_whole(one)), None)
+    whole = next((one for one in others if str(one.version) != str(number) and is_whole(one)), None)
     raise IntegrityError(
-        f"the files of {name} version {number}, {registered.source}, are not those that were registered; they are not "
-        "loaded. "
+        f"the files of {name} version {number}, {registered.source}, {problem}; they are not loaded. "
         + (
             f"Version {whole.version} is whole: python -m stages rollback {name} --to {whole.version} --reason ..."
             if whole
-            else f"No other version is whole; python -m stages rebuild {name}@{number} trains it once more."
+            else f"No other version is whole; python -m stages rebuild {name}@{number} trains it once more, and "
+            f"dvc repro --force --single-item register@{name} stores the best of today's models."
         )
     )
+
+
+def is_whole(registered: ModelVersion) -> bool:
+    """Whether the store has the files of a version as they were registered; of older ones, whether it has any."""
+    try:
+        with fetched(registered.source) as folder:
+            return _is_as_registered(registered, folder)
+    except IntegrityError:
+        return False
+
+
+def _is_as_registered(registered: ModelVersion, folder: Path) -> bool:
+    known = registered.tags.get(STORED)
+    return known is None or fingerprint(folder) == known
+
+
+def is_ours(registered: ModelVersion) -> bool:
+    """Whether ``register`` made a version; an alias can be given to those of other tools too."""
+    return all(tag in registered.tags for tag in OURS)
 
 
 def load_model(registered: ModelVersion) -> tuple["keras.Model", dict[str, Any] | None]:
     """Loads the network of a version, and what it takes; None: it was stored before that went with it.
 
     Raises:
-        IntegrityError: as of ``check``.
+        IntegrityError: as of ``checked``.
         InputRefusedError: as of ``networks.check``.
     """
-    check(registered)
-    folder = Path(mlflow.artifacts.download_artifacts(registered.source))  # where the store is local, the very folder
-    [network] = folder.rglob("model.keras")
-    takes = next(folder.rglob(TAKES), None)
-    return (
-        networks.load(network),
-        None if takes is None else json.loads(takes.read_text(encoding="utf-8")),
-    )
+    with checked(registered) as folder:
+        [network] = folder.rglob("model.keras")
+        takes = next(folder.rglob(TAKES), None)
+        return (
+            networks.load(network),
+            None if takes is None else json.loads(takes.read_text(encoding="utf-8")),
+        )
 
 
 def version_with(dataset: str, tag: str, value: str) -> ModelVersion | None:
@@ -551,14 +784,44 @@ def describe(dataset: str, about: str, registered: ModelVersion, text: str) -> N
     client.update_model_version(registered.name, registered.version, text)
 
 
+def needed_champion(dataset: str) -> ModelVersion:
+    """Returns the champion of ``dataset``, which ``register`` made.
+
+    Raises:
+        ConfigurationError: there is none, or another tool made it.
+    """
+    found = champion(dataset)
+    if found is None:
+        raise ConfigurationError(f"{place()} has no champion of {dataset!r}: register one first (make repro).")
+    if not is_ours(found):
+        raise ConfigurationError(foreign(found))
+    return found
+
+
+def foreign(registered: ModelVersion) -> str:
+    """Returns why a version of another tool cannot be used, and the way out."""
+    name = registered.name
+    ours = [one for one in _connect().search_model_versions(f"name = '{name}'") if is_ours(one)]
+    newest = max(ours, key=lambda one: int(one.version), default=None)
+    return (
+        f"version {registered.version} of {name} was not registered by convoy, so it is not known what it takes. "
+        + (
+            f"To make version {newest.version} ({newest.tags['model']}) the champion: python -m stages rollback {name} "
+            f"--to {newest.version} --reason ..."
+            if newest
+            else f"No version of {name} was: take the alias off, and register one (make repro)."
+        )
+    )
+
+
 def champion(dataset: str) -> ModelVersion | None:
     """Returns the version of ``dataset`` that has the alias ``champion``."""
     try:
         return _connect().get_model_version_by_alias(dataset, CHAMPION)
     except MlflowException as error:
         # The second is what an alias that nobody has is answered with; anything else is no "there is none".
-        missing = error.error_code == "INVALID_PARAMETER_VALUE" and "alias" in str(error)
-        if missing or error.error_code == "RESOURCE_DOES_NOT_EXIST":
+        missing = error.error_code == REFUSED and "alias" in str(error)
+        if missing or error.error_code == GONE:
             return None
         raise
 
@@ -584,10 +847,13 @@ def find_version(dataset: str, which: str) -> ModelVersion:
 
 
 def text_of(registered: ModelVersion, name: str) -> str | None:
-    """Returns a text file that lies beside the model of a version, or None."""
-    _connect()
-    folder = Path(mlflow.artifacts.download_artifacts(registered.source))
-    return next((file.read_text(encoding="utf-8") for file in folder.rglob(name)), None)
+    """Returns a text file that lies beside the model of a version, or None.
+
+    Raises:
+        IntegrityError: the files of the version are gone.
+    """
+    with fetched(registered.source) as folder:
+        return next((file.read_text(encoding="utf-8") for file in folder.rglob(name)), None)
 
 
 def run_of(registered: ModelVersion) -> dict[str, Any]:
@@ -660,7 +926,7 @@ def _lost_its_run(client: MlflowClient, model: LoggedModel, going: Container[str
     try:
         client.get_run(run)
     except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+        if error.error_code != GONE:
             raise
         return True
     return False
@@ -725,6 +991,8 @@ def promote(registered: ModelVersion) -> None:
 def _connect() -> MlflowClient:
     """Points MLflow at the store, which is created once: half-created databases are why parallel first starts fail."""
     address = uri()
+    for variable, value in (PATIENCE | QUIET).items():
+        os.environ.setdefault(variable, value)
     mlflow.set_tracking_uri(address)
     logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -738,9 +1006,64 @@ def _connect() -> MlflowClient:
                     partial.unlink(missing_ok=True)
                     MlflowClient(f"sqlite:///{partial}").search_experiments()
                     partial.rename(database)
-        return MlflowClient()
+                relocation.follow(Path.cwd())
+        client = MlflowClient()
     except SQLAlchemyError as error:  # of its first look at the database MLflow lets it through
         raise MlflowException(str(error)) from error
+    if address.startswith("http") and address not in _greeted:
+        _greet(client)
+        _greeted.add(address)
+    return client
+
+
+_greeted: set[str] = set()  # addresses of servers that answered this process as MLflow does
+
+
+def _greet(client: MlflowClient) -> None:
+    """Asks a server something before anything is sent to it; prints a line where the answer takes long.
+
+    Raises:
+        ConfigurationError: it asks for a login, or for more rights.
+        ServiceError: it answers, and not as MLflow does.
+        MlflowException: it does not answer.
+    """
+    raised: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            _ask_who(client)
+        except Exception as error:
+            raised.append(error)
+
+    # In a thread, since no limit of a request counts the time of an answer that comes byte by byte.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(SILENT_SECONDS)
+    if asking.is_alive():
+        _warn(f"{place()} has not answered yet; waiting up to {ANSWER_SECONDS:.0f} s")
+        asking.join(ANSWER_SECONDS - SILENT_SECONDS)
+    if asking.is_alive():
+        raise MlflowException(f"no whole answer within {ANSWER_SECONDS:.0f} s")
+    for error in raised:
+        if isinstance(error, MlflowException):
+            if "valid JSON format" in str(error):
+                raise _stranger("its answer is no JSON") from error
+            raise _refusal(error) or error
+        raise error if isinstance(error, StageError) else _stranger(error)
+
+
+def _ask_who(client: MlflowClient) -> None:
+    """Raises ServiceError where a server does not know experiments as MLflow does."""
+    if any(one.experiment_id for one in client.search_experiments(max_results=1)):
+        return
+    try:  # all may be hidden from this user, or removed
+        known = client.get_experiment("0").experiment_id == "0"
+    except MlflowException as error:
+        known = error.error_code in (GONE, "PERMISSION_DENIED")
+        if not known:
+            raise
+    if not known:
+        raise _stranger("it knows no experiments")
 
 
 def _recorded(
@@ -751,6 +1074,8 @@ def _recorded(
     found = _with_record(client, number, experiment)
     if found is None:
         run_id = client.create_run(experiment, at, tags | {RECORD: number}, name).info.run_id
+        if not run_id:  # nothing that is sent to no run would be missed
+            raise _stranger("it began a run without an id")
         if at is None:
             client.set_terminated(run_id)
         return run_id
@@ -759,7 +1084,7 @@ def _recorded(
     return found.info.run_id
 
 
-def _set_aside(client: MlflowClient, number: str, experiment: str, at: int) -> None:
+def _rename_former(client: MlflowClient, number: str, experiment: str, at: int) -> None:
     """Has a run that began before ``at`` no longer count as that of the record: the same was trained once more."""
     found = _with_record(client, number, experiment)
     if found is not None and found.info.start_time != at:
@@ -787,17 +1112,12 @@ def _first_line(error: Exception) -> str:
     return mask_in(first, uri())
 
 
-def _is_whole(registered: ModelVersion) -> bool:
-    known = registered.tags.get(STORED)
-    return known is None or fingerprint(registered.source) == known
-
-
 def _known(client: MlflowClient, run_id: str | None) -> str | None:
     """Returns the id of a run if the store has it, and it was not deleted."""
     try:
         return run_id if run_id and client.get_run(run_id).info.lifecycle_stage == "active" else None
     except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+        if error.error_code != GONE:
             raise
         return None
 
@@ -810,20 +1130,21 @@ def _local() -> str:
 def _experiment(client: MlflowClient, dataset: str) -> str:
     """Returns the id of the experiment of a data set, created on first use."""
     # An absolute place: MLflow's own default depends on the folder in which a process happens to start.
-    folder = (Path.cwd() / "mlartifacts" / dataset).as_uri() if uri() == _local() else None
+    folder = Path.cwd() / relocation.ARTIFACTS / dataset if uri() == _local() else None
     known = client.get_experiment_by_name(dataset)
     if known is None:
         try:
-            return client.create_experiment(dataset, artifact_location=folder, tags=KIND)
+            return client.create_experiment(dataset, artifact_location=folder and folder.as_uri(), tags=KIND)
         except MlflowException as error:  # another process was quicker
             known = client.get_experiment_by_name(dataset)
             if known is None:
                 raise error
     if known.lifecycle_stage == "deleted":
         client.restore_experiment(known.experiment_id)
-    if folder is not None and known.artifact_location != folder:
+    if folder is not None and not relocation.is_same(known.artifact_location, folder):
         raise ConfigurationError(
-            f"this checkout was moved or copied: mlflow.db keeps the files of {dataset!r} in "
-            f"{known.artifact_location}, not in {folder}. Move it back, or rename mlflow.db to begin a new store."
+            f"mlflow.db keeps the files of {dataset!r} in {known.artifact_location}, not in {folder.as_uri()}: another "
+            "tool made this experiment, or mlflow.db is that of another checkout. Rename the experiment, or mlflow.db "
+            "to begin a new store."
         )
     return known.experiment_id

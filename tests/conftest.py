@@ -102,7 +102,7 @@ def workspace(tmp_path, tmp_path_factory, monkeypatch):
     (tmp_path / "data").mkdir()
     # What is recorded is shipped when it is whole, and by this process, as each of another would start MLflow anew.
     empty = tmp_path_factory.getbasetemp() / "empty.db"
-    monkeypatch.setattr(record, "shipper", lambda number, name: SimpleNamespace(wait=lambda seconds: _ship(empty)))
+    monkeypatch.setattr(record, "Shipper", lambda number, name: SimpleNamespace(wait=lambda seconds: _ship(empty)))
     return tmp_path
 
 

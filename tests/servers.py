@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 from contextlib import contextmanager
-from http.server import HTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -30,7 +30,7 @@ def program(name):
 def answering(handler):
     """Runs an HTTP server of such requests in a thread; yields its port."""
     handler.log_message = lambda *_: None
-    server = HTTPServer(("127.0.0.1", 0), handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server.server_port

@@ -3,13 +3,17 @@
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 from conftest import ROOT, run_of, wait_for
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
 from flows.server import free_port
 from stages import record, tracking
@@ -79,7 +83,7 @@ def test_epochs_are_seen_while_the_training_goes_on_and_a_killed_one_ends_as_kil
 
 
 def test_fault_18_what_nobody_shipped_is_shipped_later(workspace, monkeypatch):
-    monkeypatch.setattr(record, "shipper", lambda number, name: subprocess.Popen(["true"]))
+    monkeypatch.setattr(record, "Shipper", lambda number, name: subprocess.Popen(["true"]))
     with record.run("0" * 32, "train@a", "d", {}, {}) as run:
         run.metrics({"loss": 1.0}, 1)
     with record.path(run.id).open("a") as file:
@@ -92,7 +96,7 @@ def test_fault_18_what_nobody_shipped_is_shipped_later(workspace, monkeypatch):
 
 
 def test_fault_18_a_shipper_that_dies_between_two_lines_loses_none_and_doubles_none(workspace, monkeypatch):
-    monkeypatch.setattr(record, "shipper", lambda number, name: subprocess.Popen(["true"]))
+    monkeypatch.setattr(record, "Shipper", lambda number, name: subprocess.Popen(["true"]))
     with record.run("0" * 32, "train@a", "d", {}, {}) as run:
         for epoch in range(1, 4):
             run.metrics({"loss": 1 / epoch}, epoch)
@@ -131,7 +135,7 @@ def test_fault_18_a_server_that_is_down_costs_one_warning_and_no_time_and_no_poi
 def test_fault_20_a_store_that_is_locked_or_damaged_is_named_with_the_cause(workspace, monkeypatch, what):
     with record.run("0" * 32, "train@a", "d", {}, {}):
         pass
-    monkeypatch.setattr(record, "shipper", lambda number, name: subprocess.Popen(["true"]))
+    monkeypatch.setattr(record, "Shipper", lambda number, name: subprocess.Popen(["true"]))
     with record.run("1" * 32, "train@b", "d", {}, {}) as run:  # whose training is not held up
         run.metrics({"loss": 1.0}, 1)
     database = workspace / "mlflow.db"
@@ -157,7 +161,7 @@ def test_fault_20_a_store_that_is_locked_or_damaged_is_named_with_the_cause(work
 
 
 def test_ship_says_what_cannot_be_reached(workspace, monkeypatch):
-    monkeypatch.setattr(record, "shipper", lambda number, name: subprocess.Popen(["true"]))
+    monkeypatch.setattr(record, "Shipper", lambda number, name: subprocess.Popen(["true"]))
     with record.run("0" * 32, "train@a", "d", {}, {}):
         pass
     for variable, value in tracking.PATIENCE.items():
@@ -205,7 +209,7 @@ def test_the_same_training_once_more_is_a_run_of_its_own(workspace):
 def test_a_run_that_died_and_began_anew_ended_as_killed(workspace, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(record.Record, "close", lambda self, status: None)
-        patch.setattr(record, "shipper", lambda number, name: subprocess.Popen(["true"]))
+        patch.setattr(record, "Shipper", lambda number, name: subprocess.Popen(["true"]))
         with record.run("0" * 32, "train@a", "d", {}, {}) as run:
             run.metrics({"loss": 1.0}, 1)
     time.sleep(0.01)
@@ -225,9 +229,130 @@ def test_what_a_training_took_is_known_where_it_ran(workspace):
 def test_a_line_is_whole_json_and_on_the_disk_before_the_work_goes_on(workspace, monkeypatch):
     synced = []
     monkeypatch.setattr(record.os, "fsync", lambda number: synced.append(number))
-    monkeypatch.setattr(record, "shipper", lambda number, name: subprocess.Popen(["true"]))
+    monkeypatch.setattr(record, "Shipper", lambda number, name: subprocess.Popen(["true"]))
     with record.run("0" * 32, "train@a", "d", {"words": "ä"}, {}) as run:
         run.metrics({"loss": float("inf")}, 1)
     lines = [json.loads(line) for line in record.path(run.id).read_text().splitlines()]
     assert [line["what"] for line in lines] == ["open", "metrics", "close"]
     assert len(synced) == 3
+
+
+@pytest.fixture
+def unshipped(workspace, monkeypatch):
+    """A function that records a run which nobody has shipped yet."""
+    monkeypatch.setattr(record, "Shipper", lambda number, name: subprocess.Popen(["true"]))
+
+    def unshipped(digit, name="train@a"):
+        with record.run(digit * 32, name, "d", {"rate": 0.1}, {}) as run:
+            run.metrics({"loss": 1.0}, 1)
+        return record.path(run.id)
+
+    return unshipped
+
+
+def test_fault_43_a_store_that_is_locked_while_a_run_opens_and_free_then_gets_everything(unshipped, monkeypatch):
+    tracking._connect()
+    file, tries = unshipped("0"), []
+    bring = tracking.MlflowClient.update_run
+
+    def locked(self, *words, **more):
+        tries.append(words)
+        if len(tries) == 1:
+            raise MlflowException("(sqlite3.OperationalError) database is locked", error_code=TEMPORARILY_UNAVAILABLE)
+        return bring(self, *words, **more)
+
+    monkeypatch.setattr(tracking.MlflowClient, "update_run", locked)
+    shipment = tracking._Shipment(file.stem)  # as a shipper that tries, and tries once more
+    with shipment.alone():
+        assert "database is locked" in shipment.go()
+        assert shipment.go() == ""
+        assert shipment.leave()
+    [run] = runs()
+    assert (curve(run), run.data.params, run.info.status) == ([1.0], {"rate": "0.1"}, "FINISHED")
+
+
+def test_fault_43_a_record_that_an_older_convoy_noted_as_brought_to_no_run_is_brought(unshipped):
+    file = unshipped("0")
+    state = {"bytes": len(file.read_bytes().splitlines(keepends=True)[0]), "run": None, "open": True, "later": False}
+    file.with_suffix(".shipped").write_text(json.dumps(state | {"at": 0}))
+    assert tracking.ship() == 1
+    assert curve(runs()[0]) == [1.0]
+
+
+@pytest.mark.parametrize("damage", [b'{"what": "nothing we know", "at": 1}\n', b"\xff\x00 no JSON\n", b'{"at": 1}\n'])
+def test_fault_43_a_record_that_nobody_can_bring_is_set_aside_and_named_and_holds_nothing_up(unshipped, damage, capsys):
+    bad, good = unshipped("0", "train@bad"), unshipped("1", "train@good")
+    bad.write_bytes(bad.read_bytes() + damage)
+    os.utime(bad, (1, 1))  # it is the first
+    assert tracking.ship() == 1
+    said = capsys.readouterr().err
+    assert f"{bad} cannot be brought to sqlite:///" in said
+    assert f"is named {bad}.aside now" in said
+    assert not good.exists()
+    assert bad.with_name(f"{bad.name}.aside").exists()
+    assert {run.info.run_name for run in runs()} == {"train@bad", "train@good"}
+    assert tracking.ship() == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_fault_43_a_record_whose_first_line_is_damaged_is_set_aside_too(unshipped, capsys):
+    file = unshipped("0")
+    file.write_bytes(b"\xff\x00\n" + file.read_bytes())
+    assert tracking.ship() == 0
+    assert f"is named {file}.aside now" in capsys.readouterr().err
+
+
+def test_fault_43_one_record_that_is_refused_for_now_keeps_no_other_waiting(unshipped, monkeypatch):
+    first, second = unshipped("0", "train@first"), unshipped("1", "train@second")
+    os.utime(first, (1, 1))
+    create = tracking.MlflowClient.create_run
+
+    def refused(self, experiment, at=None, tags=None, name=None):
+        if name == "train@first":
+            raise MlflowException("no room for it", error_code=TEMPORARILY_UNAVAILABLE)
+        return create(self, experiment, at, tags, name)
+
+    monkeypatch.setattr(tracking.MlflowClient, "create_run", refused)
+    with pytest.raises(ServiceError, match="no room for it.*train@first said waits"):
+        tracking.ship()
+    assert first.exists()
+    assert not second.exists()
+    facts = {"run_id": second.stem, "model": "second", "dataset": "d"}
+    with tracking.reopened(facts):  # as register does
+        pass
+
+
+def test_fault_43_a_run_that_was_removed_for_good_while_it_was_shipped_is_begun_once_more(unshipped):
+    file = unshipped("0")
+    shipment = tracking._Shipment(file.stem)
+    with shipment.alone():
+        assert shipment.go() == ""
+    client = tracking._connect()
+    with sqlite3.connect("mlflow.db") as store:  # as mlflow gc does
+        for table in ("metrics", "latest_metrics", "params", "tags", "runs"):
+            store.execute(f"DELETE FROM {table}")
+    with file.open("a") as lines:
+        lines.write(json.dumps({"what": "metrics", "at": 5, "numbers": {"loss": 0.5}, "step": 2}) + "\n")
+    assert tracking.ship() == 1
+    [run] = client.search_runs([client.get_experiment_by_name("d").experiment_id])
+    assert sorted(curve(run)) == [0.5, 1.0]
+
+
+def test_a_shipper_keeps_no_output_of_its_stage_open(workspace):
+    port = free_port()
+    with socket.socket() as hanging:  # takes connections, and never answers
+        hanging.bind(("127.0.0.1", port))
+        hanging.listen()
+        script = SPEAKS.replace("with record.run", "record.WAIT = 0.1\nwith record.run")
+        began = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", script, "0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"},
+        )  # fmt: skip
+        seconds = time.monotonic() - began
+        others = [one for one in psutil.process_iter(["cmdline"]) if "0" * 32 in (one.info["cmdline"] or [])]
+        assert others  # it goes on by itself
+        for one in others:
+            one.kill()
+    assert done.returncode == 0
+    assert seconds < 15  # a shipper waits longer than that for a server that hangs

@@ -3,9 +3,11 @@ import io
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from importlib.metadata import packages_distributions
+from pathlib import Path
 
 import keras
 import mlflow
@@ -19,9 +21,9 @@ from PIL import Image
 
 from flows.predict import predict
 from flows.serve import serve
-from stages import tracking
+from stages import __main__, tracking
 from stages.augment.augment import augment
-from stages.errors import InputRefusedError, IntegrityError
+from stages.errors import InputRefusedError, IntegrityError, ServiceError
 from stages.evaluate.evaluate import evaluate
 from stages.ingest.ingest import ingest
 from stages.register import card, packaging
@@ -239,7 +241,7 @@ def test_fault_24_a_version_whose_files_were_changed_is_not_loaded(road, monkeyp
     workspace = road("good", epochs=2)
     register("bars")
     holder = tracking.champion("bars")
-    tracking.check(holder)
+    assert tracking.is_whole(holder)
     [file] = (workspace / "mlartifacts/bars/models").rglob(name)
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -251,9 +253,9 @@ def test_fault_24_a_version_whose_files_were_changed_is_not_loaded(road, monkeyp
     with pytest.raises(IntegrityError):
         serve("bars", 1)
     tracking.add_version("bars", holder.source, holder.run_id, {tracking.STORED: "0"})
-    monkeypatch.setattr(tracking, "_is_whole", lambda one: str(one.version) != "1")
+    monkeypatch.setattr(tracking, "is_whole", lambda one: str(one.version) != "1")
     with pytest.raises(IntegrityError, match="Version 2 is whole: python -m stages rollback bars --to 2"):
-        tracking.check(holder)
+        tracking.load_model(holder)
 
 
 def test_only_models_of_params_yaml_take_part(road):
@@ -314,3 +316,58 @@ def test_dependencies_are_what_dvc_recorded(workspace):
         "params.train.a": '{"epochs": 3}',
     }
     assert module.dependencies(packaging.recorded("d", "b"), "train@b") == {}
+
+
+def test_fault_39_a_registered_model_whose_files_are_gone_is_stored_again(road, capsys):
+    workspace = road("good", epochs=2)
+    register("bars")
+    shutil.rmtree(workspace / "mlartifacts")
+    register("bars")
+    assert "the files of version 1 of bars are gone or were changed: good is stored again" in capsys.readouterr().out
+    found = outcome(workspace)
+    assert (found["version"], found["promoted"]) == (2, True)
+    assert "the model of version 1, stored again" in found["reason"]
+    assert tracking.load_model(tracking.champion("bars"))[1]["kind"] == "images"
+
+    tracking.describe_version(tracking.champion("bars"), {"rolled_back": "it is bad"})
+    tracking._connect().delete_registered_model_alias("bars", "champion")
+    shutil.rmtree(workspace / "mlartifacts")
+    register("bars")  # what was taken back stays so
+    assert (outcome(workspace)["version"], outcome(workspace)["promoted"]) == (3, False)
+    assert tracking.champion("bars") is None
+
+
+def test_fault_44_beside_a_champion_of_another_tool_a_model_is_registered_and_not_compared(road):
+    workspace = road("good", epochs=2)
+    client = tracking._connect()
+    client.create_registered_model("bars")
+    client.create_model_version("bars", "s3://bucket/model")
+    client.set_registered_model_alias("bars", "champion", 1)
+    for _ in range(2):  # not only the first time
+        register("bars")
+        found = outcome(workspace)
+        assert (found["version"], found["promoted"]) == (2, False)
+        assert "version 1 of bars was not registered by convoy" in found["reason"]
+        assert "python -m stages rollback bars --to 2" in found["reason"]
+    assert "a model of another tool" in (workspace / "data/register/bars/comparison.html").read_text()
+
+
+def test_fault_45_a_server_that_hangs_while_a_model_is_registered_ends_it_in_a_line(road, monkeypatch, capsys):
+    workspace = road("good", epochs=1)
+    (workspace / "params.yaml").write_text((workspace / "params.yaml").read_text().replace("{}", "{bars: {}}"))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.socket() as hanging:
+        hanging.bind(("127.0.0.1", 0))
+        hanging.listen()
+        address = f"http://somebody:secret-word@127.0.0.1:{hanging.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        for greeted in (False, True):
+            tracking._greeted.update({address} if greeted else ())
+            capsys.readouterr()
+            assert __main__.main("register", "bars") == ServiceError.status
+            said = "".join(capsys.readouterr())
+            assert "error: http://***@127.0.0.1" in said
+            assert "cannot be used now" in said
+            assert "secret-word" not in said
+    assert not list((Path("data/register")).glob("*"))

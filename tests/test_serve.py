@@ -12,6 +12,7 @@ import pandas as pd
 import psutil
 import pytest
 from conftest import NO_ENTRIES, ROOT
+from mlflow.entities.model_registry import ModelVersionTag
 
 from flows.serve import serve
 from flows.server import free_port
@@ -126,7 +127,8 @@ def test_a_posted_sentence_is_answered(workspace, start):
 def test_without_a_champion_or_of_an_older_one_it_is_said(workspace, monkeypatch):
     with pytest.raises(ConfigurationError, match="has no champion of 'digits'"):
         serve("digits", free_port())
-    version = tracking.ModelVersion("digits", "1", 0, tags=[])
+    tags = [ModelVersionTag(name, "x") for name in tracking.OURS]
+    version = tracking.ModelVersion("digits", "1", 0, tags=tags)
     monkeypatch.setattr(tracking, "champion", lambda dataset: version)
     with pytest.raises(ConfigurationError, match="version 1 of digits takes no raw examples"):
         serve("digits", free_port())

@@ -7,7 +7,6 @@ from conftest import ROOT, run_of
 from mlflow.exceptions import MlflowException
 
 from stages import record, tracking
-from stages.errors import ConfigurationError
 
 
 def test_fault_19_eight_processes_that_start_at_once_share_one_fresh_store(workspace):
@@ -113,18 +112,6 @@ def test_neither_does_what_fails_later(trained):
     with tracking.reopened(trained):
         pass
     assert (client.get_run(run_id).info.status, client.get_run(run_id).info.end_time) == ("FINISHED", ended)
-
-
-def test_a_moved_checkout_is_told_so(workspace, monkeypatch, tmp_path_factory):
-    with tracking.run("train@a", "d", {}, {}):
-        pass
-    moved = tmp_path_factory.mktemp("moved") / "convoy"
-    workspace.rename(moved)
-    monkeypatch.chdir(moved)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # MLflow has set it
-    moved_run = tracking.run("train@b", "d", {}, {})
-    with pytest.raises(ConfigurationError, match="this checkout was moved or copied"), moved_run:
-        pass
 
 
 def test_a_registry_that_cannot_answer_is_no_registry_without_a_champion(workspace, monkeypatch):

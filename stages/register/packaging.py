@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -85,8 +84,9 @@ def store(
             example=asked[:1],
             libraries=[*LIBRARIES, facts["backend"]],
         )
-    stored = tracking.fingerprint(address)
-    answers, seconds = reload(address, asked)
+    with tracking.fetched(address) as copy:
+        stored = tracking.fingerprint(copy)
+        answers, seconds = reload(address, copy, asked)
     compare(address, answers, expected_answers(predictions.iloc[rows], takes))
     tags = {"parity": f"{len(rows)} test examples, {files} of them raw files", tracking.STORED: stored}
     tags |= {f"latency.p{part}_ms": f"{np.percentile(seconds, part) * 1000:.2f}" for part in (50, 95)}
@@ -151,8 +151,13 @@ def signature(kind: str) -> tuple[dict[str, str], dict[str, str]]:
     return takes, {"label": "string", "probability": "double", "probabilities": "map"}
 
 
-def reload(address: str, asked: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
+def reload(address: str, copy: Path, asked: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
     """Loads a stored model in a fresh process, outside of the checkout, and asks it.
+
+    Args:
+        address: of the model, for messages.
+        copy: its files, as the store gave them.
+        asked: raw examples.
 
     Returns:
         Its answers, and the seconds that it took for each of some examples that were asked one by one.
@@ -163,9 +168,8 @@ def reload(address: str, asked: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]
     with tempfile.TemporaryDirectory() as scratch:
         asked.to_parquet(Path(scratch, "asked.parquet"))
         done = subprocess.run(
-            [sys.executable, "-P", Path(__file__).with_name("parity.py").resolve(), address],
+            [sys.executable, "-P", Path(__file__).with_name("parity.py").resolve(), copy],
             cwd=scratch,
-            env=os.environ | {"MLFLOW_TRACKING_URI": tracking.uri()},
             capture_output=True,
             text=True,
             check=False,

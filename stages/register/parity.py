@@ -14,9 +14,9 @@ import pandas as pd
 SINGLE = 50  # examples that are also asked one by one, as a server is
 
 
-def main(address: str) -> None:
+def main(folder: str) -> None:
     """Answers all rows together, then some one by one."""
-    model, asked = mlflow.pyfunc.load_model(address), pd.read_parquet("asked.parquet")
+    model, asked = mlflow.pyfunc.load_model(folder), pd.read_parquet("asked.parquet")
     answered = model.predict(asked)
     answered[answered.columns[:2]].to_parquet("answered.parquet")  # label or translation, probability
     seconds = []

@@ -71,6 +71,10 @@ def register(
         **dependencies(lineage, f"train@{model}"),
     }
     version = tracking.version_with(dataset, "model_sha256", digest)
+    if version is not None and not tracking.is_whole(version):
+        print(f"the files of version {version.version} of {dataset} are gone or were changed: {model} is stored again")
+        tags |= {key: version.tags[key] for key in ("rolled_back",) if key in version.tags}  # it stays taken back
+        version = None
     if version is None or "parity" not in version.tags:  # of an older convoy, it takes no raw examples
         with tracking.reopened(facts) as run_id:
             address, found = packaging.store(dataset, model, facts, metrics, predictions, takes, lineage)
@@ -86,6 +90,13 @@ def register(
         decision = gate.Decision(True, json.loads(holder.tags.get("decision", '"already champion"')))
     elif "rolled_back" in version.tags:
         decision = gate.Decision(False, f"version {version.version} was taken back: {version.tags['rolled_back']}")
+    elif holder is not None and holder.tags.get("model_sha256") == digest:
+        decision = gate.Decision(True, f"the model of version {holder.version}, stored again")
+        tracking.describe_version(version, {"decision": json.dumps(decision.reason)})
+        tracking.promote(version)
+    elif holder is not None and not tracking.is_ours(holder):
+        decision = gate.Decision(False, f"nothing was compared: {tracking.foreign(holder)}")
+        tracking.describe_version(version, {"decision": json.dumps(decision.reason)})
     else:
         expected = predictions[scores.TRUTHS[kind]].to_numpy(object)
         decision = gate.decide(
@@ -127,7 +138,7 @@ def register(
         "p": decision.p,
         "power": decision.power,
         "slices": decision.slices,
-        "champion": None if holder is None else {"version": int(holder.version), "model": holder.tags["model"]},
+        "champion": None if holder is None else {"version": int(holder.version), "model": _named(holder)},
     }
     target = Path("data/register", dataset)
     target.mkdir(parents=True, exist_ok=True)
@@ -136,6 +147,10 @@ def register(
     with tracking.reopened(facts):
         tracking.log_files(target)
     print(f"{'champion' if decision.promote else 'not champion'}: {decision.reason}")
+
+
+def _named(version: tracking.ModelVersion) -> str:
+    return version.tags["model"] if tracking.is_ours(version) else "a model of another tool"
 
 
 def best(dataset: str) -> tuple[str, dict]:
