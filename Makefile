@@ -22,7 +22,7 @@ help:  ## list the commands
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
 
 .PHONY: setup
-setup: $(READY)  ## install the locked dependencies into .venv (GPU=1: with CUDA; BENCHMARKS=1: with what they compare to)
+setup: moved $(READY)  ## install the locked dependencies into .venv (GPU=1: with CUDA; BENCHMARKS=1: with what they compare to)
 
 # The lock is complete, so pip only fetches and checks hashes (--no-deps); it compiles the bytecode on the way.
 $(READY): $(LOCK)
@@ -31,6 +31,15 @@ $(READY): $(LOCK)
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(LOCK)
 	@rm -f .venv/.ready-*; touch $@
+
+# The programs in .venv name the folder that they were installed in; a checkout that is moved takes them along.
+.PHONY: moved
+moved:
+	@was=$$(sed -n 's/^command = .* -m venv //p' .venv/pyvenv.cfg 2>/dev/null); \
+	if [ -n "$$was" ] && [ "$$was" != "$(CURDIR)/.venv" ] && [ ! -L .venv ]; then \
+		grep -lrIZF "$$was" .venv/bin .venv/pyvenv.cfg | xargs -0 sed -i "s|$$was|$(CURDIR)/.venv|g"; \
+		echo "this checkout was moved or copied: the programs in .venv are those of $(CURDIR) now"; \
+	fi
 
 .PHONY: repro
 repro: setup  ## raw data -> registered models: whatever is not up to date (dvc repro)

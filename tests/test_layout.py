@@ -15,8 +15,8 @@ DVC = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"
 LOCKS = ("requirements.lock", "requirements-gpu.lock", "requirements-benchmarks.lock")
 SHARED = {
     "beam", "busy", "checksums", "compute", "doctor", "entries", "errors", "lineage", "lock", "masking", "memory",
-    "networks", "page", "params", "parent", "predictor", "progress", "ranges", "record", "scores", "shards", "tokens",
-    "tracking", "verify", "workers",
+    "networks", "page", "params", "parent", "predictor", "progress", "ranges", "record", "relocation", "scores",
+    "shards", "tokens", "tracking", "verify", "workers",
 }  # fmt: skip
 
 

@@ -2,9 +2,11 @@
 
 import shutil
 import sqlite3
+import subprocess
 
 import pytest
 import stored
+from conftest import ROOT
 
 from stages import __main__, doctor, relocation, tracking
 from stages.errors import ConfigurationError, ServiceError
@@ -138,3 +140,20 @@ def test_fault_39_files_of_a_champion_that_are_gone_are_named_before_anybody_nee
     assert "dvc repro --force --single-item register@d" in problem
     __main__.check()
     assert problem in capsys.readouterr().err
+
+
+def test_fault_39_the_programs_of_a_moved_checkout_are_found(tmp_path):
+    programs = tmp_path / "now/.venv/bin"
+    programs.mkdir(parents=True)
+    (programs / "dvc").write_text("#!/was/here/.venv/bin/python\nprint(1)\n")
+    (programs / "activate").write_text('VIRTUAL_ENV="/was/here/.venv"\n')
+    (programs.parent / "pyvenv.cfg").write_text("version = 3.11.7\ncommand = /usr/bin/python -m venv /was/here/.venv\n")
+    command = ["make", "-s", "-f", ROOT / "Makefile", "moved"]
+    said = [
+        subprocess.run(command, cwd=tmp_path / "now", capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    assert (programs / "dvc").read_text() == f"#!{programs}/python\nprint(1)\n"
+    assert (programs / "activate").read_text() == f'VIRTUAL_ENV="{programs.parent}"\n'
+    assert "moved or copied" in said[0]
+    assert said[1] == ""
