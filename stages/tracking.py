@@ -394,8 +394,8 @@ class _Shipment:
 
     def _noted(self) -> dict[str, Any]:
         """Returns how far it came, as it was noted."""
-        with suppress(FileNotFoundError, ValueError):
-            found = json.loads(self._place.read_text(encoding="utf-8"))
+        with suppress(FileNotFoundError, ValueError, TypeError):
+            found = self.NOTHING | json.loads(self._place.read_text(encoding="utf-8"))
             if found["run"] is not None:  # an older convoy noted lines that no run has
                 return found
         return dict(self.NOTHING)
@@ -712,8 +712,8 @@ def checked(registered: ModelVersion) -> Iterator[Path]:
         + (
             f"Version {whole.version} is whole: python -m stages rollback {name} --to {whole.version} --reason ..."
             if whole
-            else f"No other version is whole; python -m stages rebuild {name}@{number} trains it once more, and "
-            f"dvc repro --force --single-item register@{name} stores the best of today's models."
+            else f"No other version is whole; python -m stages rebuild {name}@{number} trains it once more, where its "
+            f"lineage.json is left, and dvc repro --force --single-item register@{name} stores the best model of today."
         )
     )
 
@@ -996,6 +996,7 @@ def _connect() -> MlflowClient:
     mlflow.set_tracking_uri(address)
     logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # each further try is no news; that all failed is
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints tracebacks of what it also raises
     try:
         if address == _local():
