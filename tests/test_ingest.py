@@ -12,6 +12,7 @@ from PIL import Image
 from stages.errors import ConfigurationError, InputRefusedError, IntegrityError
 from stages.ingest import ingest as ingest_module
 from stages.ingest.ingest import check_options, ingest, split_of
+from stages.ingest.reading import Found
 from stages.shards import Shards
 
 OPTIONS = {"kind": "images", "size": (12, 12), "mode": "grey"}
@@ -87,6 +88,36 @@ def test_every_class_is_split_at_the_asked_shares():
         found = pd.Series([split_of(content, val=0.15, test=0.2) for content in contents]).value_counts() / 2000
         for split, share in (("train", 0.65), ("val", 0.15), ("test", 0.2)):
             assert abs(found[split] - share) < 4 * np.sqrt(share * (1 - share) / 2000)  # 4 standard deviations
+
+
+def split_in_groups(size, count):
+    """Returns content -> split of ``count`` groups of ``size`` near copies, in order, at the usual shares."""
+    contents = [hashlib.sha256(f"{n}".encode()).digest() for n in range(size * count)]
+    found = Found(paths=[""] * len(contents), given=[None] * len(contents), contents=contents)
+    near = [(first, first + copy) for first in range(0, len(contents), size) for copy in range(1, size)]
+    pairs = np.array(near, np.int64).reshape(-1, 2)
+    found_splits, left_out = ingest_module._split(found, list(range(len(contents))), pairs, val=0.15, test=0.2)
+    assert not left_out
+    return dict(zip(contents, found_splits, strict=True))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 10, 50])
+def test_groups_of_near_copies_of_every_size_are_split_at_the_asked_shares(size):
+    count = 2000
+    groups = np.array([*split_in_groups(size, count).values()]).reshape(count, size)
+    assert (groups == groups[:, :1]).all()
+    for split, share in (("train", 0.65), ("val", 0.15), ("test", 0.2)):
+        deviation = np.sqrt(share * (1 - share) / count)
+        assert abs((groups[:, 0] == split).mean() - share) < 4 * deviation, split
+
+
+def test_a_first_near_copy_moves_an_example_no_more_often_than_it_must():
+    """One of two decides for both, each as likely: half of 1 - (0.65^2 + 0.15^2 + 0.2^2) = 25.75 % move."""
+    count = 4000
+    before, after = split_in_groups(1, 2 * count), split_in_groups(2, count)
+    moved = np.array([before[content] != after[content] for content in before])[::2].mean()
+    assert abs(moved - 0.2575) < 4 * np.sqrt(0.2575 * 0.7425 / count)
+    assert all(split_of(content, val=0.15, test=0.2) == split for content, split in before.items())
 
 
 def test_fault_36_an_exact_duplicate_is_kept_once_and_listed(pictures):

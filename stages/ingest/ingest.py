@@ -6,7 +6,7 @@ import os
 import posixpath
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from importlib.metadata import version
@@ -192,10 +192,20 @@ def split_of(content: bytes, *, val: float, test: float) -> str:
     Its SHA-256, read as a number in [0, 1), is compared with the shares. So adding or removing data never moves an
     example to another split, equal content always shares one, and every class is split at the same shares up to
     chance: a class of n examples has ``n * test`` test examples, standard deviation ``sqrt(n * test * (1 - test))``.
-    Nearly equal examples go by the smallest SHA-256 among them.
+    Nearly equal examples go by one among them, see ``leading``.
     """
     place = np.ldexp(int.from_bytes(content[:7]) >> 4, -52)
     return "test" if place < test else "val" if place < test + val else "train"
+
+
+def leading(contents: Iterable[bytes]) -> bytes:
+    """Returns the content of the near copy whose split all of them share.
+
+    It is the one with the smallest SHA-256 of its SHA-256. The place of the content itself in [0, 1) takes no part in
+    that choice, so groups of every size get the asked shares; the smallest content would be in the test too often. A
+    group of one keeps its own split, and of n copies a further one decides for all with a probability of 1 / (n + 1).
+    """
+    return min(contents, key=lambda content: hashlib.sha256(content).digest())
 
 
 def _key(kind: str, options: Mapping[str, Any]) -> str:
@@ -321,7 +331,7 @@ def _split(
         first = min(members, key=lambda place: RANK.get(found.given[kept[place]], 2))
         split = found.given[kept[first]]
         if split not in RANK:
-            split = split_of(min(found.contents[kept[place]] for place in members), **shares)
+            split = split_of(leading(found.contents[kept[place]] for place in members), **shares)
             for place in members:
                 splits[place] = split
             continue
