@@ -2,6 +2,7 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 from threading import Event
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 from PIL import Image
 
 from stages.errors import ConfigurationError, InputRefusedError, IntegrityError
+from stages.ingest import images
 from stages.ingest import ingest as ingest_module
 from stages.ingest.ingest import check_options, ingest, split_of
 from stages.ingest.reading import Found
+from stages.register.model import prepared
 from stages.shards import Shards
 
 OPTIONS = {"kind": "images", "size": (12, 12), "mode": "grey"}
@@ -144,6 +147,70 @@ def test_fault_31_unreadable_files_are_listed_with_the_reason_and_refused_above_
     assert reasons["down/cut.png"].startswith("damaged")
     assert reasons["down/empty.png"].startswith("not a picture")
     assert reasons["down/text.png"].startswith("not a picture")
+
+
+RAISED = [
+    TypeError("Cannot handle this data type"),
+    ValueError("height and width must be > 0"),
+    OverflowError("Python integer 255 out of bounds for int8"),
+    ZeroDivisionError("division by zero"),
+    SystemError("tile cannot extend outside image"),
+    KeyError("<u2"),
+    RecursionError("maximum recursion depth exceeded"),
+    struct.error("unpack requires a buffer of 4 bytes"),
+    Image.DecompressionBombError("too many pixels"),
+    UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+    RuntimeError("two\nlines, half a sign \ud800 and " + "much " * 200),
+]
+
+
+def raising(monkeypatch, files, error):
+    """Has the reader of pictures raise ``error`` at the bytes of ``files``."""
+    decode, contents = images.decode, {file.read_bytes() for file in files}
+
+    def decode_or_raise(data, **options):
+        if data[0] in contents:
+            raise error
+        return decode(data, **options)
+
+    monkeypatch.setattr(images, "decode", decode_or_raise)
+
+
+@pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
+def test_fault_31_whatever_a_reader_raises_leaves_out_that_example_with_the_reason(
+    pictures, monkeypatch, capsys, error
+):
+    raising(monkeypatch, [pictures / "down/07.png"], error)
+    ingest("bars", **OPTIONS, max_bad=0.02)
+    [row] = pd.read_csv("data/ingest/bars/quarantine.csv").to_dict("records")
+    assert row["path"] == "down/07.png"
+    assert row["reason"].startswith(f"cannot be decoded ({type(error).__name__}): ")
+    assert "\n" not in row["reason"]
+    assert len(row["reason"]) < 300
+    assert sum(len(Shards(f"data/ingest/bars/{split}")) for split in ("train", "val", "test")) == 59
+    said = capsys.readouterr().out
+    assert f"warning: 1 example raised what no reader expects, e.g. {row['path']}: {row['reason']}" in said
+
+
+def test_a_defect_of_the_code_does_not_vanish_in_the_quarantine(pictures, monkeypatch):
+    raising(monkeypatch, list(pictures.rglob("*.png")), TypeError("of our own"))
+    with pytest.raises(InputRefusedError, match=r"60 of 60 files cannot be read.*\(TypeError\): of our own"):
+        ingest("bars", **OPTIONS)
+
+
+def test_too_little_memory_is_no_property_of_an_example(pictures, monkeypatch):
+    raising(monkeypatch, [pictures / "down/07.png"], MemoryError())
+    with pytest.raises(MemoryError):
+        ingest("bars", **OPTIONS, max_bad=0.5)
+
+
+def test_a_served_model_refuses_what_a_reader_raises_with_the_reason(pictures, monkeypatch):
+    file = pictures / "down/07.png"
+    raising(monkeypatch, [file], TypeError("Cannot handle this data type"))
+    monkeypatch.setattr(images, "decode", lambda data, decode=images.decode, **options: decode([data], **options))
+    takes = {"kind": "images", "array": "image", "size": (12, 12), "mode": "grey", "fit": "stretch"}
+    with pytest.raises(InputRefusedError, match=r"cannot be decoded \(TypeError\): Cannot handle this data type"):
+        prepared(file.read_bytes(), takes)
 
 
 def test_split_folders_of_the_raw_data_are_kept_and_val_comes_out_of_train(pictures):

@@ -24,8 +24,9 @@ from stages.ingest.fingerprints import HASHES
 from stages.ingest.formats import archives
 from stages.ingest.previous import Known
 from stages.ingest.reading import Found
-from stages.ingest.records import Source, natural
+from stages.ingest.records import UNEXPECTED, Source, natural
 from stages.ingest.report import report
+from stages.page import many
 from stages.params import Positive, Share
 from stages.shards import Arrays, Shards, ShardWriter, swap, working, write_sealed, write_shards
 
@@ -166,7 +167,7 @@ def ingest(
         report(output)
         swap(output, target)
         _remember(cache, scratch, key, found, kept, pairs)
-        _say(target, about, len(refused), len(found.rows))
+        _say(target, about, refused, len(found.rows))
 
 
 def check_options(
@@ -451,10 +452,13 @@ def _said(other: str, label: str | None, original: str | None) -> str:
     return f"same content as {other}" + ("" if label == original else f" under the label {original!r}")
 
 
-def _say(target: Path, about: dict, refused: int, new: int) -> None:
+def _say(target: Path, about: dict, refused: list[tuple[str, str]], new: int) -> None:
     totals = ", ".join(f"{split} {count:,}" for split, count in about["examples"].items())
     of = f"{len(about['classes'])} classes; " if about["classes"] else ""
-    print(f"{target}: {of}{totals}; decoded {new:,}; left out {refused} (quarantine.csv); see report.html")
+    print(f"{target}: {of}{totals}; decoded {new:,}; left out {len(refused)} (quarantine.csv); see report.html")
+    if unexpected := [f"{path}: {reason}" for path, reason in refused if reason.startswith(UNEXPECTED)]:
+        number = many(len(unexpected), "example")
+        print(f"warning: {number} raised what no reader expects, e.g. {unexpected[0]}")
     if unread := about["reading"].get("unread"):
         print(f"warning: {unread}")
     for option, note, kinds in (("encoding", "encodings", PIXELS), ("columns", "columns", (*PIXELS, "text"))):
