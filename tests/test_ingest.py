@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 import struct
+from pathlib import Path
 from threading import Event
 
 import numpy as np
@@ -325,6 +326,37 @@ def test_near_copies_are_not_looked_for_where_that_is_switched_off(scenes):
     assert (pd.read_parquet("data/ingest/scenes/manifest.parquet")["near"] == "").all()
     ingest("scenes", **COLOUR)
     assert (pd.read_parquet("data/ingest/scenes/manifest.parquet")["near"] != "").sum() == 14
+
+
+def told(dataset):
+    about = json.loads(Path(f"data/ingest/{dataset}/about.json").read_text())
+    return about["near_duplicates"], about["near_compared"]
+
+
+def test_of_pictures_without_detail_it_is_told_that_they_were_not_compared(scenes, capsys):
+    for number in range(5):
+        save(scenes / "a" / f"flat{number}.png", 40 * number)
+    ingest("scenes", **COLOUR)
+    pairs, compared = told("scenes")
+    assert pairs > 0
+    assert compared == 52  # of 57
+    assert "not looked for" not in capsys.readouterr().out
+    ingest("scenes", **COLOUR)  # nothing is new
+    assert told("scenes") == (pairs, 52)
+
+
+def test_where_nobody_looks_for_near_copies_nothing_is_told_of_them(scenes, capsys):
+    ingest("scenes", **COLOUR, near_duplicates=False)
+    assert told("scenes") == (None, 0)
+    assert "near copies were not looked for" in capsys.readouterr().out
+    for number in range(40):
+        clip = scenes.parent / "clips" / "ab"[number % 2] / f"{number}.npy"
+        clip.parent.mkdir(parents=True, exist_ok=True)
+        np.save(clip, np.random.default_rng(number // 2).integers(0, 200, (4, 8, 8), np.uint8) + number % 2)
+    ingest("clips", kind="volumes", size=(4, 8, 8), mode="grey", val=0.3, test=0.3)
+    assert told("clips") == (None, 0)
+    assert "near copies were not looked for" in capsys.readouterr().out
+    assert "Near copies were not looked for." in Path("data/ingest/clips/report.html").read_text()
 
 
 def test_fault_36_copies_of_test_pictures_are_taken_out_of_train_and_listed(scenes):

@@ -120,9 +120,9 @@ def ingest(
 
         kept, doubles = _distinct(found)
         new = Shards(scratch / "new")
-        pairs = np.zeros((0, 2), np.int64)
+        pairs, compared = np.zeros((0, 2), np.int64), 0
         if near_duplicates:
-            pairs = _near(found, kept, known, new, kind, scratch / previous.FINGERPRINTS, f"ingest@{dataset}")
+            pairs, compared = _near(found, kept, known, new, kind, scratch / previous.FINGERPRINTS, f"ingest@{dataset}")
         splits, leaks = _split(found, kept, pairs, val=val, test=test)
         doubles += [
             (found.paths[kept[b]], found.paths[kept[a]], "near", found.labels[kept[b]], found.labels[kept[a]])
@@ -154,7 +154,8 @@ def ingest(
             "missing": {split: labels for split, labels in missing.items() if labels},
             "unreadable": sum(map(bool, found.reasons)),
             "duplicates": sum(how == "same" for _, _, how, _, _ in doubles),
-            "near_duplicates": len(pairs),
+            "near_duplicates": len(pairs) if compared else None,  # None: they were not looked for
+            "near_compared": compared,
             "duplicates_under_another_label": sum(label != other for _, _, _, label, other in doubles),
             "left_out_of_train": len(leaks),
             "reading": raw.notes,
@@ -273,17 +274,20 @@ def _distinct(found: Found) -> tuple[list[int], list[tuple]]:
     return sorted(first.values()), doubles
 
 
-def _near(found: Found, kept: list[int], known: Known, new: Shards, kind: str, path: Path, title: str) -> np.ndarray:
-    """Returns the near copies among the ``kept`` - (pairs, 2), places in it; writes all fingerprints to ``path``.
+def _near(
+    found: Found, kept: list[int], known: Known, new: Shards, kind: str, path: Path, title: str
+) -> tuple[np.ndarray, int]:
+    """Returns the near copies among the ``kept`` - (pairs, 2), places in it -, and how many of these were compared.
 
-    Pairs of two examples that the last run knew are not looked for again.
+    Volumes have no fingerprints, and pictures without detail and texts without words take no part. Writes all
+    fingerprints to ``path``. Pairs of two examples that the last run knew are not looked for again.
     """
     places = zip(known.table["content"], known.table["place"], strict=True)
     former = {content: place for content, place in places if place >= 0}
     contents = [found.contents[number] for number in kept]
     fresh = [place for place, content in enumerate(contents) if content not in former]
     if FINGERPRINT not in new.names and not known.fingerprints.size:
-        return np.zeros((0, 2), np.int64)
+        return np.zeros((0, 2), np.int64), 0
     described, search = (
         (duplicates.described, duplicates.pairs) if kind == "images" else (np.asarray, duplicates.text_pairs)
     )
@@ -293,6 +297,7 @@ def _near(found: Found, kept: list[int], known: Known, new: Shards, kind: str, p
     if hasattr(os, "posix_fallocate"):  # a full disk would else end the process, by SIGBUS, when a page is written
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    compared = 0
     for start in range(0, len(kept), GATHER_ROWS):
         part, target = contents[start : start + GATHER_ROWS], prints[start : start + GATHER_ROWS]
         rows = np.array([former.get(content, -1) for content in part])
@@ -301,12 +306,13 @@ def _near(found: Found, kept: list[int], known: Known, new: Shards, kind: str, p
         if FINGERPRINT in new.names:
             rows = np.array([-1 if content in former else found.rows[content] for content in part])
             target[rows >= 0] = described(new.take(FINGERPRINT, rows[rows >= 0]))
-    where, compared = {content: place for place, content in enumerate(contents)}, list(former)
-    again = [(where.get(compared[a], -1), where.get(compared[b], -1)) for a, b in known.pairs.tolist()]
+        compared += int(duplicates.comparable(target).sum())
+    where, earlier = {content: place for place, content in enumerate(contents)}, list(former)
+    again = [(where.get(earlier[a], -1), where.get(earlier[b], -1)) for a, b in known.pairs.tolist()]
     again = [(a, b) for a, b in again if a >= 0 <= b]
     pairs = search(prints, np.array(fresh, np.int64), title) if fresh else np.zeros((0, 2), np.int64)
     pairs = np.sort(np.concatenate([pairs, np.array(again, np.int64).reshape(-1, 2)]), axis=1)
-    return np.unique(pairs, axis=0)
+    return np.unique(pairs, axis=0), compared
 
 
 def _split(
@@ -467,9 +473,12 @@ def _say(target: Path, about: dict, refused: list[tuple[str, str]], new: int) ->
     for name, encoding in about["reading"].get("encodings", {}).items():
         if encoding not in ("ascii", "utf-8"):
             print(f"{name}: read as {encoding}")
-    if about["near_duplicates"]:
+    if about["near_duplicates"] is None:
+        print("near copies were not looked for")
+    elif about["near_duplicates"]:
         print(f"{about['near_duplicates']:,} pairs of near duplicates, each in one split (duplicates.csv)")
     if about["duplicates_under_another_label"]:
-        print(f"warning: {about['duplicates_under_another_label']} equal or nearly equal examples have two labels")
+        equal = "equal" if about["near_duplicates"] is None else "equal or nearly equal"
+        print(f"warning: {about['duplicates_under_another_label']} {equal} examples have two labels")
     for split, labels in about["missing"].items():
         print(f"warning: {split} has no example of {', '.join(labels)}; scores on it say nothing about them")
