@@ -169,7 +169,10 @@ def test_a_near_copy_in_another_split_is_a_warning(tmp_path):
 
 WARNINGS = [
     ({"examples": 40}, "2 classes with fewer than 20 training pictures: cat, dog."),
-    ({"reading": {"unread": "read as IDX files; 9 picture files beside them were not read"}}, "Read as IDX files; 9 picture"),
+    (
+        {"reading": {"unread": "read as IDX files; 9 picture files beside them were not read"}},
+        "Read as IDX files; 9 picture",
+    ),
     ({"missing": {"val": ["dog"]}}, "The val split has no example of dog."),
     (
         {"reading": {"encodings": {"a.txt": "utf-8", "b.txt": "cp1252"}}},
