@@ -89,7 +89,7 @@ class Example:
 def decode_with(kind: str, data: list[bytes] | Payload, options: Mapping[str, Any]) -> Example:
     """Returns one example, decoded by the reader ``kind``.
 
-    Hostile bytes bring libraries to raise nearly anything, and one example must not end a run, or a server. So every
+    Libraries raise nearly anything at hostile bytes, and one example must not end a run, or a server. So every
     exception of a reader becomes a refusal of that example. A defect of a reader refuses most examples, which
     ``max_bad`` does not let pass.
 
