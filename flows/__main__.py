@@ -148,7 +148,7 @@ def _pipeline(targets: list[str], slots: int | None, force: bool, cluster: str |
         print("ended; what was done is kept, and the next run goes on from there", file=sys.stderr)
         return 130
     if state.is_completed() or results.ran_since(since):
-        results.show(since)
+        results.show(since, targets)
     if state.is_cancelled():
         print("cancelled in Prefect; the next run goes on from there", file=sys.stderr)
         return 130

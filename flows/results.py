@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -21,11 +22,12 @@ def ran_since(since: int) -> dict[str, dict]:
     return {entry["stage"]: entry for entry in entries if datetime.fromisoformat(entry["started"]).timestamp() >= since}
 
 
-def show(since: int | None) -> None:
+def show(since: int | None, targets: Sequence[str] = ()) -> None:
     """Prints the table, and under it what ran and how to look further.
 
     Args:
         since: start of the run that ends now, in Unix seconds; None leaves out what ran.
+        targets: stages that the run was asked for; by default all.
     """
     console = Console(width=None if Console().is_terminal else 120)
     ran = {} if since is None else ran_since(since)
@@ -51,6 +53,12 @@ def show(since: int | None) -> None:
         if ran:
             console.print(
                 f"{len(ran)} of {stages} stages ran, in {time.time() - since:.0f} s: {', '.join(ran)}.",
+                highlight=False,
+                soft_wrap=True,
+            )
+        elif targets:
+            console.print(
+                f"Nothing to do: up to date are {', '.join(targets)}, and what they need.",
                 highlight=False,
                 soft_wrap=True,
             )

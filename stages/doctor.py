@@ -57,9 +57,15 @@ def doctor() -> None:
         "servers": servers,
         "GPU": gpu,
     }
+    unseen = {}
+    if not any(_addresses()):
+        unseen["servers"] = f"neither {' nor '.join(SERVERS)} is an http address"
+    if shutil.which("nvidia-smi") is None:
+        unseen["GPU"] = "there is no nvidia-smi"
     for name, look in looks.items():
         problems = list(look())
-        print(f"{name:<12} {'; '.join(problems) or 'fine'}", flush=True)
+        nothing = f"not looked for: {unseen[name]}" if name in unseen else "fine"
+        print(f"{name:<12} {'; '.join(problems) or nothing}", flush=True)
         bad += bool(problems)
     if bad:
         raise ConfigurationError(f"{bad} of {len(looks)} will not work; the lines above say what to do.")

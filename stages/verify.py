@@ -204,6 +204,8 @@ def verify(remote: str | None = None) -> None:
         _check_workspace(repo, outputs, bad, findings)
         if store:
             _check_remote(outputs, store, bad, findings, complete=remote is not None)
+        elif not unreachable:
+            print("remote: not looked at, there is no default remote (dvc remote default NAME)")
     for note in findings.notes:
         print(note)
     if findings.damages:

@@ -156,3 +156,18 @@ def test_the_command_prints_a_line_for_each_and_ends_with_2(workspace, monkeypat
     assert [line.split()[0] for line in lines] == ["libraries", "clock", "disk", "permissions", "servers", "GPU"]
     assert lines[0] == "libraries    a does not work; b does not work"
     assert lines[1] == "clock        fine"
+    assert lines[4] == "servers      not looked for: neither MLFLOW_TRACKING_URI nor PREFECT_API_URL is an http address"
+
+
+def test_a_gpu_that_nobody_can_look_for_is_not_fine(workspace, monkeypatch, capsys):
+    for look in ("libraries", "clock", "disk", "permissions", "servers"):
+        monkeypatch.setattr(doctor, look, lambda deep=True: iter(()))
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    doctor.doctor()
+    assert capsys.readouterr().out.splitlines()[5] == "GPU          not looked for: there is no nvidia-smi"
+    with answering(Answer) as port:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}/")
+        monkeypatch.setattr(doctor.shutil, "which", lambda name: "/bin/true")
+        monkeypatch.setattr(doctor, "gpu", lambda: iter(()))
+        doctor.doctor()
+    assert capsys.readouterr().out.splitlines()[4:] == ["servers      fine", "GPU          fine"]

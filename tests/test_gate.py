@@ -116,6 +116,14 @@ def test_fault_23_of_200_pairs_of_translations_that_are_equally_good_few_are_pro
     assert decide(good, bad, expected, **settings).promote
 
 
+def test_a_limit_that_was_not_measured_promotes_nobody():
+    better = gate.Decision(True, "better: accuracy 90 %")
+    assert gate.limited(better, {"max_ece": (0.1, 0.2), "max_size": (3.0, None)}) == better
+    refused = gate.limited(better, {"max_ece": (None, 0.2), "max_size": (3.0, None)})
+    assert not refused.promote
+    assert refused.reason == "max_ece = 0.2 was not measured, though better: accuracy 90 %"
+
+
 @pytest.mark.parametrize(("differing", "n", "share"), [(20, 400, 0.6), (40, 1000, 0.625), (0, 100, 0.0)])
 def test_power_is_the_share_of_better_challengers_that_are_found(differing, n, share):
     rng = np.random.default_rng(0)

@@ -91,6 +91,23 @@ def test_after_random_edits_the_bytes_are_those_of_a_run_from_nothing(bars, seed
         assert after == run(fresh=True)
 
 
+def test_a_group_of_near_copies_that_grows_and_shrinks_has_the_split_of_a_run_from_nothing(bars):
+    folder, run, _ = bars
+    rng = np.random.default_rng(4)
+    scene = Image.fromarray(rng.integers(0, 256, (9, 9), np.uint8)).resize((64, 64), Image.Resampling.BICUBIC)
+    scene = Image.blend(scene, Image.fromarray(rng.integers(0, 256, (64, 64), np.uint8)), 0.1)
+    paths = [folder / "down" / f"copy-{copy}.png" for copy in range(4)]
+    manifest = folder.parents[1] / "ingest/bars/manifest.parquet"
+    for copy, path in enumerate(paths):
+        scene.point(lambda value, copy=copy: value * (1 - 0.05 * copy)).save(path)
+        assert run() == run(fresh=True)
+        assert (pd.read_parquet(manifest)["near"] != "").sum() == (copy + 1 if copy else 0)
+    for path in paths[:3]:
+        path.unlink()
+        assert run() == run(fresh=True)
+    assert (pd.read_parquet(manifest)["near"] == "").all()
+
+
 def test_nothing_is_decoded_or_changed_twice(bars, monkeypatch):
     folder, run, work = bars
     monkeypatch.setattr("stages.ingest.previous.COARSE", -(10**18))  # however young the files are

@@ -2,6 +2,8 @@ import hashlib
 import json
 import os
 import shutil
+import struct
+from pathlib import Path
 from threading import Event
 
 import numpy as np
@@ -10,8 +12,11 @@ import pytest
 from PIL import Image
 
 from stages.errors import ConfigurationError, InputRefusedError, IntegrityError
+from stages.ingest import images
 from stages.ingest import ingest as ingest_module
 from stages.ingest.ingest import check_options, ingest, split_of
+from stages.ingest.reading import Found
+from stages.register.model import prepared
 from stages.shards import Shards
 
 OPTIONS = {"kind": "images", "size": (12, 12), "mode": "grey"}
@@ -89,6 +94,36 @@ def test_every_class_is_split_at_the_asked_shares():
             assert abs(found[split] - share) < 4 * np.sqrt(share * (1 - share) / 2000)  # 4 standard deviations
 
 
+def split_in_groups(size, count):
+    """Returns content -> split of ``count`` groups of ``size`` near copies, in order, at the usual shares."""
+    contents = [hashlib.sha256(f"{n}".encode()).digest() for n in range(size * count)]
+    found = Found(paths=[""] * len(contents), given=[None] * len(contents), contents=contents)
+    near = [(first, first + copy) for first in range(0, len(contents), size) for copy in range(1, size)]
+    pairs = np.array(near, np.int64).reshape(-1, 2)
+    found_splits, left_out = ingest_module._split(found, list(range(len(contents))), pairs, val=0.15, test=0.2)
+    assert not left_out
+    return dict(zip(contents, found_splits, strict=True))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 10, 50])
+def test_groups_of_near_copies_of_every_size_are_split_at_the_asked_shares(size):
+    count = 2000
+    groups = np.array([*split_in_groups(size, count).values()]).reshape(count, size)
+    assert (groups == groups[:, :1]).all()
+    for split, share in (("train", 0.65), ("val", 0.15), ("test", 0.2)):
+        deviation = np.sqrt(share * (1 - share) / count)
+        assert abs((groups[:, 0] == split).mean() - share) < 4 * deviation, split
+
+
+def test_a_first_near_copy_moves_an_example_no_more_often_than_it_must():
+    """One of two decides for both, each as likely: half of 1 - (0.65^2 + 0.15^2 + 0.2^2) = 25.75 % move."""
+    count = 4000
+    before, after = split_in_groups(1, 2 * count), split_in_groups(2, count)
+    moved = np.array([before[content] != after[content] for content in before])[::2].mean()
+    assert abs(moved - 0.2575) < 4 * np.sqrt(0.2575 * 0.7425 / count)
+    assert all(split_of(content, val=0.15, test=0.2) == split for content, split in before.items())
+
+
 def test_fault_36_an_exact_duplicate_is_kept_once_and_listed(pictures):
     shutil.copy(pictures / "down/01.png", pictures / "down/99.png")
     Image.open(pictures / "down/03.png").save(pictures / "across/03.bmp")  # the same pixels, another file and label
@@ -113,6 +148,70 @@ def test_fault_31_unreadable_files_are_listed_with_the_reason_and_refused_above_
     assert reasons["down/cut.png"].startswith("damaged")
     assert reasons["down/empty.png"].startswith("not a picture")
     assert reasons["down/text.png"].startswith("not a picture")
+
+
+RAISED = [
+    TypeError("Cannot handle this data type"),
+    ValueError("height and width must be > 0"),
+    OverflowError("Python integer 255 out of bounds for int8"),
+    ZeroDivisionError("division by zero"),
+    SystemError("tile cannot extend outside image"),
+    KeyError("<u2"),
+    RecursionError("maximum recursion depth exceeded"),
+    struct.error("unpack requires a buffer of 4 bytes"),
+    Image.DecompressionBombError("too many pixels"),
+    UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+    RuntimeError("two\nlines, half a sign \ud800 and " + "much " * 200),
+]
+
+
+def raising(monkeypatch, files, error):
+    """Has the reader of pictures raise ``error`` at the bytes of ``files``."""
+    decode, contents = images.decode, {file.read_bytes() for file in files}
+
+    def decode_or_raise(data, **options):
+        if data[0] in contents:
+            raise error
+        return decode(data, **options)
+
+    monkeypatch.setattr(images, "decode", decode_or_raise)
+
+
+@pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
+def test_fault_31_whatever_a_reader_raises_leaves_out_that_example_with_the_reason(
+    pictures, monkeypatch, capsys, error
+):
+    raising(monkeypatch, [pictures / "down/07.png"], error)
+    ingest("bars", **OPTIONS, max_bad=0.02)
+    [row] = pd.read_csv("data/ingest/bars/quarantine.csv").to_dict("records")
+    assert row["path"] == "down/07.png"
+    assert row["reason"].startswith(f"cannot be decoded ({type(error).__name__}): ")
+    assert "\n" not in row["reason"]
+    assert len(row["reason"]) < 300
+    assert sum(len(Shards(f"data/ingest/bars/{split}")) for split in ("train", "val", "test")) == 59
+    said = capsys.readouterr().out
+    assert f"warning: 1 example raised what no reader expects, e.g. {row['path']}: {row['reason']}" in said
+
+
+def test_a_defect_of_the_code_does_not_vanish_in_the_quarantine(pictures, monkeypatch):
+    raising(monkeypatch, list(pictures.rglob("*.png")), TypeError("of our own"))
+    with pytest.raises(InputRefusedError, match=r"60 of 60 files cannot be read.*\(TypeError\): of our own"):
+        ingest("bars", **OPTIONS)
+
+
+def test_too_little_memory_is_no_property_of_an_example(pictures, monkeypatch):
+    raising(monkeypatch, [pictures / "down/07.png"], MemoryError())
+    with pytest.raises(MemoryError):
+        ingest("bars", **OPTIONS, max_bad=0.5)
+
+
+def test_a_served_model_refuses_what_a_reader_raises_with_the_reason(pictures, monkeypatch):
+    file = pictures / "down/07.png"
+    raising(monkeypatch, [file], TypeError("Cannot handle this data type"))
+    monkeypatch.setattr(images, "decode", lambda data, decode=images.decode, **options: decode([data], **options))
+    takes = {"kind": "images", "array": "image", "size": (12, 12), "mode": "grey", "fit": "stretch"}
+    with pytest.raises(InputRefusedError, match=r"cannot be decoded \(TypeError\): Cannot handle this data type"):
+        prepared(file.read_bytes(), takes)
 
 
 def test_split_folders_of_the_raw_data_are_kept_and_val_comes_out_of_train(pictures):
@@ -227,6 +326,37 @@ def test_near_copies_are_not_looked_for_where_that_is_switched_off(scenes):
     assert (pd.read_parquet("data/ingest/scenes/manifest.parquet")["near"] == "").all()
     ingest("scenes", **COLOUR)
     assert (pd.read_parquet("data/ingest/scenes/manifest.parquet")["near"] != "").sum() == 14
+
+
+def told(dataset):
+    about = json.loads(Path(f"data/ingest/{dataset}/about.json").read_text())
+    return about["near_duplicates"], about["near_compared"]
+
+
+def test_of_pictures_without_detail_it_is_told_that_they_were_not_compared(scenes, capsys):
+    for number in range(5):
+        save(scenes / "a" / f"flat{number}.png", 40 * number)
+    ingest("scenes", **COLOUR)
+    pairs, compared = told("scenes")
+    assert pairs > 0
+    assert compared == 52  # of 57
+    assert "not looked for" not in capsys.readouterr().out
+    ingest("scenes", **COLOUR)  # nothing is new
+    assert told("scenes") == (pairs, 52)
+
+
+def test_where_nobody_looks_for_near_copies_nothing_is_told_of_them(scenes, capsys):
+    ingest("scenes", **COLOUR, near_duplicates=False)
+    assert told("scenes") == (None, 0)
+    assert "near copies were not looked for" in capsys.readouterr().out
+    for number in range(40):
+        clip = scenes.parent / "clips" / "ab"[number % 2] / f"{number}.npy"
+        clip.parent.mkdir(parents=True, exist_ok=True)
+        np.save(clip, np.random.default_rng(number // 2).integers(0, 200, (4, 8, 8), np.uint8) + number % 2)
+    ingest("clips", kind="volumes", size=(4, 8, 8), mode="grey", val=0.3, test=0.3)
+    assert told("clips") == (None, 0)
+    assert "near copies were not looked for" in capsys.readouterr().out
+    assert "Near copies were not looked for." in Path("data/ingest/clips/report.html").read_text()
 
 
 def test_fault_36_copies_of_test_pictures_are_taken_out_of_train_and_listed(scenes):

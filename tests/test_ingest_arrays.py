@@ -8,12 +8,13 @@ import tracemalloc
 import zipfile
 from collections import Counter
 from contextlib import contextmanager
+from itertools import product
 
 import numpy as np
 import pytest
 
 from stages.errors import ConfigurationError, InputRefusedError
-from stages.ingest import images
+from stages.ingest import images, volumes
 from stages.ingest.formats import arrays, cifar, containers
 from stages.ingest.records import Source
 
@@ -408,6 +409,76 @@ def test_arrays_that_are_no_pictures_are_refused(tmp_path, name):
     np.savez(tmp_path / "a.npz", **{key: value for key, value in content.items() if value is not None})
     with pytest.raises(InputRefusedError, match=f"a.npz.*{message}"):
         found(tmp_path)
+
+
+FRAMES = {(4, 5): 1, (4, 5, 1): 1, (4, 5, 3): 3, (4, 5, 4): 4}  # shapes of a picture, and their channels
+ALLOWED = {"images": FRAMES | {(3, 4, 5): 3, (1, 4, 5): 1, (4,): 1}, "volumes": FRAMES}
+NUMBER_TYPES = [
+    "?",
+    "i1",
+    "i2",
+    "i4",
+    "i8",
+    "u1",
+    "u2",
+    "u4",
+    "u8",
+    "f2",
+    "f4",
+    "f8",
+    "longdouble",
+    ">u2",
+    ">i4",
+    ">f8",
+]
+OTHER_TYPES = {"c8": 1, "c16": 1, "M8[s]": 1, "m8[s]": 1, "S3": b"a", "U3": "a", "V3": b"a", "u1,u1": 1, "O": None}
+
+
+def read_pair(folder, kind, dtype, shape, value):
+    """Returns what two examples of one number each, 0 and ``value``, are stored as; a volume has two such frames."""
+    x = np.zeros((2, *((2, *shape) if kind == "volumes" else shape)), dtype)
+    x[1] = value
+    np.savez(folder / "a.npz", x=x, y=[0, 1])
+    reader, name, size = (images, "image", (4, 5)) if kind == "images" else (volumes, "volume", (2, 4, 5))
+    items = reader.find(Source(folder))
+    return [reader.decode(item.payload, size=size, mode="colour", fit="stretch").arrays[name] for item in items]
+
+
+@pytest.mark.parametrize("kind", ALLOWED)
+@pytest.mark.parametrize("dtype", NUMBER_TYPES)
+def test_numbers_of_every_type_and_shape_become_bytes_or_are_refused_in_words(tmp_path, kind, dtype):
+    dtype = np.dtype(dtype)
+    for top, shape in product((1, 100), [*ALLOWED["images"], (4, 5, 2), (2, 4, 5), (5, 4, 5, 3)]):
+        high, white = {"bool": (1, 255), "uint8": (top, top), "uint16": (65535, 255)}.get(
+            dtype.name, (top, 255 if top == 1 else top)
+        )
+        if shape not in ALLOWED[kind]:
+            with pytest.raises(InputRefusedError, match="has the shape"):
+                read_pair(tmp_path, kind, dtype, shape, high)
+            continue
+        dark, bright = read_pair(tmp_path, kind, dtype, shape, high)
+        if ALLOWED[kind][shape] == 4:  # the fourth says how far white shines through
+            assert (dark == 255).all(), shape
+            assert np.abs(bright - (white * white / 255 + 255 - white)).max() < 1, shape
+        else:
+            assert (dark == 0).all(), shape
+            assert (bright == white).all(), shape
+
+
+@pytest.mark.parametrize("kind", ALLOWED)
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 3)])
+@pytest.mark.parametrize("dtype", OTHER_TYPES)
+def test_what_is_no_number_is_refused_in_words(tmp_path, kind, shape, dtype):
+    with pytest.raises(InputRefusedError, match=r"is of type|holds texts|contains Python objects"):
+        read_pair(tmp_path, kind, dtype, shape, OTHER_TYPES[dtype])
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_colour_of_16_bits_is_divided_by_257_as_grey_is(channels):
+    values = np.arange(65536, dtype=np.uint16)[:: 65535 // 255 - 1].repeat(channels).reshape(1, -1, channels)
+    values[..., 3:] = 65535
+    found = images.decode(values, size=(1, values.shape[1]), mode="colour", fit="stretch").arrays["image"]
+    assert found[0].tolist() == [[round(int(value) / 257)] * 3 for value in values[0, :, 0]]
 
 
 def test_fault_32_no_code_of_a_pickled_array_runs(tmp_path):

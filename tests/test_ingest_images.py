@@ -392,6 +392,21 @@ def test_fit_stretches_pads_or_crops(fit, bright):
     assert (pixels == 0).sum() == 81 - bright
 
 
+@pytest.mark.parametrize("mode", ["grey", "colour"])
+@pytest.mark.parametrize("size", [(1, 10_000), (3, 400), (400, 3), (10_000, 1)])
+def test_a_strip_keeps_at_least_one_row_or_column_of_pixels_whatever_the_fit(size, mode):
+    """At 32 pixels of height a strip of 3 x 400 is 0.24 pixels wide, which Pillow rounds to none."""
+    strip = encoded(Image.new("L", size, 255))
+    seen = {}
+    for fit in ("stretch", "pad", "crop"):
+        seen[fit] = (decode([strip], size=(32, 32), mode=mode, fit=fit).arrays["image"] == 255).all(-1)
+    assert seen["stretch"].all()
+    assert seen["crop"].all()
+    padded = seen["pad"] if size[0] < size[1] else seen["pad"].T
+    assert padded[:, 16].all()
+    assert padded.sum() == 32
+
+
 def test_equal_pixels_are_equal_content_in_every_lossless_file():
     picture = photo()
     files = [encoded(picture, kind) for kind in ("PNG", "BMP", "TIFF", "PPM")] + [

@@ -69,11 +69,12 @@ def write(folder, kind="images", examples=40, classes=("cat", "dog"), near=(), r
         "unreadable": 0,
         "duplicates": int((doubles["how"] == "same").sum()),
         "near_duplicates": int((doubles["how"] == "near").sum()),
+        "near_compared": examples,
         "duplicates_under_another_label": int((doubles["label"] != doubles["other_label"]).sum()),
         "left_out_of_train": 0,
         "reading": {"layout": "class folders"},
         "manifest_sha256": "0" * 64,
-        "options": {"size": size, "mode": "grey" if size else None, "fit": "stretch", "val": 0.15, "test": 0.2},
+        "options": {"size": size, "mode": "grey" if size else None, "fit": "stretch", "near_duplicates": True},
     }
     write_sealed(folder / "about.json", defaults | about)
     return counts
@@ -122,8 +123,10 @@ def test_nothing_to_report_reads_as_such(tmp_path):
     page = page_of(tmp_path, examples=300)
     assert "Warning" not in page.text
     assert "No picture is in two splits, and no two near copies are in different ones." in page.text
+    assert "No two equal or nearly equal pictures have different labels." in page.text
+    assert "near copies 0 pairs, each in one split" in page.text
     assert "None: every picture is there once." in page.text
-    assert "None: no two pictures are nearly the same." in page.text
+    assert "None: no two of the 300 pictures that were compared are nearly the same." in page.text
     assert "Nothing: every picture that was found is in one of the splits." in page.text
     assert "0% of what was found" in page.text
 
@@ -166,6 +169,10 @@ def test_a_near_copy_in_another_split_is_a_warning(tmp_path):
 
 WARNINGS = [
     ({"examples": 40}, "2 classes with fewer than 20 training pictures: cat, dog."),
+    (
+        {"reading": {"unread": "read as IDX files; 9 picture files beside them were not read"}},
+        "Read as IDX files; 9 picture",
+    ),
     ({"missing": {"val": ["dog"]}}, "The val split has no example of dog."),
     (
         {"reading": {"encodings": {"a.txt": "utf-8", "b.txt": "cp1252"}}},
@@ -180,11 +187,11 @@ WARNINGS = [
         "310 training pictures of cat, 100 of dog, 3.1 times as many. Always answering cat scores 75% on test.",
     ),
     (
-        {"options": {"size": [60, 60], "mode": "grey", "fit": "pad"}},
+        {"options": {"size": [60, 60], "mode": "grey", "fit": "pad", "near_duplicates": True}},
         "100% of the pictures were smaller than the stored 60 x 60",
     ),
     (
-        {"options": {"size": [10, 30], "mode": "grey", "fit": "crop"}},
+        {"options": {"size": [10, 30], "mode": "grey", "fit": "crop", "near_duplicates": True}},
         "100% of the pictures are cut by more than 1.5 times",
     ),
 ]
@@ -194,6 +201,59 @@ WARNINGS = [
 def test_what_a_person_should_know_is_said(what, sentence, tmp_path):
     text = page_of(tmp_path, **{"examples": 300, **what}).text
     assert re.search(f"Warning [^✓]*{re.escape(sentence)}", text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("images", "no picture has enough to compare"),
+        ("volumes", "of volumes only equal copies are found"),
+        ("text", "no text has enough to compare"),
+    ],
+)
+def test_near_copies_that_nobody_looked_for_are_a_note_and_a_dash(kind, why, tmp_path):
+    text = page_of(tmp_path, kind=kind, examples=300, near_duplicates=None, near_compared=0).text
+    noun = {"images": "picture"}.get(kind, kind.removesuffix("s"))
+    assert f"Note No {noun} is in two splits. Near copies were not looked for." in text
+    assert f"✓ Good No two equal {noun}s have different labels." in text
+    assert "near copies – not looked for" in text
+    assert f"They were not looked for: {why}." in text
+    for said in ("no two near copies", "nearly equal", "nearly the same", "equal or nearly"):
+        assert said not in text
+
+
+def test_examples_that_cannot_be_compared_are_counted(tmp_path):
+    text = page_of(tmp_path, examples=300, near_compared=296).text
+    assert "no two near copies are in different ones" in text
+    assert "Note 4 pictures have too little to compare: near copies of them were not looked for." in text
+
+
+@pytest.mark.parametrize(
+    ("note", "sentence"),
+    [
+        ({"left_out": "3 files: a.md, b.md, c.md"}, "Not read: 3 files: a.md, b.md, c.md."),
+        ({"tables left out": ["x.csv", "y.csv"]}, "Not read: x.csv, y.csv."),
+        (
+            {"pictures that no row names": {"number": 7, "examples": ["a.png", "b.png"]}},
+            "Not read: 7 pictures that no row names, e.g. a.png, b.png.",
+        ),
+    ],
+)
+def test_files_that_were_not_read_are_a_note_beside_those_that_were(note, sentence, tmp_path):
+    assert f"Note {sentence}" in page_of(tmp_path, examples=300, reading={"layout": "tables"} | note).text
+
+
+def test_sources_of_a_translation_that_stand_in_train_too_are_counted(tmp_path):
+    write(tmp_path, kind="translation", examples=90)
+    sources = {"train": range(30), "val": range(30, 60), "test": [*range(24, 30), *range(60, 84)]}
+    for split, numbers in sources.items():
+        with ShardWriter(tmp_path / split) as writer:
+            texts = [f"sentence {number}" for number in numbers]
+            writer.append({"source": objects(texts), "target": objects([f"{split} {text}" for text in texts])})
+    report(tmp_path)
+    text = Page(tmp_path / "report.html").text
+    assert "Warning 20% of the sources in test stand in train too (6 of 30)" in text
+    assert "✓ Good No source in val stands in train too." in text
 
 
 def test_scripts_that_differ_are_named(tmp_path):

@@ -92,3 +92,10 @@ def test_a_run_that_did_nothing_says_so(finished, capsys):
     text = capsys.readouterr().out
     assert "cached" in text
     assert "Nothing to do: all 5 stages are up to date." in text
+
+
+def test_of_stages_that_nobody_asked_for_nothing_is_told(finished, capsys):
+    results.show(since=1000, targets=["train@lenet5", "fetch@digits"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Nothing to do: up to date are train@lenet5, fetch@digits, and what they need." in text
+    assert "all 5 stages" not in text

@@ -282,6 +282,12 @@ def test_a_long_list_is_cut_and_counted(checkout):
     assert len(message.splitlines()) == 1 + 20 + 1 + 1 + 1
 
 
+def test_without_a_remote_it_is_told_that_none_was_looked_at(checkout, capsys):
+    dvc(checkout, "remote", "default", "--unset")
+    verify()
+    assert "remote: not looked at, there is no default remote (dvc remote default NAME)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("function", [verify, push, pull])
 def test_an_unknown_remote_is_a_wrong_configuration(checkout, function):
     with pytest.raises(ConfigurationError, match="there is no remote 'nowhere'. Remotes: storage."):

@@ -3,12 +3,11 @@
 import hashlib
 import os
 from dataclasses import dataclass
-from importlib import import_module
 
 import numpy as np
 
 from stages.errors import InputRefusedError
-from stages.ingest.records import Payload
+from stages.ingest.records import Payload, decode_with
 from stages.shards import Arrays, objects
 
 FILE_BYTES = 2**30  # largest file that is one example; above, a worker's memory would not be bounded
@@ -33,7 +32,6 @@ Task = tuple[tuple[str, ...], Payload | None]  # files and payload of an Item, w
 
 def decode_block(tasks: list[Task], kind: str, folder: str, options: dict) -> Decoded:
     """Reads and decodes examples; the function that runs in worker processes and on a cluster."""
-    decode = import_module(f"stages.ingest.{kind}").decode
     result = Decoded([], [], [], [], [], [], {})
     stacks: dict[str, list] = {}
     for names, payload in tasks:
@@ -44,7 +42,7 @@ def decode_block(tasks: list[Task], kind: str, folder: str, options: dict) -> De
                 data = [read_file(folder, file) for file in names]
                 files = tuple(hashlib.sha256(content).digest() for content in data)
             digest = files[0] if len(files) == 1 else digest_of(files or data)
-            example = decode(data, **options)
+            example = decode_with(kind, data, options)
         except InputRefusedError as refusal:
             # A file that could not be read has no digest, by which another would be known.
             reason, digest = str(refusal), b"" if names and not files else digest

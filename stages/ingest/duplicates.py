@@ -146,6 +146,17 @@ def text_pairs(fingerprints: np.ndarray, new: np.ndarray | None = None, title: s
     return _in_order(found)
 
 
+def comparable(fingerprints: np.ndarray) -> np.ndarray:
+    """Returns which examples take part in the search: bool, shape (n,).
+
+    Args:
+        fingerprints: uint8, of pictures as ``described`` returns them, (n, DESCRIBED), or of texts, (n, 512).
+    """
+    if fingerprints.shape[1] == DESCRIBED:
+        return np.ascontiguousarray(fingerprints[:, -4:]).view(np.float32)[:, 0] > 0  # their detail
+    return fingerprints.any(axis=1)
+
+
 def groups(count: int, near: np.ndarray) -> np.ndarray:
     """Returns for each of ``count`` examples the smallest index that near pairs, (m, 2), lead to: int64, (count,)."""
     graph = sparse.coo_array((np.ones(len(near), np.int8), (near[:, 0], near[:, 1])), shape=(count, count))

@@ -6,7 +6,7 @@ import os
 import posixpath
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from importlib.metadata import version
@@ -24,8 +24,9 @@ from stages.ingest.fingerprints import HASHES
 from stages.ingest.formats import archives
 from stages.ingest.previous import Known
 from stages.ingest.reading import Found
-from stages.ingest.records import Source, natural
+from stages.ingest.records import UNEXPECTED, Source, natural
 from stages.ingest.report import report
+from stages.page import many
 from stages.params import Positive, Share
 from stages.shards import Arrays, Shards, ShardWriter, swap, working, write_sealed, write_shards
 
@@ -119,9 +120,9 @@ def ingest(
 
         kept, doubles = _distinct(found)
         new = Shards(scratch / "new")
-        pairs = np.zeros((0, 2), np.int64)
+        pairs, compared = np.zeros((0, 2), np.int64), 0
         if near_duplicates:
-            pairs = _near(found, kept, known, new, kind, scratch / previous.FINGERPRINTS, f"ingest@{dataset}")
+            pairs, compared = _near(found, kept, known, new, kind, scratch / previous.FINGERPRINTS, f"ingest@{dataset}")
         splits, leaks = _split(found, kept, pairs, val=val, test=test)
         doubles += [
             (found.paths[kept[b]], found.paths[kept[a]], "near", found.labels[kept[b]], found.labels[kept[a]])
@@ -153,7 +154,8 @@ def ingest(
             "missing": {split: labels for split, labels in missing.items() if labels},
             "unreadable": sum(map(bool, found.reasons)),
             "duplicates": sum(how == "same" for _, _, how, _, _ in doubles),
-            "near_duplicates": len(pairs),
+            "near_duplicates": len(pairs) if compared else None,  # None: they were not looked for
+            "near_compared": compared,
             "duplicates_under_another_label": sum(label != other for _, _, _, label, other in doubles),
             "left_out_of_train": len(leaks),
             "reading": raw.notes,
@@ -166,7 +168,7 @@ def ingest(
         report(output)
         swap(output, target)
         _remember(cache, scratch, key, found, kept, pairs)
-        _say(target, about, len(refused), len(found.rows))
+        _say(target, about, refused, len(found.rows))
 
 
 def check_options(
@@ -192,10 +194,20 @@ def split_of(content: bytes, *, val: float, test: float) -> str:
     Its SHA-256, read as a number in [0, 1), is compared with the shares. So adding or removing data never moves an
     example to another split, equal content always shares one, and every class is split at the same shares up to
     chance: a class of n examples has ``n * test`` test examples, standard deviation ``sqrt(n * test * (1 - test))``.
-    Nearly equal examples go by the smallest SHA-256 among them.
+    Nearly equal examples go by one among them, see ``leading``.
     """
     place = np.ldexp(int.from_bytes(content[:7]) >> 4, -52)
     return "test" if place < test else "val" if place < test + val else "train"
+
+
+def leading(contents: Iterable[bytes]) -> bytes:
+    """Returns the content of the near copy whose split all of them share.
+
+    It is the one with the smallest SHA-256 of its SHA-256. The place of the content itself in [0, 1) takes no part in
+    that choice, so groups of every size get the asked shares; the smallest content would be in the test too often. A
+    group of one keeps its own split, and of n copies a further one decides for all with a probability of 1 / (n + 1).
+    """
+    return min(contents, key=lambda content: hashlib.sha256(content).digest())
 
 
 def _key(kind: str, options: Mapping[str, Any]) -> str:
@@ -262,17 +274,20 @@ def _distinct(found: Found) -> tuple[list[int], list[tuple]]:
     return sorted(first.values()), doubles
 
 
-def _near(found: Found, kept: list[int], known: Known, new: Shards, kind: str, path: Path, title: str) -> np.ndarray:
-    """Returns the near copies among the ``kept`` - (pairs, 2), places in it; writes all fingerprints to ``path``.
+def _near(
+    found: Found, kept: list[int], known: Known, new: Shards, kind: str, path: Path, title: str
+) -> tuple[np.ndarray, int]:
+    """Returns the near copies among the ``kept`` - (pairs, 2), places in it -, and how many of these were compared.
 
-    Pairs of two examples that the last run knew are not looked for again.
+    Volumes have no fingerprints, and pictures without detail and texts without words take no part. Writes all
+    fingerprints to ``path``. Pairs of two examples that the last run knew are not looked for again.
     """
     places = zip(known.table["content"], known.table["place"], strict=True)
     former = {content: place for content, place in places if place >= 0}
     contents = [found.contents[number] for number in kept]
     fresh = [place for place, content in enumerate(contents) if content not in former]
     if FINGERPRINT not in new.names and not known.fingerprints.size:
-        return np.zeros((0, 2), np.int64)
+        return np.zeros((0, 2), np.int64), 0
     described, search = (
         (duplicates.described, duplicates.pairs) if kind == "images" else (np.asarray, duplicates.text_pairs)
     )
@@ -282,6 +297,7 @@ def _near(found: Found, kept: list[int], known: Known, new: Shards, kind: str, p
     if hasattr(os, "posix_fallocate"):  # a full disk would else end the process, by SIGBUS, when a page is written
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    compared = 0
     for start in range(0, len(kept), GATHER_ROWS):
         part, target = contents[start : start + GATHER_ROWS], prints[start : start + GATHER_ROWS]
         rows = np.array([former.get(content, -1) for content in part])
@@ -290,12 +306,13 @@ def _near(found: Found, kept: list[int], known: Known, new: Shards, kind: str, p
         if FINGERPRINT in new.names:
             rows = np.array([-1 if content in former else found.rows[content] for content in part])
             target[rows >= 0] = described(new.take(FINGERPRINT, rows[rows >= 0]))
-    where, compared = {content: place for place, content in enumerate(contents)}, list(former)
-    again = [(where.get(compared[a], -1), where.get(compared[b], -1)) for a, b in known.pairs.tolist()]
+        compared += int(duplicates.comparable(target).sum())
+    where, earlier = {content: place for place, content in enumerate(contents)}, list(former)
+    again = [(where.get(earlier[a], -1), where.get(earlier[b], -1)) for a, b in known.pairs.tolist()]
     again = [(a, b) for a, b in again if a >= 0 <= b]
     pairs = search(prints, np.array(fresh, np.int64), title) if fresh else np.zeros((0, 2), np.int64)
     pairs = np.sort(np.concatenate([pairs, np.array(again, np.int64).reshape(-1, 2)]), axis=1)
-    return np.unique(pairs, axis=0)
+    return np.unique(pairs, axis=0), compared
 
 
 def _split(
@@ -321,7 +338,7 @@ def _split(
         first = min(members, key=lambda place: RANK.get(found.given[kept[place]], 2))
         split = found.given[kept[first]]
         if split not in RANK:
-            split = split_of(min(found.contents[kept[place]] for place in members), **shares)
+            split = split_of(leading(found.contents[kept[place]] for place in members), **shares)
             for place in members:
                 splits[place] = split
             continue
@@ -441,10 +458,13 @@ def _said(other: str, label: str | None, original: str | None) -> str:
     return f"same content as {other}" + ("" if label == original else f" under the label {original!r}")
 
 
-def _say(target: Path, about: dict, refused: int, new: int) -> None:
+def _say(target: Path, about: dict, refused: list[tuple[str, str]], new: int) -> None:
     totals = ", ".join(f"{split} {count:,}" for split, count in about["examples"].items())
     of = f"{len(about['classes'])} classes; " if about["classes"] else ""
-    print(f"{target}: {of}{totals}; decoded {new:,}; left out {refused} (quarantine.csv); see report.html")
+    print(f"{target}: {of}{totals}; decoded {new:,}; left out {len(refused)} (quarantine.csv); see report.html")
+    if unexpected := [f"{path}: {reason}" for path, reason in refused if reason.startswith(UNEXPECTED)]:
+        number = many(len(unexpected), "example")
+        print(f"warning: {number} raised what no reader expects, e.g. {unexpected[0]}")
     if unread := about["reading"].get("unread"):
         print(f"warning: {unread}")
     for option, note, kinds in (("encoding", "encodings", PIXELS), ("columns", "columns", (*PIXELS, "text"))):
@@ -453,9 +473,12 @@ def _say(target: Path, about: dict, refused: int, new: int) -> None:
     for name, encoding in about["reading"].get("encodings", {}).items():
         if encoding not in ("ascii", "utf-8"):
             print(f"{name}: read as {encoding}")
-    if about["near_duplicates"]:
+    if about["near_duplicates"] is None:
+        print("near copies were not looked for")
+    elif about["near_duplicates"]:
         print(f"{about['near_duplicates']:,} pairs of near duplicates, each in one split (duplicates.csv)")
     if about["duplicates_under_another_label"]:
-        print(f"warning: {about['duplicates_under_another_label']} equal or nearly equal examples have two labels")
+        equal = "equal" if about["near_duplicates"] is None else "equal or nearly equal"
+        print(f"warning: {about['duplicates_under_another_label']} {equal} examples have two labels")
     for split, labels in about["missing"].items():
         print(f"warning: {split} has no example of {', '.join(labels)}; scores on it say nothing about them")

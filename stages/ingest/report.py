@@ -5,6 +5,7 @@ output alone - no date, nothing random - so that equal data gives equal bytes. E
 escaped, and everything that grows with it has a cap; what the page leaves out stands in the tables beside it.
 """
 
+import hashlib
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,6 +30,7 @@ FEW = 20  # training examples of a class; below, it has no average either
 SOME = 0.1  # of the examples: near copies, enlarged or stretched ones
 STRETCH = 1.5  # times the proportions that a picture had
 AREAS = 16  # times the smallest picture
+SHARED = 0.01  # of the sources of val or test: stand in train too
 GAIN = 0.1  # of the accuracy, above always answering the most common class
 
 # Caps that keep the page below 3 MB: 500 pictures of noise, the least compressible, are 2.9 MB.
@@ -37,6 +39,7 @@ TILES, CLASSES = 300, 50  # examples on the page, and classes that show any
 PER_CLASS = {"images": 9, "volumes": 7, "text": 5, "translation": 10}  # examples: what fills one line or two
 AVERAGED = 100  # examples in the average of a class
 READ = 64 * 2**20  # bytes, for all averages together
+BLOCK = 2**12  # sources read at a time
 ROWS, ALL_ROWS = 60, 1000  # classes in the chart and in the folded table
 GROUPS, MEMBERS = 16, 5  # of near copies
 CONFLICTS, COPIES, REASONS, NAMES = 16, 24, 20, 5
@@ -59,7 +62,7 @@ def report(folder: Path) -> None:
         noun=NOUNS[about["kind"]],
         total=len(manifest),
         left_out=len(refused),
-        findings=_findings(about, manifest, refused, facts, hints),
+        findings=_findings(about, manifest, refused, facts, hints, gallery),
         balance=_balance(about["counts"], about["classes"]),
         samples=_samples(about, manifest, gallery),
         charts=_charts(about, manifest, facts),
@@ -137,6 +140,17 @@ class Gallery:
         position = self.positions([path])[0]
         return View(path, label) if position < 0 else self.view(position)
 
+    def sources(self, split: str) -> np.ndarray:
+        """Returns a hash of each source of the sentence pairs of ``split``: uint64, (examples,)."""
+        shards = self._shards[split]
+        rows = (np.arange(first, min(first + BLOCK, len(shards))) for first in range(0, len(shards), BLOCK))
+        digests = [
+            hashlib.blake2b(text.encode(), digest_size=8).digest()
+            for some in rows
+            for text in shards.take("source", some)
+        ]
+        return np.frombuffer(b"".join(digests), np.uint64)
+
     def averaged(self, classes: int) -> int:
         """Returns how many examples of each of the ``classes`` go into its average; 0: texts, or too large."""
         train = self._shards["train"]
@@ -168,12 +182,18 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _findings(
-    about: dict, manifest: pd.DataFrame, refused: pd.DataFrame, facts: list[str], hints: list[dict]
+    about: dict,
+    manifest: pd.DataFrame,
+    refused: pd.DataFrame,
+    facts: list[str],
+    hints: list[dict],
+    gallery: Gallery,
 ) -> list[Finding]:
     """Returns what to know first, warnings before notes before what is good."""
     noun = NOUNS[about["kind"]]
     found = [
         *_split_findings(about, manifest, noun),
+        *(_source_findings(gallery) if about["kind"] == "translation" else ()),
         *(_class_findings(about, noun) if about["classes"] else ()),
         *_reading_findings(about, manifest, refused, facts, noun),
         *(_size_findings(about["options"], manifest, noun) if {"height", "width"} <= set(facts) else ()),
@@ -189,7 +209,7 @@ def _findings(
 
 
 def _split_findings(about: dict, manifest: pd.DataFrame, noun: str) -> Iterator[Finding]:
-    sought = about["options"].get("near_duplicates", True)
+    sought = about["near_duplicates"] is not None
     groups = manifest[manifest["near"] != ""].groupby("near")["split"].nunique()
     leaks = len(manifest) - manifest["sha256"].nunique() + int((groups > 1).sum())
     if leaks:
@@ -199,14 +219,20 @@ def _split_findings(about: dict, manifest: pd.DataFrame, noun: str) -> Iterator[
         yield Finding("good", f"No {noun} is in two splits, and no two near copies are in different ones.", "near")
     else:
         yield Finding("note", f"No {noun} is in two splits. Near copies were not looked for.", "near")
+    alone = len(manifest) + about["left_out_of_train"] - about["near_compared"]
+    if sought and alone:
+        have = "has" if alone == 1 else "have"
+        sentence = f"{many(alone, noun)} {have} too little to compare: near copies of them were not looked for."
+        yield Finding("note", sentence, "near")
+    equal = "equal or nearly equal" if sought else "equal"
     if pairs := about["duplicates_under_another_label"]:
         sentence = (
-            f"{many(pairs, 'pair')} of equal or nearly equal {noun}s {'has' if pairs == 1 else 'have'} two labels: one "
+            f"{many(pairs, 'pair')} of {equal} {noun}s {'has' if pairs == 1 else 'have'} two labels: one "
             "of them is wrong, or the classes overlap."
         )
         yield Finding("warning", sentence, "conflicts")
     elif about["classes"]:
-        yield Finding("good", f"No {noun} has two labels.", "copies")
+        yield Finding("good", f"No two {equal} {noun}s have different labels.", "copies")
     if about["near_duplicates"]:
         members = int((manifest["near"] != "").sum())
         part = members / len(manifest)
@@ -220,6 +246,22 @@ def _split_findings(about: dict, manifest: pd.DataFrame, noun: str) -> Iterator[
         yield Finding("note", sentence, "left-out")
     if count := about["duplicates"]:
         yield Finding("note", f"{many(count, 'exact copy')} left out; one of each was kept.", "copies")
+
+
+def _source_findings(gallery: Gallery) -> Iterator[Finding]:
+    """Yields how many sources of val and of test are sources of train too, there with another target."""
+    train = gallery.sources("train")
+    for split in ("val", "test"):
+        sources = gallery.sources(split)
+        if count := int(np.isin(sources, train).sum()):
+            part = count / len(sources)
+            sentence = (
+                f"{share(part)} of the sources in {split} stand in train too ({count:,} of {len(sources):,}), with "
+                "another target: a model may know them by heart."
+            )
+            yield Finding("warning" if part > SHARED else "note", sentence, "near")
+        else:
+            yield Finding("good", f"No source in {split} stands in train too.", "near")
 
 
 def _class_findings(about: dict, noun: str) -> Iterator[Finding]:
@@ -237,7 +279,9 @@ def _class_findings(about: dict, noun: str) -> Iterator[Finding]:
         )
         yield Finding("warning", sentence, "classes")
     else:
-        yield Finding("good", f"No class has more than {IMBALANCE} times the examples of another. {always}", "classes")
+        yield Finding(
+            "good", f"No class has more than {IMBALANCE} times the training examples of another. {always}", "classes"
+        )
     if few := [label for label, count in train.items() if count < FEW]:
         sentence = f"{many(len(few), 'class')} with fewer than {FEW} training {noun}s: {_listed(few)}."
         yield Finding("warning", sentence, "classes")
@@ -275,6 +319,10 @@ def _reading_findings(
         yield Finding("warning", f"{bad:,} of {many(total, noun)} could not be read.", "left-out")
     else:
         yield Finding("good", f"All of {many(total, noun)} could be read.", "reading")
+    if unread := about["reading"].get("unread"):
+        yield Finding("warning", f"{unread[0].upper()}{shown(unread[1:], 2 * NAME)}.", "reading")
+    if files := _left_unread(about["reading"]):
+        yield Finding("note", f"Not read: {'; '.join(files)}.", "reading")
     for name in facts:
         if name.endswith("script"):
             counts = _counted(manifest[name]).to_dict()
@@ -290,6 +338,17 @@ def _reading_findings(
     if odd := {file: code for file, code in (encodings or {}).items() if not safe.fullmatch(code)}:
         sentence = f"Not in UTF-8 but read as {_listed(sorted(set(odd.values())))}: {_listed(odd)}."
         yield Finding("warning", f"{sentence} Do accents and quotes look right?", "examples")
+
+
+def _left_unread(notes: Mapping[str, Any]) -> list[str]:
+    """Returns what a reader found in the raw folder and left alone."""
+    files = [shown(notes["left_out"], 2 * NAME)] if "left_out" in notes else []
+    if tables := notes.get("tables left out"):
+        files.append(_listed(tables))
+    if unnamed := notes.get("pictures that no row names"):
+        names = ", ".join(shown(name, 40) for name in unnamed["examples"])
+        files.append(f"{many(unnamed['number'], 'picture')} that no row names, e.g. {names}")
+    return files
 
 
 def _size_findings(options: dict, manifest: pd.DataFrame, noun: str) -> Iterator[Finding]:

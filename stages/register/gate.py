@@ -111,16 +111,16 @@ def decide(
 
 
 def limited(decision: Decision, limits: dict[str, tuple[float | None, float | None]]) -> Decision:
-    """Returns the decision, or a refusal where the challenger exceeds a limit.
+    """Returns the decision, or a refusal where the challenger exceeds a limit, or nobody measured what is limited.
 
     Args:
         decision: of ``decide``.
         limits: name of the limit -> (what was measured, the limit); None: it was not measured, or is not set.
     """
     exceeded = [
-        f"{found:.4g} exceeds {name} = {limit}"
+        f"{name} = {limit} was not measured" if found is None else f"{found:.4g} exceeds {name} = {limit}"
         for name, (found, limit) in limits.items()
-        if found is not None and limit is not None and found > limit
+        if limit is not None and (found is None or found > limit)
     ]
     if not decision.promote or not exceeded:
         return decision

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from stages.errors import InputRefusedError
+from stages.ingest.records import decode_with
 from stages.ingest.text import normalised
 from stages.shards import objects
 
@@ -99,7 +100,7 @@ def prepared(raw: Raw, takes: dict[str, Any]) -> np.ndarray | str:
     if kind == "volumes" and isinstance(raw, bytes):
         raw = [raw]
     options = {key: takes[key] for key in ("size", "mode", "fit")}
-    return import_module(f"stages.ingest.{kind}").decode(raw, **options).arrays[takes["array"]]
+    return decode_with(kind, raw, options).arrays[takes["array"]]
 
 
 def together(examples: Sequence[np.ndarray | str]) -> np.ndarray:

@@ -227,6 +227,8 @@ def to_bytes(block: np.ndarray, times: int) -> np.ndarray:
         return block.astype(block.dtype.name, copy=False)  # in this machine's byte order
     if block.dtype.kind == "b":
         return block.astype(np.uint8) * 255
+    if block.dtype.kind in "iu":
+        return block.astype(np.uint8) * np.uint8(times)  # 255 is no int8
     return np.rint(block * times).astype(np.uint8)
 
 

@@ -122,12 +122,17 @@ def check_pixels(width: int, height: int) -> None:
 
 
 def from_array(pixels: np.ndarray) -> tuple[Image.Image, dict[str, int | str]]:
-    """Returns the normalised picture and facts, as ``read``, of ``pixels``: uint8 or uint16, (h, w[, 1, 3 or 4])."""
+    """Returns the normalised picture and facts, as ``read``, of ``pixels``: uint8 or uint16, (h, w[, 1, 3 or 4]).
+
+    Colour of 16 bits becomes 8 bits here, as grey does in ``to_size``: Pillow has no mode for it.
+    """
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[..., 0]
     if not pixels.size:
         raise InputRefusedError(f"a picture of no pixels: shape {pixels.shape}")
     check_pixels(pixels.shape[1], pixels.shape[0])
+    if pixels.ndim == 3 and pixels.dtype == np.uint16:
+        pixels = _to_8_bits(pixels)
     picture = Image.fromarray(np.ascontiguousarray(pixels))
     facts = {"height": picture.height, "width": picture.width, "mode": picture.mode, "format": "array"}
     return normalise(picture), facts | {"frames": 1, "orientation": 1}
@@ -165,14 +170,11 @@ def to_size(picture: Image.Image, *, size: tuple[int, int], mode: str, fit: str)
         picture: of mode L, I;16, RGB or RGBA.
         size: (height, width).
         mode: ``grey`` (ITU-R 601-2 luma) or ``colour``.
-        fit: ``stretch``, ``pad`` (black margins) or ``crop`` (its middle).
+        fit: ``stretch``, ``pad`` (black margins; at least one row and column of pixels shows the picture) or ``crop``
+            (its middle).
     """
     if picture.mode == "I;16":
-        values = np.asarray(picture)
-        bytes_ = np.empty(values.shape, np.uint8)
-        for start in range(0, len(values), STRIP):  # the quotients of all rows at once would take 16 bytes a pixel
-            bytes_[start : start + STRIP] = np.rint(values[start : start + STRIP] / 257)  # 65535 / 255 = 257
-        picture = Image.fromarray(bytes_)
+        picture = Image.fromarray(_to_8_bits(np.asarray(picture)))
     if picture.mode == "RGBA":
         background = Image.new("RGBA", picture.size, "white")  # what a viewer shows behind a transparent picture
         picture = Image.alpha_composite(background, picture)
@@ -185,8 +187,32 @@ def to_size(picture: Image.Image, *, size: tuple[int, int], mode: str, fit: str)
     if fit == "stretch":
         return picture.resize(target, Image.Resampling.BILINEAR)
     if fit == "pad":
-        return ImageOps.pad(picture, target, Image.Resampling.BILINEAR)
+        return ImageOps.pad(_widened(picture, target), target, Image.Resampling.BILINEAR)
     return ImageOps.fit(picture, target, Image.Resampling.BILINEAR)
+
+
+def _to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Returns uint16 of any shape as uint8: 65535 / 255 = 257."""
+    result = np.empty(values.shape, np.uint8)
+    for start in range(0, len(values), STRIP):  # the quotients of all rows at once would take 16 bytes a pixel
+        result[start : start + STRIP] = np.rint(values[start : start + STRIP] / 257)
+    return result
+
+
+def _widened(picture: Image.Image, target: tuple[int, int]) -> Image.Image:
+    """Returns a strip that ``ImageOps.pad`` would make less than half a pixel wide, or high, one pixel wide, or high.
+
+    Pillow rounds half a pixel and less to nothing, and its answer is black.
+
+    Args:
+        picture: what is padded; most come back as they are.
+        target: (width, height) of the padded picture.
+    """
+    if not round(picture.width / picture.height * target[1]):
+        return picture.resize((1, target[1]), Image.Resampling.BILINEAR)
+    if not round(picture.height / picture.width * target[0]):
+        return picture.resize((target[0], 1), Image.Resampling.BILINEAR)
+    return picture
 
 
 def to_array(picture: Image.Image) -> np.ndarray:
