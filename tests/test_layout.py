@@ -14,9 +14,9 @@ from stages import params
 DVC = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
 LOCKS = ("requirements.lock", "requirements-gpu.lock", "requirements-benchmarks.lock")
 SHARED = {
-    "beam", "busy", "checksums", "compute", "doctor", "entries", "errors", "lineage", "lock", "masking", "memory",
-    "networks", "page", "params", "parent", "predictor", "progress", "ranges", "record", "scores", "shards", "tokens",
-    "tracking", "verify", "workers",
+    "beam", "busy", "checksums", "compute", "doctor", "entries", "errors", "interrupt", "lineage", "lock", "masking",
+    "memory", "networks", "page", "params", "parent", "predictor", "progress", "ranges", "record", "scores", "shards",
+    "tokens", "tracking", "verify", "workers",
 }  # fmt: skip
 
 
