@@ -149,7 +149,7 @@ def test_fault_06_who_is_asked_to_end_says_where_it_goes_on(ready):
 
 
 def test_fault_46_ctrl_c_ends_a_training_after_its_step_and_a_second_one_at_once(workspace):
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     keep = loop.Keep(checkpoints.Checkpoints("d", "m", {}), None, [], None)
     keep.on_train_begin()
     keep.on_epoch_begin(0)
@@ -160,7 +160,7 @@ def test_fault_46_ctrl_c_ends_a_training_after_its_step_and_a_second_one_at_once
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
     keep.close()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
 def test_fault_03_a_checkpoint_that_is_not_whole_is_not_there(ready, monkeypatch, capsys):
