@@ -28,7 +28,15 @@ for name, value in {
 
 
 def main(words: Sequence[str]) -> int:
-    """Returns the exit status; see ``stages/errors.py``."""
+    """Returns the exit status; see ``stages/errors.py``. After Ctrl-C it is that of shells, 130."""
+    try:
+        return _command(words)
+    except KeyboardInterrupt:
+        print("ended; what was done is kept, and the same command goes on from there", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _command(words: Sequence[str]) -> int:
     from stages import doctor
     from stages.errors import StageError
     from stages.masking import redacted
@@ -144,9 +152,6 @@ def _pipeline(targets: list[str], slots: int | None, force: bool, cluster: str |
         if begun or force:  # forced, what is done would be done again
             raise
         _begin_anew(error, since)
-    except KeyboardInterrupt:
-        print("ended; what was done is kept, and the next run goes on from there", file=sys.stderr)
-        return 130
     if state.is_completed() or results.ran_since(since):
         results.show(since, targets)
     if state.is_cancelled():
@@ -214,13 +219,11 @@ def _tune(model: str, trials: int | None, minutes: float | None, slots: int | No
     from flows.tune import tune
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        tune(model, trials, minutes, slots)
-    except KeyboardInterrupt:
-        print("ended; what was tried is kept, and the same command goes on from there", file=sys.stderr)
-        return 130
+    tune(model, trials, minutes, slots)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # from now on Python would print where it ends
+    sys.exit(status)

@@ -6,6 +6,11 @@ take, ``measure`` how one computes fastest here; ``verify``, ``push`` and ``pull
 ``record.py``; ``trial`` is what ``flows/tune.py`` runs, ``pace`` what ``measure`` does.
 """
 
+if __name__ == "__main__":  # before the other imports, which take half a second
+    from stages import interrupt
+
+    interrupt.catch()
+
 import errno
 import gc
 import json
@@ -21,7 +26,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from stages import busy, lock, memory, params, parent, record, relocation
+from stages import busy, interrupt, lock, memory, params, parent, record, relocation
 from stages.entries import prepare
 from stages.errors import ConfigurationError, InputRefusedError, ServiceError, StageError
 from stages.masking import redacted
@@ -32,49 +37,8 @@ JOURNAL = Path("data/journal.jsonl")
 def main(*words: str) -> int:
     """Returns the exit status; see ``errors.py``."""
     try:
-        match words:
-            case ["check"]:
-                check()
-            case ["cost", *names] if names:
-                cost(names)
-            case ["doctor"]:
-                import_module("stages.doctor").doctor()
-            case ["verify"] | ["verify", _]:
-                import_module("stages.verify").verify(*words[1:])
-            case ["push", "--repair"] | ["push", "--repair", _]:
-                import_module("stages.verify").push(*words[2:], repair=True)
-            case ["push"] | ["push", _]:
-                import_module("stages.verify").push(*words[1:])
-            case ["pull"] | ["pull", _]:
-                import_module("stages.verify").pull(*words[1:])
-            case ["ship"]:
-                count = import_module("stages.tracking").ship()
-                aside = len([*record.FOLDER.glob("*.aside")])
-                rest = f"{aside} records in {record.FOLDER} are set aside" if aside else "nothing waits any more"
-                print(f"brought {count} runs to MLflow; {rest}")
-            case ["ship", number, name]:
-                import_module("stages.tracking").follow(number, name)
-            case ["trace" | "rebuild" as command, name]:
-                getattr(import_module("stages.lineage"), command)(name)
-            case ["rollback", dataset, "--to", number, "--reason", *reason]:
-                import_module("stages.lineage").rollback(dataset, number, " ".join(reason))
-            case ["clean", "--keep", kept, *dry] if dry in ([], ["--dry-run"]):
-                import_module("stages.lineage").clean(*_kept(kept), dry_run=bool(dry))
-            case ["measure" | "trial" as command, name]:
-                training(command, name)
-            case ["pace", name, policy]:
-                policy = json.loads(policy)
-                training("pace", name, policy.pop("steps"), policy)
-            case [stage, name]:
-                run(stage, name)
-            case _:
-                raise ConfigurationError(
-                    f"got {' '.join(words) or 'nothing'}. Usage: python -m stages STAGE NAME, or python -m stages "
-                    "check, doctor, cost MODEL ..., measure MODEL, verify, push, pull, ship, trace DATASET@champion, "
-                    "rebuild DATASET@VERSION, rollback DATASET --to VERSION --reason TEXT, "
-                    "clean --keep champion,last:3 [--dry-run]. Stages: "
-                    f"{', '.join(params.STAGES)}."
-                )
+        with interrupt.explained():
+            _command(words)
     except StageError as error:
         print("error:", "\n".join(_one_line(redacted(str(line))) for line in error.args), file=sys.stderr)
         return error.status
@@ -90,6 +54,57 @@ def main(*words: str) -> int:
     return 0
 
 
+def _command(words: Sequence[str]) -> None:
+    """Does what was typed.
+
+    Raises:
+        StageError: it failed, or it is no command.
+    """
+    match words:
+        case ["check"]:
+            check()
+        case ["cost", *names] if names:
+            cost(names)
+        case ["doctor"]:
+            import_module("stages.doctor").doctor()
+        case ["verify"] | ["verify", _]:
+            import_module("stages.verify").verify(*words[1:])
+        case ["push", "--repair"] | ["push", "--repair", _]:
+            import_module("stages.verify").push(*words[2:], repair=True)
+        case ["push"] | ["push", _]:
+            import_module("stages.verify").push(*words[1:])
+        case ["pull"] | ["pull", _]:
+            import_module("stages.verify").pull(*words[1:])
+        case ["ship"]:
+            count = import_module("stages.tracking").ship()
+            aside = len([*record.FOLDER.glob("*.aside")])
+            rest = f"{aside} records in {record.FOLDER} are set aside" if aside else "nothing waits any more"
+            print(f"brought {count} runs to MLflow; {rest}")
+        case ["ship", number, name]:
+            import_module("stages.tracking").follow(number, name)
+        case ["trace" | "rebuild" as command, name]:
+            getattr(import_module("stages.lineage"), command)(name)
+        case ["rollback", dataset, "--to", number, "--reason", *reason]:
+            import_module("stages.lineage").rollback(dataset, number, " ".join(reason))
+        case ["clean", "--keep", kept, *dry] if dry in ([], ["--dry-run"]):
+            import_module("stages.lineage").clean(*_kept(kept), dry_run=bool(dry))
+        case ["measure" | "trial" as command, name]:
+            training(command, name)
+        case ["pace", name, policy]:
+            policy = json.loads(policy)
+            training("pace", name, policy.pop("steps"), policy)
+        case [stage, name]:
+            run(stage, name)
+        case _:
+            raise ConfigurationError(
+                f"got {' '.join(words) or 'nothing'}. Usage: python -m stages STAGE NAME, or python -m stages "
+                "check, doctor, cost MODEL ..., measure MODEL, verify, push, pull, ship, trace DATASET@champion, "
+                "rebuild DATASET@VERSION, rollback DATASET --to VERSION --reason TEXT, "
+                "clean --keep champion,last:3 [--dry-run]. Stages: "
+                f"{', '.join(params.STAGES)}."
+            )
+
+
 def run(stage: str, name: str) -> None:
     """Runs one stage on one name, and notes how it ended in the journal."""
     lock.keep()
@@ -99,7 +114,8 @@ def run(stage: str, name: str) -> None:
     function, arguments = prepare(stage, name, entry)
     started, status = time.time(), 1
     try:
-        function(name, **arguments)
+        with interrupt.explained():
+            function(name, **arguments)
         status = 0
     except StageError as error:
         status = error.status
@@ -227,4 +243,4 @@ if __name__ == "__main__":
     parent.watch()
     status = main(*sys.argv[1:])
     gc.freeze()
-    sys.exit(status)
+    interrupt.leave(status)

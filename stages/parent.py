@@ -37,11 +37,16 @@ def watch() -> None:
 def _watch(dvc: psutil.Process) -> None:
     while _alive(dvc):
         time.sleep(SECONDS)
+    end_children()
+    os.kill(os.getpid(), signal.SIGKILL)  # anything else could wait for a step, or for a lock
+
+
+def end_children() -> None:
+    """Kills all that this process started, but for who ships what it said, and then ends by itself."""
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error, ProcessLookupError):
-            if os.getsid(child.pid) == os.getsid(0):  # not who ships what this one said, and then ends by itself
+            if os.getsid(child.pid) == os.getsid(0):
                 child.kill()
-    os.kill(os.getpid(), signal.SIGKILL)  # anything else could wait for a step, or for a lock
 
 
 def _alive(process: psutil.Process) -> bool:

@@ -8,12 +8,14 @@ on a shared file system.
 
 import multiprocessing
 import os
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
+from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 from stages.errors import ServiceError
@@ -56,7 +58,11 @@ def executor(small: bool = False, *modules: str) -> Iterator[Executor]:
         # A fork of this process would inherit the locks of its threads (progress bar, Arrow); a fork server has none.
         context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
         context.set_forkserver_preload([*modules])
-        with ProcessPoolExecutor(cores(), mp_context=context) as pool:
+        if sys.platform == "linux":
+            resource_tracker.ensure_running()  # which the fork server would start, and hear SIGINT from then on
+            with _deaf():
+                forkserver.ensure_running()
+        with ProcessPoolExecutor(cores(), mp_context=context, initializer=_end_silently) as pool, _no_more(pool):
             pool.workers = cores()
             yield pool
 
@@ -64,9 +70,36 @@ def executor(small: bool = False, *modules: str) -> Iterator[Executor]:
 @contextmanager
 def threads() -> Iterator[Executor]:
     """Gives one thread per core."""
-    with ThreadPoolExecutor(cores()) as pool:
+    with ThreadPoolExecutor(cores()) as pool, _no_more(pool):
         pool.workers = cores()
         yield pool
+
+
+@contextmanager
+def _no_more(pool: Executor) -> Iterator[None]:
+    """Has a pool end without the work that waits in it, where an error makes that useless."""
+    try:
+        yield
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Keeps SIGINT from the processes that are started in it; this one gets it at the end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_silently() -> None:
+    """Has Ctrl-C end this process; by itself Python would print where it was."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def map_ahead(pool: Executor, function: Callable[..., Any], blocks: Iterable[Any], *arguments: Any) -> Iterator[Any]:

@@ -14,9 +14,9 @@ from stages import params
 DVC = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
 LOCKS = ("requirements.lock", "requirements-gpu.lock", "requirements-benchmarks.lock")
 SHARED = {
-    "beam", "busy", "checksums", "compute", "doctor", "entries", "errors", "lineage", "lock", "masking", "memory",
-    "networks", "page", "params", "parent", "predictor", "progress", "ranges", "record", "relocation", "scores",
-    "shards", "tokens", "tracking", "verify", "workers",
+    "beam", "busy", "checksums", "compute", "doctor", "entries", "errors", "interrupt", "lineage", "lock", "masking",
+    "memory", "networks", "page", "params", "parent", "predictor", "progress", "ranges", "record", "relocation",
+    "scores", "shards", "tokens", "tracking", "verify", "workers",
 }  # fmt: skip
 
 
@@ -89,4 +89,4 @@ def test_every_fault_that_readme_promises_to_survive_has_its_test_and_the_other_
     promised = re.findall(r"^\| (\d\d) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
     code = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
     assert promised == sorted(set(re.findall(r"^def test_fault_(\d\d)_", code, re.MULTILINE)))
-    assert len(promised) == 38
+    assert len(promised) == 47

@@ -1,15 +1,17 @@
 """The one entry point: every mistake is one line that says what came in and what exists, exit 2, before any work."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import NO_ENTRIES, ROOT, bars
 from ruamel.yaml import YAML
 
 from stages.__main__ import main
-from stages.errors import ConfigurationError
+from stages.errors import ConfigurationError, ServiceError
 
 
 @pytest.fixture
@@ -148,3 +150,93 @@ def test_data_stages_run_without_tensorflow_keras_and_mlflow(edited, workspace):
         [sys.executable, "-c", script], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+# Sends Ctrl-C, as a terminal does to all of the group, when something is imported or opened.
+CTRL_C = """
+import os, signal, sys
+
+event, what = os.environ["CTRL_C_AT"].split()
+sent = []
+
+
+def hook(name, arguments):
+    if name == event and what in str(arguments[0]) and not sent:
+        sent.append(name)
+        os.killpg(0, signal.SIGINT)
+
+
+sys.addaudithook(hook)
+"""
+INTERRUPTED = "error: interrupted. Run again: it goes on from what is done.\n"
+
+
+def interrupted(folder, *command, **environment):
+    """Runs Python in a folder, in a group of its own, until it ends; returns its status and what it said."""
+    done = subprocess.run(
+        [sys.executable, *command], cwd=folder, capture_output=True, text=True, start_new_session=True, timeout=60,
+        env=os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"} | environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    return done.returncode, done.stderr, done.stdout
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory):
+    """A checkout whose small data is fetched and ingested."""
+    folder = tmp_path_factory.mktemp("road")
+    bars(folder / "there", 12)
+    (folder / "data").mkdir()
+    (folder / "sitecustomize.py").write_text(CTRL_C)
+    entries = {
+        "fetch": {"bars": {"path": "there"}}, "ingest": {"bars": {"kind": "images", "size": [12, 12], "mode": "grey"}},
+        "augment": {"bars": {"copies": 1, "seed": 0}}, "register": {"bars": {}},
+        "train": {"m": {"dataset": "bars", "architecture": "lenet5", "epochs": 1, "learning_rate": 0.01}},
+    }  # fmt: skip
+    (folder / "params.yaml").write_text(json.dumps(NO_ENTRIES | entries))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert [main(stage, "bars") for stage in ("fetch", "ingest")] == [0, 0]
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "at"),
+    [
+        ("check", "import psutil"),  # before the command is known
+        ("fetch bars", "open data/raw/bars"),
+        ("ingest bars", "open data/ingest/bars"),
+        ("augment bars", "open data/augment/bars"),
+        ("train m", "import tensorflow.python.framework.ops"),
+        ("evaluate m", "import keras"),
+        ("register bars", "import mlflow"),
+        ("verify", "import dvc"),
+    ],
+)
+def test_fault_46_ctrl_c_is_one_line_and_status_6_wherever_it_comes(road, monkeypatch, words, at):
+    status, said, _ = interrupted(road, "-m", "stages", *words.split(), CTRL_C_AT=at)
+    assert (status, said) == (ServiceError.status, INTERRUPTED)
+    if at.startswith("open"):
+        monkeypatch.chdir(road)
+        assert main(*words.split()) == 0
+        assert not list(road.glob("data/*/*artial*"))
+
+
+def test_fault_46_ctrl_c_is_one_line_in_the_journal_and_for_a_pool_of_processes(road):
+    # A task of a worker sends it to all: the others, the fork server and this one.
+    code = (
+        "import os, signal\nfrom stages import interrupt\ninterrupt.catch()\nfrom stages import __main__, workers\n"
+        "def fetch(name, **_):\n    with workers.executor() as pool:\n"
+        "        list(workers.map_ahead(pool, os.killpg, [0] * 9, signal.SIGINT))\n"
+        "__main__.prepare = lambda *_: (fetch, {})\ninterrupt.leave(__main__.main('fetch', 'bars'))"
+    )
+    assert interrupted(road, "-c", code, CTRL_C_AT="none none") == (ServiceError.status, INTERRUPTED, "")
+    [*_, last] = (road / "data/journal.jsonl").read_text().splitlines()
+    assert json.loads(last)["status"] == ServiceError.status
+
+
+@pytest.mark.parametrize("command", ["plan", "predict --dataset digits in out.csv"])
+def test_fault_46_ctrl_c_ends_a_flow_with_one_line(road, command):
+    status, said, _ = interrupted(road, "-m", "flows", *command.split(), CTRL_C_AT="import pandas")
+    assert said == "ended; what was done is kept, and the same command goes on from there\n"
+    assert status in (130, -signal.SIGINT)  # of both shells make 130

@@ -17,7 +17,7 @@ from stages import record, tracking
 from stages.augment.augment import augment
 from stages.errors import ServiceError
 from stages.ingest.ingest import ingest
-from stages.train import checkpoints
+from stages.train import checkpoints, loop
 from stages.train.train import preset, train
 
 SMALL = {"dataset": "bars", "epochs": 4, "learning_rate": 0.01, "batch": 16}
@@ -146,6 +146,21 @@ def test_fault_06_who_is_asked_to_end_says_where_it_goes_on(ready):
     [run] = tracking._connect().search_runs([tracking._connect().get_experiment_by_name("bars").experiment_id])
     assert run.info.status == "FAILED"
     assert list(checkpoints.FOLDER.rglob("*.npz"))
+
+
+def test_fault_46_ctrl_c_ends_a_training_after_its_step_and_a_second_one_at_once(workspace):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    keep = loop.Keep(checkpoints.Checkpoints("d", "m", {}), None, [], None)
+    keep.on_train_begin()
+    keep.on_epoch_begin(0)
+    keep.on_train_batch_end(0)
+    signal.raise_signal(signal.SIGINT)
+    with pytest.raises(ServiceError, match=r"^interrupted at epoch 1\. Run again: it goes on from epoch 1\.$"):
+        keep.on_train_batch_end(1)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    keep.close()
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
 def test_fault_03_a_checkpoint_that_is_not_whole_is_not_there(ready, monkeypatch, capsys):

@@ -148,6 +148,51 @@ def test_weight_decay_shrinks_kernels_and_nothing_else(name):
     np.testing.assert_array_equal(model.layers[1].beta.numpy(), [1, 1])
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_the_average_of_weights_is_short_at_first_and_forgets_the_untrained_ones(name):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model.compile(loop.make_optimizer(name, 0.1, 0.9, 0.0, None, 0.6), "mse")
+    examples = np.random.default_rng(0).normal(size=(30, 1, 3)).astype(np.float32)
+    average = 0.0
+    for step, example in enumerate(examples):
+        model.train_on_batch(example, example[:, :2])
+        # As tf.train.ExponentialMovingAverage has it; of the first weights of all Keras keeps nothing.
+        kept = min(0.6, (1 + step) / (10 + step)) if step else 0.0  # 0.6 from step 13 on
+        average = kept * average + (1 - kept) * model.layers[0].kernel.numpy()
+    found = model.optimizer._model_variables_moving_average[0].numpy()
+    np.testing.assert_allclose(found, average, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "each", "values", "words"),
+    [
+        # 1 / (1 - 0.999) = 1000 steps; 790 / 9 = 88; 1 - 10 / 780 = 0.987
+        (10, 78, {"ema": 0.999}, ["ema = 0.999", "about 1,000 steps", "has 780", "last 88", "ema: 0.987"]),
+        (2, 38, {"ema": 0.99}, ["about 100 steps", "has 76", "last 10", "ema: 0.868"]),
+        (1, 15, {"ema": 0.99}, ["about 100 steps", "has 15", "ema: 0 "]),
+        (40, 460, {"ema": 0.999}, []),
+        (2, 100, {"ema": 0.99}, []),
+        (1, 78, {"warmup": 1}, ["warmup = 1 of epochs = 1", "warmup: 0.1 "]),
+        (2, 78, {"warmup": 1}, []),
+        (1, 10, {"statistics": 0.9}, ["momentum = 0.9", "35%", "10 steps"]),  # 0.9 ** 10 = 0.349
+        (1, 29, {"statistics": 0.9}, []),  # 0.9 ** 29 = 0.047
+        (2, 100, {"statistics": 0.99}, ["13%", "200 steps"]),  # 0.99 ** 200 = 0.134
+    ],
+)
+def test_a_value_for_longer_trainings_is_named_with_its_numbers_and_what_to_do(epochs, each, values, words):
+    found = loop.doubts(epochs, each, **{"ema": 0.0, "warmup": 0.0, "statistics": 0.0} | values)
+    assert len(found) == bool(words)
+    for word in words:
+        assert word in found[0]
+
+
+def test_a_training_begins_with_its_doubts(ready, capsys):
+    train("m", **ENTRY | {"epochs": 1, "ema": 0.99, "warmup": 1})
+    said = [line for line in capsys.readouterr().out.splitlines() if "warning: " in line]
+    assert ["ema = 0.99 " in said[0], "warmup = 1 " in said[1], len(said)] == [True, True, 2]
+
+
 def test_leaves_a_model_its_history_and_its_run(ready):
     train("small", **ENTRY | {"epochs": 12})
     folder = ready / "train/bars/small"

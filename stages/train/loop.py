@@ -32,6 +32,8 @@ from stages.train.batches import Batches, Labelled, Pairs, encoded
 from stages.train.checkpoints import Checkpoints, State
 from stages.train.progress import Progress
 
+UNTRAINED = 0.05  # share of the first statistics of batch normalisation from which predictions suffer
+
 
 @dataclass(frozen=True)
 class Result:
@@ -69,6 +71,27 @@ class TokenCrossentropy(keras.losses.Loss):
         right = ops.take_along_axis(y_pred, ops.cast(y_true, "int32")[..., None], axis=-1)[..., 0]
         spread = self._smoothing * ops.mean(y_pred, axis=-1) if self._smoothing else 0.0
         return ops.logsumexp(y_pred, axis=-1) - (1 - self._smoothing) * right - spread
+
+
+class ShortAverage:
+    """Of an optimizer: the average of the weights is short at first, and so forgets the untrained ones.
+
+    Step t, from 0, keeps min(ema_momentum, (1 + t) / (10 + t)) of the average and takes the rest from the weights.
+    Keras keeps ``ema_momentum`` from the second step on: after 780 steps of 0.999 the first step's weights, which know
+    nothing, are 46 % of the average.
+
+    Source: TensorFlow's ``tf.train.ExponentialMovingAverage`` with ``num_updates``.
+    """
+
+    @property
+    def ema_momentum(self) -> Any:
+        """Returns the share at the step that is under way; Keras asks for it within the compiled step."""
+        step = ops.cast(self.iterations, "float32")
+        return ops.minimum(self._longest, (1 + step) / (10 + step))
+
+    @ema_momentum.setter
+    def ema_momentum(self, longest: float) -> None:
+        self._longest = longest
 
 
 class EpochSeeds(keras.callbacks.Callback):
@@ -134,8 +157,8 @@ class StopAtNaN(keras.callbacks.Callback):
 class Keep(keras.callbacks.Callback):
     """Keeps checkpoints between epochs, and has a training begin where the last one ended; the last of the callbacks.
 
-    A process that is asked to end, by SIGTERM, as on machines that are taken back, ends after the step that is under
-    way: ServiceError, whose message says where the next run goes on.
+    A process that is asked to end, by SIGTERM, as on machines that are taken back, or by Ctrl-C, ends after the step
+    that is under way: ServiceError, whose message says where the next run goes on. A second Ctrl-C does not wait.
 
     Args:
         checkpoints: where they are kept.
@@ -154,11 +177,13 @@ class Keep(keras.callbacks.Callback):
         super().__init__()
         self._checkpoints, self._state, self._rows, self._stopping = checkpoints, state, rows, stopping
         self._kept = self._epoch = state.epochs if state else 0
-        self._asked, self._before = threading.Event(), None
+        self._asked, self._before = threading.Event(), {}
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, lambda *_: self._asked.set())
+            for number in (signal.SIGTERM, signal.SIGINT):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._ask)
         if self._state is None:
             return
         for variables, values in (
@@ -198,9 +223,14 @@ class Keep(keras.callbacks.Callback):
         self._look()
 
     def close(self) -> None:
-        """Leaves SIGTERM as it was."""
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        """Leaves the signals as they were."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, *_: Any) -> None:
+        self._asked.set()
+        if number == signal.SIGINT:
+            signal.signal(number, self._before[number])
 
     def _look(self) -> None:
         if self._asked.is_set():
@@ -368,6 +398,10 @@ def fit(
         if keras.backend.backend() == "tensorflow":
             checks = resident.streamed(checks)
 
+        momenta = [layer.momentum for layer in _layers(model) if isinstance(layer, keras.layers.BatchNormalization)]
+        rises = warmup if schedule == "cosine" else 0.0
+        for doubt in doubts(epochs, steps, ema=ema, warmup=rises, statistics=max(momenta, default=0.0)):
+            print(f"{title}  warning: {doubt}", flush=True)
         progress = Progress(title, epochs, len(data), steps, log, model.optimizer)
         # The averaged weights are in the model first: what follows looks at them.
         callbacks = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)] if ema else []
@@ -486,18 +520,52 @@ def learning_rates(
     return highest
 
 
+def doubts(epochs: int, each: int, *, ema: float, warmup: float, statistics: float) -> list[str]:
+    """Returns a line for each value that suits longer trainings only, with the numbers and what to do.
+
+    Args:
+        epochs: of the training.
+        each: steps per epoch.
+        ema: as of ``train``.
+        warmup: epochs over which the rate rises; 0 where the schedule has none.
+        statistics: the largest momentum of batch normalisation; 0 without any.
+    """
+    steps, found = epochs * each, []
+    if ema and (span := 1 / (1 - ema)) > steps / 2:
+        less = f"ema: {1 - 10 / steps:.3g} averages a tenth" if steps > 20 else "ema: 0 averages none"
+        found.append(
+            f"ema = {ema:g} averages about {span:,.0f} steps, and this training has {steps:,}. It averages about the "
+            f"last {(steps + 10) / 9:,.0f}. {less}; or train for more epochs."
+        )
+    if warmup > epochs / 2:
+        found.append(
+            f"warmup = {warmup:g} of epochs = {epochs}: the learning rate rises for most of the training. "
+            f"warmup: {epochs / 10:g} is a tenth; or train for more epochs."
+        )
+    if (left := statistics**steps) > UNTRAINED:
+        found.append(
+            f"batch normalisation with momentum = {statistics:g} keeps {left:.0%} of its first statistics after "
+            f"{steps:,} steps: predictions will not be those of training. Take a smaller batch or more epochs."
+        )
+    return found
+
+
 def make_optimizer(
     name: str, rate: Any, momentum: float, weight_decay: float, clip_norm: float | None, ema: float
 ) -> keras.optimizers.Optimizer:
     """Returns an optimizer of the given name; decay spares biases, normalisation and embeddings."""
     decay = weight_decay or None
-    others = {"global_clipnorm": clip_norm, "use_ema": ema > 0, "ema_momentum": ema}
+    kind = {"sgd": keras.optimizers.SGD, "adam": keras.optimizers.Adam, "adamw": keras.optimizers.AdamW}[name]
+    others: dict[str, Any] = {"global_clipnorm": clip_norm, "weight_decay": decay}
     if name == "sgd":
-        optimizer = keras.optimizers.SGD(rate, momentum, nesterov=momentum > 0, weight_decay=decay, **others)
-    elif name == "adam":
-        optimizer = keras.optimizers.Adam(rate, weight_decay=decay, **others)
-    else:
-        optimizer = keras.optimizers.AdamW(rate, weight_decay=weight_decay, **others)
+        others |= {"momentum": momentum, "nesterov": momentum > 0}
+    if name == "adamw":
+        others["weight_decay"] = weight_decay
+    if ema:
+        kind = type(kind.__new__(kind))  # that of the backend: torch has its own
+        kind = type(kind.__name__, (ShortAverage, kind), {})
+        others |= {"use_ema": True, "ema_momentum": ema}
+    optimizer = kind(rate, **others)
     if decay:
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "embeddings"])
     return optimizer

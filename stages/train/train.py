@@ -95,8 +95,8 @@ def train(
             embeddings are exempt (Loshchilov and Hutter 2017, arXiv:1711.05101).
         clip_norm: largest l2 norm of all gradients of a step together (Pascanu et al. 2013, arXiv:1211.5063).
         ema: the model keeps a moving average of its weights, of which each step replaces 1 - ema; 0: the last weights
-            (Polyak and Juditsky 1992). Validation sees the average. Statistics of batch normalisation have an average
-            of their own.
+            (Polyak and Juditsky 1992). The first steps replace more: step t, from 0, replaces 9 / (10 + t). Validation
+            sees the average. Statistics of batch normalisation have an average of their own.
         schedule: ``constant``; ``step`` divides by 10 at ``milestones``; ``cosine`` falls to 0 at the end.
         warmup: epochs over which the rate of the cosine schedule first rises from 0.
         milestones: shares of the whole training, for ``step``.
