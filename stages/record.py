@@ -22,6 +22,7 @@ import psutil
 from filelock import FileLock
 
 from stages import masking
+from stages.errors import ServiceError
 
 FOLDER = Path("data/runs")
 MEASURED = Path("data/train/.cache/measured")  # outside of DVC's outputs, which are equal bytes for equal input
@@ -233,17 +234,19 @@ class Shipper:
 def _written(number: str, opening: dict[str, Any]) -> Iterator[Record]:
     FOLDER.mkdir(parents=True, exist_ok=True)
     record = Record(number, opening)
-    shipping = None
+    shipping, seconds = None, WAIT
     try:
         with writing(opening["name"]):
             shipping = Shipper(number, opening["name"])
             try:
                 yield record
-            except BaseException:
+            except BaseException as error:
+                if isinstance(error, KeyboardInterrupt | ServiceError):
+                    seconds = 0.0  # whoever asked it to end does not wait for MLflow
                 record.close("FAILED")
                 raise
             record.close("FINISHED")
     finally:
         if shipping is not None:
             with suppress(subprocess.TimeoutExpired):  # it goes on by itself
-                shipping.wait(WAIT)
+                shipping.wait(seconds)
