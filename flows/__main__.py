@@ -217,4 +217,7 @@ def _tune(model: str, trials: int | None, minutes: float | None, slots: int | No
 
 
 if __name__ == "__main__":
+    from stages.__main__ import show_defect
+
+    sys.excepthook = show_defect
     sys.exit(main(sys.argv[1:]))

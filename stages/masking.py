@@ -1,7 +1,9 @@
 """Addresses, messages, patches and parameters without the secrets that are in them."""
 
+import logging
 import os
 import re
+import traceback
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -47,6 +49,11 @@ def masked(url: str) -> str:
         return HIDDEN
     place = f"{HIDDEN}@{parts.netloc.rpartition('@')[2]}" if "@" in parts.netloc else parts.netloc
     return LOGIN.sub(f"//{HIDDEN}@", f"{parts.scheme}://{place}{parts.path}{'?***' if parts.query else ''}")
+
+
+def without_login(url: str) -> str:
+    """Returns ``url`` as one can open it in a browser, which asks for the login."""
+    return masked(url).replace(f"//{HIDDEN}@", "//")
 
 
 def mask_in(text: str, url: str) -> str:
@@ -149,3 +156,19 @@ def _is_plain(value: str) -> bool:
         or value in (*people, *Path.cwd().parts, *Path.home().parts)
         or any(Path("data").glob(f"*/{value}"))
     )
+
+
+class _LogRecord(logging.LogRecord):
+    """What a library logs, without secrets: MLflow and Prefect quote the address that they could not reach."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        if isinstance(self.exc_info, tuple) and self.exc_info[0] is not None:
+            self.exc_text = redacted("".join(traceback.format_exception(*self.exc_info)).rstrip("\n"))
+
+    def getMessage(self) -> str:  # noqa: N802 - logging's name
+        """Returns the message, as every handler asks for it."""
+        return redacted(super().getMessage())
+
+
+logging.setLogRecordFactory(_LogRecord)  # here, so that no process which has anything to hide goes without

@@ -726,6 +726,7 @@ def _connect() -> MlflowClient:
     """Points MLflow at the store, which is created once: half-created databases are why parallel first starts fail."""
     address = uri()
     mlflow.set_tracking_uri(address)
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # after each run, with the login of the address
     logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints tracebacks of what it also raises

@@ -2,13 +2,15 @@
 
 import base64
 import os
+import signal
 import subprocess
 import sys
 import zipfile
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from io import BytesIO
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import pytest
 from conftest import ROOT, bars
@@ -16,6 +18,8 @@ from ruamel.yaml import YAML
 from servers import answering
 
 from benchmarks import kills
+from flows import guard
+from flows.server import free_port, keep
 from stages import masking, record
 from stages.errors import ConfigurationError
 from stages.fetch.addresses import File, check_files
@@ -36,7 +40,7 @@ def said_or_left(folder, said):
     found = {secret: "what was said" for secret in PLANTED if secret in said}
     for file in folder.rglob("*"):
         name = file.relative_to(folder).as_posix()
-        if file.is_file() and name not in own and not name.startswith(".git/"):
+        if file.is_file() and not name.endswith(own) and ".git/" not in name:
             content = file.read_bytes()
             found |= {secret: name for secret in PLANTED if secret.encode() in content}
     return found
@@ -119,6 +123,97 @@ def test_fault_26_of_thirty_secrets_none_is_found_after_the_whole_road(tmp_path,
         assert set(shown) <= set(lines)
         assert '+MIRROR = "https://***@files.example/a"' in lines
     assert "${LOGIN}:${PASSWORD}@127.0.0.1" in (clone / "dvc.lock").read_text()
+
+
+@contextmanager
+def module(*words, answers, settings):
+    """Runs a module of Python as a server, and waits until it answers."""
+    process = keep(words, answers, os.environ | settings)
+    try:
+        yield
+    finally:
+        guard.end(process)
+        process.wait()
+
+
+@contextmanager
+def both_servers(folder, login, password):
+    """Runs MLflow and Prefect, which asks for the login; yields the variables that lead there, with logins."""
+    ports, place = (free_port(), free_port()), ["--host", "127.0.0.1", "--port"]
+    mlflow = {"MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder}/mlflow.db", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    store = ["--artifacts-destination", str(folder / "artifacts"), "--workers", "1"]
+    address = f"http://{login}@127.0.0.1:{ports[1]}/api"
+    prefect = {"PREFECT_HOME": str(folder), "PREFECT_SERVER_API_AUTH_STRING": login, "PREFECT_API_URL": address}
+    run = ["uvicorn", "--factory", "prefect.server.api.server:create_app", "--log-level", "error", "--lifespan", "on"]
+    with (
+        module("mlflow", "server", *store, *place, str(ports[0]), answers=f"http://127.0.0.1:{ports[0]}/health",
+               settings=mlflow),
+        module(*run, *place, str(ports[1]), answers=f"{address}/health", settings=prefect),
+    ):  # fmt: skip
+        yield {
+            "MLFLOW_TRACKING_URI": f"http://me:{quote(password, safe='')}@127.0.0.1:{ports[0]}",
+            "PREFECT_API_URL": address,
+        }
+
+
+def test_fault_41_logins_of_servers_are_in_nothing_that_is_said_or_kept(tmp_path):
+    password = f"{canary()}/p@ss: %"
+    PLANTED.extend(quote(password, safe=safe) for safe in ("", "/"))
+    bars(tmp_path / "bars", 12)
+    clone = kills.prepare(
+        tmp_path / "clone", "digits",
+        fetch={"path": str(tmp_path / "bars")},
+        ingest={"kind": "images", "size": [12, 12], "mode": "grey", "val": 0.3, "test": 0.3},
+        augment={"copies": 1, "seed": 0},
+        train={"dataset": "digits", "architecture": "plain_cnn", "sizes": {"width": 0.1}, "epochs": 1,
+               "learning_rate": 1e-2},
+    )  # fmt: skip
+    with (clone / "params.yaml").open("a") as file:
+        file.write("\ntune: {lenet5: {trials: 1, minutes: 5, train: {learning_rate: {low: 0.001, high: 0.1}}}}\n")
+    with (clone / ".dvc/config").open("a") as file:
+        file.write(f"['remote \"far\"']\n    url = http://me:{canary()}@127.0.0.1:{free_port()}/data\n")
+    environment = {key: value for key, value in os.environ.items() if key != "DVC_ROOT"}
+    environment |= {"DVC_NO_ANALYTICS": "1", "PREFECT_HOME": str(clone / "prefect"), "NO_PROXY": "127.0.0.1"}
+    environment |= {"HTTP_PROXY": f"http://me:{canary()}@127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+    environment |= {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]), "COLUMNS": "400"}
+    said = {}
+
+    def do(words, until="", status=0):
+        """Runs a command to its end, or until it said something."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", *words.split()], cwd=clone, env=environment, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        lines = said.setdefault(words, [])
+        for line in process.stdout:
+            lines.append(line)
+            if until and until in line:
+                process.send_signal(signal.SIGINT)
+        assert process.wait() == status or until, "".join(lines)
+
+    (tmp_path / "server").mkdir()
+    with both_servers(tmp_path / "server", f"admin:{canary()}", password) as addresses:
+        environment |= addresses
+        do("flows pipeline")
+        do("dvc repro -f -s register@digits")
+        do("stages trace digits@champion")
+        do("stages verify far", status=4)
+        do("flows tune lenet5")
+        do(f"flows serve --dataset digits --port {free_port()}", until="ready")
+        do("flows ui", until="Ctrl-C ends them")
+        do("flows schedule", until="deployments/deployment")
+    do("stages trace digits@1", status=6)  # nobody answers any more
+    do("dvc repro -f -s evaluate@lenet5")
+    do("stages ship", status=6)
+    do("flows results", status=1)
+    found = {words: [line for line in lines if any(one in line for one in PLANTED)] for words, lines in said.items()}
+    assert {words: lines for words, lines in found.items() if lines} == {}
+    host = addresses["MLFLOW_TRACKING_URI"].rpartition("@")[2]
+    assert f"MLflow:  http://{host}\n" in said["flows ui"]
+    assert any(
+        f"warning: http://***@{host} cannot be used now" in line for line in said["dvc repro -f -s evaluate@lenet5"]
+    )
+    assert said_or_left(tmp_path, "") == {}
 
 
 FAILS = """
