@@ -14,7 +14,7 @@ from urllib.parse import quote, quote_plus, unquote, urlsplit
 NAMES = (
     r"(?:[A-Za-z0-9_.-]*(?:passw(?:or)?d|passphrase|secret)|sshpass"
     r"|(?:[A-Za-z0-9_.-]*[_.-])?(?:pass|pwd|token|credentials?(?:[_-]?data)?|authorization|signature|sig"
-    r"|(?:auth|connection)[_-]?string"
+    r"|(?:auth|connection)[_-]?string|webhook(?:[_-]?url)?"
     r"|(?:api|access|account|private|secret|shared|sas|encryption|x)[_-]?key(?:[_-]?id)?))"
 )
 NAMED = re.compile(NAMES, re.IGNORECASE)

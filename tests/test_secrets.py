@@ -1,6 +1,7 @@
 """Fault 26: secrets are in nothing that convoy writes or says. Each that is planted here is looked for everywhere."""
 
 import base64
+import logging
 import os
 import signal
 import subprocess
@@ -10,17 +11,19 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import quote, urlsplit
 
 import pytest
 from conftest import ROOT, bars
+from dvc_data.hashfile.hash_info import HashInfo
 from ruamel.yaml import YAML
 from servers import answering
 
 from benchmarks import kills
 from flows import guard
 from flows.server import free_port, keep
-from stages import masking, record
+from stages import masking, record, verify
 from stages.errors import ConfigurationError
 from stages.fetch.addresses import File, check_files
 
@@ -168,8 +171,6 @@ def test_fault_41_logins_of_servers_are_in_nothing_that_is_said_or_kept(tmp_path
         train={"dataset": "digits", "architecture": "plain_cnn", "sizes": {"width": 0.1}, "epochs": 1,
                "learning_rate": 1e-2},
     )  # fmt: skip
-    with (clone / "params.yaml").open("a") as file:
-        file.write("\ntune: {lenet5: {trials: 1, minutes: 5, train: {learning_rate: {low: 0.001, high: 0.1}}}}\n")
     with (clone / ".dvc/config").open("a") as file:
         file.write(f"['remote \"far\"']\n    url = http://me:{canary()}@127.0.0.1:{free_port()}/data\n")
     environment = {key: value for key, value in os.environ.items() if key != "DVC_ROOT"}
@@ -194,17 +195,13 @@ def test_fault_41_logins_of_servers_are_in_nothing_that_is_said_or_kept(tmp_path
     (tmp_path / "server").mkdir()
     with both_servers(tmp_path / "server", f"admin:{canary()}", password) as addresses:
         environment |= addresses
+        do("dvc repro")
         do("flows pipeline")
-        do("dvc repro -f -s register@digits")
-        do("stages trace digits@champion")
         do("stages verify far", status=4)
-        do("flows tune lenet5")
-        do(f"flows serve --dataset digits --port {free_port()}", until="ready")
         do("flows ui", until="Ctrl-C ends them")
         do("flows schedule", until="deployments/deployment")
     do("stages trace digits@1", status=6)  # nobody answers any more
     do("dvc repro -f -s evaluate@lenet5")
-    do("stages ship", status=6)
     do("flows results", status=1)
     found = {words: [line for line in lines if any(one in line for one in PLANTED)] for words, lines in said.items()}
     assert {words: lines for words, lines in found.items() if lines} == {}
@@ -214,6 +211,26 @@ def test_fault_41_logins_of_servers_are_in_nothing_that_is_said_or_kept(tmp_path
         f"warning: http://***@{host} cannot be used now" in line for line in said["dvc repro -f -s evaluate@lenet5"]
     )
     assert said_or_left(tmp_path, "") == {}
+
+
+def test_fault_41_what_a_library_logs_goes_without_logins_and_its_traceback_too(caplog, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:canary7@h.example")
+    try:
+        raise OSError("API request to http://me:canary7@h.example/api failed")
+    except OSError:
+        logging.getLogger("mlflow").exception("%s of %s", "no answer", "http://me:canary7@h.example: canary7")
+    assert "no answer of http://***@h.example: ***" in caplog.text
+    assert "OSError: API request to http://***@h.example/api failed" in caplog.text
+    assert "canary7" not in caplog.text
+
+
+def test_fault_41_a_note_of_verify_names_a_remote_without_its_login():
+    files = SimpleNamespace(unstrip_protocol=lambda path: path)
+    odb = SimpleNamespace(fs=files, path="http://me:canary7@h.example/data", oid_to_path="{}".format)
+    store = verify.Store("remote far", odb, None, 1)
+    assert store.url == "http://***@h.example/data"
+    odb.oid_to_path = "http://me:canary7@h.example/data/{}".format
+    assert store.place(HashInfo("md5", "ab")) == "http://***@h.example/data/ab"
 
 
 FAILS = """
@@ -302,7 +319,7 @@ SECRET = (  # names under which programs expect secrets; the first part is what 
     "PASSWD", "GITHUB_TOKEN", "HF_TOKEN", "MLFLOW_TRACKING_TOKEN", "AWS_SESSION_TOKEN", "KAGGLE_KEY", "PREFECT_API_KEY",
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "MLFLOW_FLASK_SERVER_SECRET_KEY", "CLIENT_SECRET", "SIG", "SIGNATURE",
     "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING", "AZURE_STORAGE_CONNECTION_STRING",
-    "GDRIVE_CREDENTIALS_DATA",
+    "GDRIVE_CREDENTIALS_DATA", "CONVOY_WEBHOOK", "SLACK_WEBHOOK_URL",
 )  # fmt: skip
 NO_SECRET = (
     "PWD", "OLDPWD", "PATH", "HOME", "USER", "TOKENIZERS_PARALLELISM", "MAX_TOKENS", "SSH_AUTH_SOCK", "SSH_ASKPASS",
