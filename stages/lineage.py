@@ -302,10 +302,12 @@ def _bring(name: str, folder: Path, paths: Sequence[str]) -> None:
     if not pulled.returncode:
         return
     lost = [path for path in paths if _dvc(folder, "checkout", "--quiet", path, needed=False).returncode]
+    lines = _said(pulled).splitlines()
+    why = next((line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")), lines[-1]).rstrip(":")
     raise ConfigurationError(
-        f"{name} cannot be trained again: {', '.join(lost)} are neither in DVC's cache nor in a remote "
-        f"({_said(pulled)}). Of another clone that has them: dvc remote add --default other CLONE/.dvc/cache; "
-        f"or from your remote, in that clone: python -m stages push. python -m stages trace {name} has their hashes."
+        f"{name} cannot be trained again: {', '.join(lost)} are neither in DVC's cache nor in a remote (DVC: {why}). "
+        "A clone that has them can send them, python -m stages push, or be the remote itself: "
+        f"dvc remote add --default other CLONE/.dvc/cache. python -m stages trace {name} shows their hashes."
     )
 
 
