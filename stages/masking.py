@@ -30,7 +30,7 @@ PEM = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVA
 SHORTEST = 6  # characters of a value of the environment that is looked for: shorter ones are words of anything
 LONG = 16  # characters: names of people and words are shorter, tokens are not
 WORD = re.compile(rf"[A-Za-z]{{,{LONG - 1}}}|[0-9]{{,{LONG - 1}}}")
-# Values under such names that protect nothing: what programs come with, and words of which messages are made.
+# Values under such names that protect nothing: what programs come with, and words that messages are made of.
 COMMON = frozenset(
     ("access", "admin123", "administrator", "anonymous", "artifacts", "changeit", "changeme", "champion", "convoy",
      "credentials", "database", "default", "disabled", "enabled", "evaluate", "example", "localhost", "minioadmin",

@@ -615,7 +615,7 @@ def unneeded(datasets: Iterable[str], last: int, kept_runs: Container[str]) -> t
     Nothing goes that a version of another name was copied from.
 
     Args:
-        datasets: registered models of which versions may go; they are also experiments.
+        datasets: registered models whose versions may go; they are also experiments.
         last: versions of a data set, and runs and searches of a model, that stay beside versions with an alias.
         kept_runs: ids of records of further ones.
     """

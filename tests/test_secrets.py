@@ -159,7 +159,7 @@ def both_servers(folder, login, password):
         }
 
 
-def test_fault_41_logins_of_servers_are_in_nothing_that_is_said_or_kept(tmp_path):
+def test_fault_41_logins_of_servers_are_printed_nowhere_and_stored_nowhere(tmp_path):
     password = f"{canary()}/p@ss: %"
     PLANTED.extend(quote(password, safe=safe) for safe in ("", "/"))
     bars(tmp_path / "bars", 12)
