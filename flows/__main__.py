@@ -224,6 +224,9 @@ def _tune(model: str, trials: int | None, minutes: float | None, slots: int | No
 
 
 if __name__ == "__main__":
+    from stages.__main__ import show_defect
+
+    sys.excepthook = show_defect
     status = main(sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # from now on Python would print where it ends
     sys.exit(status)

@@ -11,12 +11,14 @@ import httpx
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+from prefect.settings import temporary_settings
 from prefect.states import State
 
-from flows import graph, guard
+from flows import graph, guard, server
 from flows.pipeline import pipeline
 from stages import lock, params, tracking
 from stages.errors import ServiceError, StageError
+from stages.masking import redacted
 
 WEBHOOK = "CONVOY_WEBHOOK"  # environment variable: an address that is told of a new champion; it may hold a secret
 # After an outage every missed run starts at once: one may, and the others are cancelled.
@@ -90,13 +92,14 @@ def tell(text: str) -> None:
 
 def serve(cron: str, targets: list[str], slots: int | None, cluster: str | None) -> None:
     """Runs ``nightly`` in this checkout whenever ``cron`` says so, until it is ended; the server keeps the schedule."""
-    nightly.serve(
-        name="nightly",
-        cron=cron,
-        parameters={"targets": targets or None, "slots": slots, "cluster": cluster},
-        global_limit=ALONE,
-        pause_on_shutdown=False,  # the next start goes on with it
-    )
+    with temporary_settings(server.pages()):
+        nightly.serve(
+            name="nightly",
+            cron=cron,
+            parameters={"targets": targets or None, "slots": slots, "cluster": cluster},
+            global_limit=ALONE,
+            pause_on_shutdown=False,  # the next start goes on with it
+        )
 
 
 def _champion(dataset: str) -> str | None:
@@ -108,7 +111,7 @@ def _run(module: str, *words: str) -> None:
     log, last = get_run_logger(), ""
     process = guard.start([sys.executable, "-m", module, *words], env=guard.environment())
     try:
-        for line in process.stdout:
+        for line in map(redacted, process.stdout):
             last = line.strip() or last
             log.info("%s", line.rstrip("\n"))
     finally:

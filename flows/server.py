@@ -15,11 +15,11 @@ from pathlib import Path
 import httpx
 import prefect
 from prefect.logging.handlers import PrefectConsoleHandler
-from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, PREFECT_UI_URL, temporary_settings
 
 from flows import guard
 from stages.errors import ConfigurationError, ServiceError
-from stages.masking import mask_in, masked
+from stages.masking import mask_in, masked, without_login
 
 ANSWER_SECONDS = 10
 _servers: list[subprocess.Popen] = []
@@ -51,7 +51,7 @@ def reporting() -> Iterator[str]:
     if address:
         if (problem := away(address)) is None:
             # Prefect's five are a minute of waiting where the server is gone, for each of several requests.
-            with temporary_settings(set_defaults={PREFECT_CLIENT_MAX_RETRIES: 2}):
+            with temporary_settings(pages(), set_defaults={PREFECT_CLIENT_MAX_RETRIES: 2}):
                 yield address
             return
         print(
@@ -61,6 +61,12 @@ def reporting() -> Iterator[str]:
     address = start()
     with temporary_settings({PREFECT_API_URL: address}):
         yield address
+
+
+def pages() -> dict[str, str]:
+    """Returns the settings with which Prefect names its pages without the login that its server's address may have."""
+    shown = PREFECT_UI_URL.value()
+    return {PREFECT_UI_URL.name: without_login(shown)} if shown else {}
 
 
 def away(address: str) -> str | None:

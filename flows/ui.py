@@ -7,6 +7,7 @@ from prefect.settings import PREFECT_API_URL
 
 from flows import server
 from stages import tracking
+from stages.masking import without_login
 
 
 def serve(port: int, prefect_port: int) -> None:
@@ -24,14 +25,15 @@ def serve(port: int, prefect_port: int) -> None:
     if not mlflow.startswith("http"):
         server.check_free(port, "make ui PORT=...")
         place = ["--host", "127.0.0.1", "--port", str(port)]
-        command = ["mlflow", "server", "--backend-store-uri", mlflow, *place]
+        store = {"MLFLOW_BACKEND_STORE_URI": mlflow}  # which, unlike arguments, other users of the machine cannot read
         mlflow = f"http://127.0.0.1:{port}"
-        server.keep(command, f"{mlflow}/health")
+        server.keep(["mlflow", "server", *place], f"{mlflow}/health", store)
     if not prefect:
         server.check_free(prefect_port, "make ui PREFECT_PORT=...")
         prefect = server.start(prefect_port, ui=True)
         print(f"To have flows appear there: export PREFECT_API_URL={prefect}")
-    print(f"MLflow:  {mlflow}\nPrefect: {prefect.removesuffix('/api')}\nCtrl-C ends them.", flush=True)
+    pages = without_login(mlflow), without_login(prefect.removesuffix("/api"))
+    print(f"MLflow:  {pages[0]}\nPrefect: {pages[1]}\nCtrl-C ends them.", flush=True)
     with suppress(KeyboardInterrupt):
         while True:
             time.sleep(3600)

@@ -221,7 +221,7 @@ def _addresses() -> Iterator[tuple[str, str]]:
 
 def _asked(address: str) -> tuple[bool, str]:
     """Returns whether a server answers ``<address>/health``, with its date, or with what went wrong."""
-    login, host = re.fullmatch(r"(https?://)(?:[^/@]*@)?(.*)", address).groups()
+    login, host = re.fullmatch(r"(https?://)(?:[^/]*@)?(.*)", address).groups()
     try:
         with urllib.request.urlopen(f"{login}{host.rstrip('/')}/health", timeout=ANSWER_SECONDS) as answer:
             return True, answer.headers.get("Date", "")

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from rich.tree import Tree
 
 from stages import params, tracking
 from stages.checksums import sha256
-from stages.errors import ConfigurationError, IntegrityError, ServiceError
+from stages.errors import ConfigurationError, IntegrityError, ServiceError, StageError
 from stages.scores import with_interval
 from stages.verify import opened
 
@@ -99,7 +99,7 @@ def rebuild(name: str) -> None:
         inputs = sorted(
             {str(Path(*Path(one["path"]).parts[:3])) for one in stage["deps"] if one["path"][:5] == "data/"}
         )
-        _bring(clone, inputs)
+        _bring(name, clone, inputs)
         print(f"{name}: train@{model} at {commit[:12]}{' with its patch' if run['patch'] else ''}", flush=True)
         env = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{clone}/mlflow.db"}
         done = subprocess.run([sys.executable, "-m", "stages", "train", model], cwd=clone, env=env, check=False)
@@ -149,10 +149,10 @@ def rollback(dataset: str, to: str, reason: str) -> None:
 def clean(last: int, champions: bool, dry_run: bool) -> None:
     """Removes versions, runs, stored models, cached data and checkpoints that nothing which stays needs.
 
-    What stays: versions with an alias and the ``last`` of each data set, with their runs, models and recorded data; the
-    ``last`` runs and searches of each model, and running ones; the data of the workspace and of all branches and tags
-    of git; the checkpoints of models in params.yaml. Where other checkouts share the cache or the store, their
-    workspaces are not known here.
+    What stays: versions with an alias and the ``last`` of each data set, with their runs, models and recorded data; all
+    of registered models that params.yaml does not mention, with the same; the ``last`` runs and searches of each model,
+    and running ones; the data of the workspace and of all branches and tags of git; the checkpoints of models in
+    params.yaml. Where other checkouts share the cache or the store, their workspaces are not known here.
 
     Args:
         last: versions of a data set, and runs and searches of a model, that stay beside those with an alias.
@@ -160,7 +160,8 @@ def clean(last: int, champions: bool, dry_run: bool) -> None:
         dry_run: only say what would go.
 
     Raises:
-        ConfigurationError: a version with an alias is older than the ``last``, and was not asked to stay.
+        ConfigurationError: a version with an alias is older than the ``last``, and was not asked to stay; or it is not
+            known what a version that stays needs. Nothing was removed.
     """
     content = params.load()
     stay, go = tracking.unneeded(content["ingest"], last, kept_runs=_runs_of_workspace())
@@ -172,7 +173,7 @@ def clean(last: int, champions: bool, dry_run: bool) -> None:
             f"--keep champion,last:{last} lets it stay; rollback makes another one champion first."
         )
     would = "would go" if dry_run else "gone"
-    lineages = [_recorded(one) for one in stay]
+    lineages = _lineages(stay, mentioned=content["ingest"])
     for one in go.versions:
         print(f"{would}: {one.name} version {one.version} ({one.tags.get('model')})")
     print(f"{would}: {len(go.versions)} versions, {len(go.runs)} runs, {len(go.models)} stored models")
@@ -197,6 +198,8 @@ def _parted(name: str) -> tuple[str, str]:
 
 
 def _recorded(found: tracking.ModelVersion) -> dict[str, Any]:
+    if not tracking.is_ours(found):
+        raise ConfigurationError(tracking.foreign(found))
     text = tracking.text_of(found, LINEAGE)
     if text is None:
         raise ConfigurationError(
@@ -209,6 +212,33 @@ def _recorded(found: tracking.ModelVersion) -> dict[str, Any]:
             f"version {found.version} of {found.name} was trained outside of DVC: nothing is recorded of {missing[0]}."
         )
     return content
+
+
+def _lineages(stay: Sequence[tracking.ModelVersion], mentioned: Container[str]) -> list[dict[str, Any]]:
+    """Returns what versions need, each lineage once.
+
+    Args:
+        stay: the versions.
+        mentioned: names of data sets in params.yaml. Of others, a version without an alias may have no lineage: an
+            older convoy registered it, or it was trained outside of DVC, so DVC has nothing for it.
+
+    Raises:
+        ConfigurationError: it cannot be read, or a version that has to have one has none.
+    """
+    found = {}
+    for one in stay:
+        try:
+            lineage = _recorded(one)
+        except (StageError, tracking.MlflowException, OSError, ValueError) as error:
+            if isinstance(error, ConfigurationError) and not one.aliases and one.name not in mentioned:
+                continue
+            called = f" (alias {', '.join(one.aliases)})" if one.aliases else ""
+            raise ConfigurationError(
+                f"refused, nothing was removed: what {one.name}@{one.version}{called} needs is not known: {error} "
+                "Register it again, or delete that version from the registry."
+            ) from error
+        found[json.dumps(lineage)] = lineage
+    return list(found.values())
 
 
 def _out(repo: Repo, out: dict[str, Any]) -> str:
@@ -270,19 +300,39 @@ def _restore(folder: Path, recorded: dict[str, Any]) -> None:
     _dvc(folder, "cache", "dir", "--local", str(place))
 
 
-def _bring(folder: Path, paths: Sequence[str]) -> None:
-    """Has DVC write outputs into a checkout, from the cache or else the remote."""
-    if _dvc(folder, "checkout", "--quiet", *paths, needed=False):
-        _dvc(folder, "pull", "--quiet", *paths)
+def _bring(name: str, folder: Path, paths: Sequence[str]) -> None:
+    """Has DVC write outputs into a checkout, from the cache or else the remote.
+
+    Raises:
+        ConfigurationError: they are in neither, or it cannot be reached; the message names those that lack.
+    """
+    if not _dvc(folder, "checkout", "--quiet", *paths, needed=False).returncode:
+        return
+    pulled = _dvc(folder, "pull", *paths, needed=False)
+    if not pulled.returncode:
+        return
+    lost = [path for path in paths if _dvc(folder, "checkout", "--quiet", path, needed=False).returncode]
+    lines = _said(pulled).splitlines()
+    why = next((line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")), lines[-1]).rstrip(":")
+    raise ConfigurationError(
+        f"{name} cannot be trained again: {', '.join(lost)} are neither in DVC's cache nor in a remote (DVC: {why}). "
+        "A clone that has them can send them, python -m stages push, or be the remote itself: "
+        f"dvc remote add --default other CLONE/.dvc/cache. python -m stages trace {name} shows their hashes."
+    )
 
 
-def _dvc(folder: Path, *words: str, needed: bool = True) -> int:
+def _dvc(folder: Path, *words: str, needed: bool = True) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, "-m", "dvc", *words], cwd=folder, capture_output=True, text=True, check=False
     )
     if done.returncode and needed:
-        raise ServiceError(f"dvc {words[0]} ended with status {done.returncode}: {done.stderr.strip()[-2000:]}")
-    return done.returncode
+        raise ServiceError(f"dvc {words[0]} ended with status {done.returncode}: {_said(done)}")
+    return done
+
+
+def _said(done: subprocess.CompletedProcess[str]) -> str:
+    """Returns the last that a command said: why it failed, which some commands of DVC print as if it was a result."""
+    return (done.stderr.strip() or done.stdout.strip() or "it said nothing")[-2000:]
 
 
 def _runs_of_workspace() -> set[str]:
@@ -306,7 +356,11 @@ def _clean_cache(lineages: Sequence[dict[str, Any]], dry_run: bool) -> tuple[int
 
     with tempfile.TemporaryDirectory() as scratch, opened() as repo:
         others = []
-        for number, lineage in enumerate(lineages):
+        here = repo.cache.local.exists
+        known = [
+            one for one in lineages if one["files"] or any(here(out["md5"]) for out in _outs(one))
+        ]  # not elsewhere
+        for number, lineage in enumerate(known):
             folder = Path(scratch, str(number))
             folder.mkdir()
             _dvc(folder, "init", "--no-scm", "--quiet")
@@ -331,6 +385,12 @@ def _clean_cache(lineages: Sequence[dict[str, Any]], dry_run: bool) -> tuple[int
             speaks.setLevel(levels[0])
             complains.setLevel(levels[1])
     return len(removed), sum(removed)
+
+
+def _outs(lineage: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields what DVC recorded of each output of a lineage."""
+    for entry in lineage["lock"]["stages"].values():
+        yield from entry["outs"]
 
 
 def _stages(lock: dict[str, Any]) -> dict[str, Any]:

@@ -873,25 +873,31 @@ def forget_tag(registered: ModelVersion, key: str) -> None:
 
 
 def unneeded(datasets: Iterable[str], last: int, kept_runs: Container[str]) -> tuple[list[ModelVersion], Unneeded]:
-    """Returns the versions of ``datasets`` that stay, and what may go.
+    """Returns the versions of the registry that stay, and what may go.
 
     Those that stay are sorted, of each data set the newest first: behind its ``last`` are those that an alias keeps.
+    All versions stay of registered models that are not in ``datasets``: another checkout may have them in the same
+    store, or this one before its data set was taken out of params.yaml. Versions of other tools are not returned.
     Nothing goes that a version of another name was copied from.
 
     Args:
-        datasets: registered models, which are also experiments.
+        datasets: registered models whose versions may go; they are also experiments.
         last: versions of a data set, and runs and searches of a model, that stay beside versions with an alias.
         kept_runs: ids of records of further ones.
     """
     client, stay, go = _connect(), [], Unneeded([], [], [])
     datasets, every = list(datasets), mlflow.search_model_versions()
-    for dataset in datasets:
-        found = [one for one in every if one.name == dataset and "model_sha256" in one.tags]
+    ours = [one for one in every if "model_sha256" in one.tags]
+    for dataset in dict.fromkeys([*datasets, *sorted(one.name for one in ours)]):
+        found = [one for one in ours if one.name == dataset]
         found.sort(key=lambda one: int(one.version), reverse=True)
         aliases = client.get_registered_model(dataset).aliases if found else {}
         named = {str(number) for number in aliases.values()}
         for place, one in enumerate(found):
-            (stay if place < last or str(one.version) in named else go.versions).append(one)
+            if str(one.version) in named:
+                stay.append(client.get_model_version(dataset, one.version))  # which, unlike the list, has its aliases
+            else:
+                (stay if place < last or dataset not in datasets else go.versions).append(one)
     gone = {(one.name, one.version) for one in go.versions}
     kept = [one for one in every if (one.name, one.version) not in gone]
     needed = {one.run_id for one in kept}
@@ -991,8 +997,9 @@ def promote(registered: ModelVersion) -> None:
 def _connect() -> MlflowClient:
     """Points MLflow at the store, which is created once: half-created databases are why parallel first starts fail."""
     address = uri()
-    for variable, value in (PATIENCE | QUIET).items():
+    for variable, value in PATIENCE.items():
         os.environ.setdefault(variable, value)
+    os.environ.update(QUIET)
     mlflow.set_tracking_uri(address)
     logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)

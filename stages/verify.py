@@ -35,6 +35,7 @@ from dvc_objects.fs.errors import ConfigError, RemoteMissingDepsError
 from dvc_objects.fs.local import LocalFileSystem
 
 from stages.errors import ConfigurationError, IntegrityError, ServiceError
+from stages.masking import redacted
 from stages.progress import track
 
 SHOWN = 20  # damages in one message; the rest is counted
@@ -81,7 +82,7 @@ class Store:
 
     @property
     def url(self) -> str:
-        return self.odb.fs.unstrip_protocol(self.odb.path)
+        return redacted(self.odb.fs.unstrip_protocol(self.odb.path))
 
     @cached_property
     def exists(self) -> bool:
@@ -98,7 +99,7 @@ class Store:
         odb = self._odb(info)
         path = odb.oid_to_path(info.value)
         if not isinstance(odb.fs, LocalFileSystem):
-            return odb.fs.unstrip_protocol(path)
+            return redacted(odb.fs.unstrip_protocol(path))
         return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path
 
     def problem(self, info: HashInfo) -> str | None:

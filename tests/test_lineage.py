@@ -9,7 +9,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import NO_ENTRIES, ROOT
 from PIL import Image
 
 from flows import guard
@@ -194,3 +194,75 @@ def test_fault_14_clean_leaves_what_an_alias_needs(inside, capsys, caplog):
     assert command.main("rebuild", "bars@champion") == 0
     assert "equal, byte by byte" in capsys.readouterr().out  # version 1 had no patch
     assert command.main("clean", "--keep", "all") == ConfigurationError.status
+
+
+@pytest.fixture
+def left_params(inside):
+    """The checkout after its data set was taken out of params.yaml; put back in the end."""
+    before = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(json.dumps(NO_ENTRIES))
+    yield inside
+    Path("params.yaml").write_text(before)
+
+
+def cached():
+    return {path for path in Path(".dvc/cache/files").rglob("*") if path.is_file()}
+
+
+def test_fault_40_clean_keeps_what_a_champion_needs_whose_data_set_left_params(left_params, capsys):
+    client, before = tracking._connect(), cached()
+    client.create_registered_model("old")
+    client.create_model_version("old", str(left_params / "gone"), tags={"model": "m", "model_sha256": "0"})
+    client.set_registered_model_alias("old", "production", "1")
+    assert command.main("clean", "--keep", "last:0") == ConfigurationError.status
+    assert "refused, nothing was removed: what old@1 (alias production) needs is not known" in capsys.readouterr().err
+    assert cached() == before
+    client.delete_registered_model("old")
+    versions = {one.version for one in client.search_model_versions("name = 'bars'")}
+
+    assert command.main("clean", "--keep", "last:0") == 0
+    assert "gone: 0 versions, 0 runs, 0 stored models" in capsys.readouterr().out
+    assert {one.version for one in client.search_model_versions("name = 'bars'")} == versions
+    with lineage.opened() as repo:
+        for version in versions:
+            recorded = json.loads(tracking.text_of(tracking.find_version("bars", version), lineage.LINEAGE))
+            outs = [out["md5"] for stage in recorded["lock"]["stages"].values() for out in stage["outs"]]
+            assert [out for out in outs if not repo.cache.local.exists(out)] == []
+    assert command.main("rebuild", "bars@champion") == 0
+    assert "equal, byte by byte" in capsys.readouterr().out
+
+
+def test_fault_40_rebuild_without_its_data_names_them_and_where_they_may_be(left_params, capsys):
+    cache = Path(".dvc/cache")
+    cache.rename("elsewhere")
+    try:
+        assert command.main("rebuild", "bars@champion") == ConfigurationError.status
+        said = capsys.readouterr().err
+        sh(
+            sys.executable,
+            "-m",
+            "dvc",
+            "remote",
+            "add",
+            "--local",
+            "--default",
+            "other",
+            str(Path("elsewhere").resolve()),
+        )
+        assert command.main("rebuild", "bars@champion") == 0
+        sh(sys.executable, "-m", "dvc", "remote", "remove", "--local", "other")
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
+        Path("elsewhere").rename(cache)
+    assert "data/augment/bars, data/ingest/bars are neither in DVC's cache nor in a remote" in said
+    assert "dvc remote add --default other CLONE/.dvc/cache" in said
+
+
+def test_clean_leaves_versions_that_params_does_not_mention(left_params):
+    client = tracking._connect()
+    number = client.copy_model_version("models:/bars@champion", "production").version
+    stay, go = tracking.unneeded([], 0, kept_runs=())
+    assert ("production", number) in {(one.name, one.version) for one in stay}
+    assert not any(one.name == "of somebody else" for one in stay)
+    assert go == tracking.Unneeded([], [], [])
+    client.delete_registered_model("production")
