@@ -181,8 +181,8 @@ def reopened(facts: dict[str, Any]) -> Iterator[str]:
     _bring_record(facts["run_id"])
     try:
         ship()
-    except ServiceError as error:
-        print(f"warning: {error}", file=sys.stderr)
+    except StageError as error:
+        _warn(str(error))
     client = _connect()
     tags = {"stage": "train", "model": facts["model"], "dataset": facts["dataset"]}
     run_id = _recorded(client, facts["run_id"], f"train@{facts['model']}", facts["dataset"], tags)
@@ -209,7 +209,7 @@ def _bring_record(number: str) -> None:
                 name = shipment.name()
                 if name and _free(record.writing(name)):
                     if trouble := shipment.go():
-                        raise ServiceError(f"{trouble}. What {name} said waits in {record.path(number)}; run again.")
+                        raise shipment.error(f"{trouble}. What {name} said waits in {record.path(number)}; run again.")
                     shipment.leave()
                 return
         if seconds == SILENT_SECONDS:
@@ -244,7 +244,7 @@ def follow(number: str, name: str) -> None:
                 break
             time.sleep(POLL_SECONDS)
         shipment.leave()
-    with suppress(ServiceError):
+    with suppress(StageError):
         ship()
 
 
@@ -256,21 +256,24 @@ def ship() -> int:
 
     Raises:
         ServiceError: it cannot be reached now either, or not for one of the records.
+        ConfigurationError: it asks for a login, or for more rights.
     """
-    shipped, problem = 0, ""
+    shipped, problem = 0, None
     for file in sorted(record.FOLDER.glob("*.jsonl"), key=_modified):
         shipment = _Shipment(file.stem)
         with shipment.alone() as alone:
             if not alone or not (name := shipment.name()) or not _free(record.writing(name)):
                 continue
             if trouble := shipment.go():
-                problem = problem or f"{trouble}. What {name} said waits in {file}; python -m stages ship brings it."
+                problem = problem or shipment.error(
+                    f"{trouble}. What {name} said waits in {file}; python -m stages ship brings it."
+                )
                 if not _answers():
                     break
                 continue
             shipped += shipment.leave()
     if problem:
-        raise ServiceError(problem)
+        raise problem
     return shipped
 
 
@@ -302,6 +305,9 @@ class _Shipment:
 
     How far it came lies beside the record: ``<id>.shipped``. A record with lines that nobody can bring, whatever the
     store answers, is set aside under the name ``<id>.jsonl.aside``.
+
+    Attributes:
+        error: what the reason is that ``go`` returned last.
     """
 
     NOTHING: ClassVar[dict[str, Any]] = {"bytes": 0, "run": None, "open": False, "later": False, "at": 0}
@@ -311,6 +317,7 @@ class _Shipment:
         self._place = self._path.with_suffix(".shipped")
         self._state = dict(self.NOTHING)
         self._monitor: SystemMetricsMonitor | None = None
+        self.error: type[StageError] = ServiceError
 
     @contextmanager
     def alone(self, seconds: float = 0.0) -> Iterator[bool]:
@@ -361,15 +368,20 @@ class _Shipment:
                 self._go(watched)
         except MlflowException as error:
             if watched or error.error_code not in (GONE, REFUSED):
-                return f"{place()} cannot be used now: {_first_line(error)}"
+                return self._reason(_refusal(error) or error)
             self._set_aside(error)
         except (StageError, OSError) as error:
-            return f"{place()} cannot be used now: {_first_line(error)}"
+            return self._reason(error)
         except Exception as error:  # a line that is damaged, or of another version of convoy
             if watched:
                 return f"{self._path} cannot be brought to {place()}: {type(error).__name__}: {_first_line(error)}"
             self._set_aside(error)
         return ""
+
+    def _reason(self, error: Exception) -> str:
+        self.error = ConfigurationError if isinstance(error, ConfigurationError) else ServiceError
+        said = _first_line(error)
+        return said if said.startswith(place()) else f"{place()} cannot be used now: {said}"
 
     def leave(self) -> bool:
         """Ends the run of a stage that died, and removes the record if all of it was brought; returns that."""
