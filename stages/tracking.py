@@ -1014,7 +1014,8 @@ def _connect() -> MlflowClient:
     os.environ.update(QUIET)
     mlflow.set_tracking_uri(address)
     logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for name in ("alembic", "mlflow.store.artifact", "mlflow.store.model_registry"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # each further try is no news; that all failed is
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints tracebacks of what it also raises
     try:
