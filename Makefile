@@ -33,11 +33,20 @@ $(READY): $(LOCK)
 	@rm -f .venv/.ready-*; touch $@
 
 # The programs in .venv name the folder that they were installed in; a checkout that is moved takes them along.
+define RENAME
+import pathlib, sys
+was, now = (word.encode() for word in sys.argv[1:])
+for file in [*pathlib.Path(".venv/bin").iterdir(), pathlib.Path(".venv/pyvenv.cfg")]:
+    if file.is_file() and not file.is_symlink() and was in (text := file.read_bytes()) and b"\0" not in text:
+        file.write_bytes(text.replace(was, now))
+endef
+export RENAME
+
 .PHONY: moved
 moved:
 	@was=$$(sed -n 's/^command = .* -m venv //p' .venv/pyvenv.cfg 2>/dev/null); \
 	if [ -n "$$was" ] && [ "$$was" != "$(CURDIR)/.venv" ] && [ ! -L .venv ]; then \
-		grep -lrIZF "$$was" .venv/bin .venv/pyvenv.cfg | xargs -0 sed -i "s|$$was|$(CURDIR)/.venv|g"; \
+		$(PYTHON) -c "$$RENAME" "$$was" "$(CURDIR)/.venv"; \
 		echo "this checkout was moved or copied: the programs in .venv are those of $(CURDIR) now"; \
 	fi
 

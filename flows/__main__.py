@@ -228,5 +228,6 @@ if __name__ == "__main__":
 
     sys.excepthook = show_defect
     status = main(sys.argv[1:])
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # from now on Python would print where it ends
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # from now on Python would print where it ends
     sys.exit(status)

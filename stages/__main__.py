@@ -43,14 +43,14 @@ def main(*words: str) -> int:
         print("error:", "\n".join(_one_line(redacted(str(line))) for line in error.args), file=sys.stderr)
         return error.status
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            print(f"error: {error.strerror}: {error.filename or 'the disk'}. Make room and run again.", file=sys.stderr)
+            return ServiceError.status
         # Only where MLflow was used; it takes seconds to import.
         if (tracking := sys.modules.get("stages.tracking")) and (said := tracking.explained(error)):
             print(f"error: {_one_line(redacted(str(said)))}", file=sys.stderr)
             return said.status
-        if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
-            raise
-        print(f"error: {error.strerror}: {error.filename or 'the disk'}. Make room and run again.", file=sys.stderr)
-        return ServiceError.status
+        raise
     return 0
 
 
@@ -77,7 +77,7 @@ def _command(words: Sequence[str]) -> None:
             import_module("stages.verify").pull(*words[1:])
         case ["ship"]:
             count = import_module("stages.tracking").ship()
-            aside = len([*record.FOLDER.glob("*.aside")])
+            aside = len(record.aside())
             rest = f"{aside} records in {record.FOLDER} are set aside" if aside else "nothing waits any more"
             print(f"brought {count} runs to MLflow; {rest}")
         case ["ship", number, name]:
@@ -173,6 +173,11 @@ def check() -> None:
     sections = params.load()
     busy.free()
     lock.mend()
+    for file in record.aside():
+        print(
+            f"warning: {file} is a record that MLflow did not take; name it back and run ship, or remove it",
+            file=sys.stderr,
+        )
     if relocation.is_used():
         relocation.follow(Path.cwd())
         for problem in relocation.missing(Path.cwd()):

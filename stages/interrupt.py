@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from stages.errors import ServiceError, StageError
@@ -78,7 +78,8 @@ def _interrupt(*_: object) -> NoReturn:
 def _end(*_: object) -> NoReturn:
     """Ends everything now."""
     if not _said:
-        os.write(2, f"error: {LINE}\n".encode())
+        with suppress(OSError):  # who reads it may have got the same Ctrl-C
+            os.write(2, f"error: {LINE}\n".encode())
     if _begun:
         from stages import parent  # not before: an import may be what SIGINT came into
 

@@ -9,6 +9,7 @@ beside the model (``lineage.json``), so none of it depends on which commits of d
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -222,6 +223,8 @@ def _lineages(stay: Sequence[tracking.ModelVersion], mentioned: Container[str]) 
         mentioned: names of data sets in params.yaml. Of others, a version without an alias may have no lineage: an
             older convoy registered it, or it was trained outside of DVC, so DVC has nothing for it.
 
+    A version without an alias whose files are gone needs nothing any more.
+
     Raises:
         ConfigurationError: it cannot be read, or a version that has to have one has none.
     """
@@ -231,6 +234,9 @@ def _lineages(stay: Sequence[tracking.ModelVersion], mentioned: Container[str]) 
             lineage = _recorded(one)
         except (StageError, tracking.MlflowException, OSError, ValueError) as error:
             if isinstance(error, ConfigurationError) and not one.aliases and one.name not in mentioned:
+                continue
+            if isinstance(error, IntegrityError) and not one.aliases:  # nothing of it can be had again
+                print(f"{one.name}@{one.version} keeps no data: {error}")
                 continue
             called = f" (alias {', '.join(one.aliases)})" if one.aliases else ""
             raise ConfigurationError(
@@ -290,6 +296,10 @@ def _restore(folder: Path, recorded: dict[str, Any]) -> None:
     """Writes what DVC recorded into a checkout, which gets the cache and the remotes of this one."""
     (folder / "dvc.lock").write_text(json.dumps(recorded["lock"]))  # YAML, too
     for path, text in recorded["files"].items():
+        if not re.fullmatch(r"data/raw/[^/\\]+\.dvc", path):  # it comes from a registry, which others may write
+            raise IntegrityError(
+                f"the lineage of a version names the file {path!r}; only data/raw/<name>.dvc is allowed."
+            )
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text)
     settings = Path(".dvc/config.local")

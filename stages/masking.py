@@ -145,17 +145,20 @@ def _is_plain(value: str) -> bool:
     These are paths that lead somewhere, names that every path of this checkout or its data shows, the user's, and
     words. A path whose folder is not there is hidden: keys of AWS may begin with a slash.
     """
-    path = Path(value).expanduser()
-    if path.is_absolute():
-        return path.is_dir() or (path.parent != Path("/") and path.parent.is_dir())
-    if not re.fullmatch(r"[\w-]+", value):
+    try:
+        path = Path(value).expanduser()
+        if path.is_absolute():
+            return path.is_dir() or (path.parent != Path("/") and path.parent.is_dir())
+        if not re.fullmatch(r"[\w-]+", value):
+            return False
+        people = (os.environ.get(name) for name in ("USER", "LOGNAME"))
+        return (
+            value.lower() in COMMON
+            or value in (*people, *Path.cwd().parts, *Path.home().parts)
+            or any(Path("data").glob(f"*/{value}"))
+        )
+    except (OSError, RuntimeError, ValueError):  # it is no path, or leads where this user may not look: it stays hidden
         return False
-    people = (os.environ.get(name) for name in ("USER", "LOGNAME"))
-    return (
-        value.lower() in COMMON
-        or value in (*people, *Path.cwd().parts, *Path.home().parts)
-        or any(Path("data").glob(f"*/{value}"))
-    )
 
 
 class _LogRecord(logging.LogRecord):

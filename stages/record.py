@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 from filelock import FileLock
@@ -77,10 +77,20 @@ class Record:
     def _say(self, what: str, **more: Any) -> None:
         self.open()
         line = json.dumps({"what": what, "at": int(time.time() * 1000)} | more, default=str) + "\n"
-        with path(self.id).open("a", encoding="utf-8") as file:
-            file.write(line)
+        with path(self.id).open("ab+") as file:
+            if _is_cut_off(file):  # by a kill or a full disk; this line is whole
+                file.write(b"\n")
+            file.write(line.encode())
             file.flush()
             os.fsync(file.fileno())
+
+
+def _is_cut_off(file: BinaryIO) -> bool:
+    """Whether the last line of a file, which is at its end, lacks its end."""
+    if file.tell() == 0:
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"
 
 
 @contextmanager
@@ -145,6 +155,11 @@ def measured(facts: Mapping[str, Any], checkout: Path = Path()) -> dict[str, Any
 def path(number: str) -> Path:
     """Returns the file of a record."""
     return FOLDER / f"{number}.jsonl"
+
+
+def aside() -> list[Path]:
+    """Returns the records that no store took, which ``tracking.ship`` set aside."""
+    return sorted(FOLDER.glob("*.aside"))
 
 
 def writing(name: str) -> FileLock:

@@ -23,6 +23,8 @@ ADDRESSES = (  # tables and columns in which MLflow keeps addresses of files
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )
+LOCATED = "SELECT name, artifact_location FROM experiments"
+READ_SECONDS = 1.0  # of waiting for the database where somebody writes; MLflow, which is asked next, waits longer
 LOCK_SECONDS = 30.0  # of waiting for another process that writes to the database
 
 
@@ -44,7 +46,7 @@ def follow(checkout: Path) -> None:
     database = checkout / DATABASE
     # A database that is locked or damaged tells no address; MLflow, which is asked next, names the cause.
     with suppress(sqlite3.Error):
-        for former in sorted(_former(database, checkout)):
+        for former in sorted(_former(_located(database), database, checkout)):
             _move(database, former, checkout)
 
 
@@ -71,16 +73,20 @@ def is_same(address: str, folder: Path) -> bool:
     place = _path(address)
     if place is None:
         return False
-    theirs, ours = place.parents[1] / DATABASE, folder.parents[1] / DATABASE
-    return place == folder or (place.name == folder.name and theirs.exists() and theirs.samefile(ours))
+    if place == folder:
+        return True
+    return place.parts[-2:] == folder.parts[-2:] and _is_file(place.parents[1] / DATABASE, folder.parents[1] / DATABASE)
 
 
-def _former(database: Path, checkout: Path) -> set[Path]:
+def _located(database: Path) -> list[tuple[str, str]]:
+    """Returns the name of each experiment, and where its files are; nothing of a database of another checkout."""
+    return [] if database.is_symlink() else _read(database, LOCATED)
+
+
+def _former(located: list[tuple[str, str]], database: Path, checkout: Path) -> set[Path]:
     """Returns the checkouts, other than this one, whose ``mlartifacts`` hold files of experiments."""
-    if database.is_symlink() or not database.exists():
-        return set()
     found = set()
-    for name, address in _read(database, "SELECT name, artifact_location FROM experiments"):
+    for name, address in located:
         place = _path(address or "")
         if place is not None and place.parts[-2:] == (ARTIFACTS, name):
             found.add(place.parents[1])
@@ -94,9 +100,17 @@ def _is_file(path: Path, other: Path) -> bool:
         return False
 
 
+def _is_folder(path: Path) -> bool:
+    """Whether there is such a folder, and not in one that is closed to this user."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def _move(database: Path, former: Path, checkout: Path) -> None:
     before, now = former / ARTIFACTS, checkout / ARTIFACTS
-    if before.is_dir() and not now.is_dir():
+    if _is_folder(before) and not _is_folder(now):
         raise ConfigurationError(
             f"this checkout was copied from {former} without its {ARTIFACTS}, which {DATABASE} names. Copy that folder "
             f"too: cp -r {before} {now}; or remove {database} to begin an empty store."
@@ -104,6 +118,8 @@ def _move(database: Path, former: Path, checkout: Path) -> None:
     try:
         with closing(sqlite3.connect(database, timeout=LOCK_SECONDS, isolation_level=None)) as opened:
             opened.execute("BEGIN IMMEDIATE")
+            if former not in _former(opened.execute(LOCATED).fetchall(), database, checkout):
+                return  # another process was quicker
             for old, new in ((former.as_uri(), checkout.as_uri()), (str(former), str(checkout))):
                 for table, column in ADDRESSES:
                     opened.execute(
@@ -125,7 +141,7 @@ def _move(database: Path, former: Path, checkout: Path) -> None:
 def _read(database: Path, query: str) -> list[tuple]:
     if not database.exists():
         return []
-    with closing(sqlite3.connect(database, timeout=0)) as opened:
+    with closing(sqlite3.connect(database, timeout=READ_SECONDS)) as opened:
         return opened.execute(query).fetchall()
 
 

@@ -4,10 +4,12 @@ Without ``MLFLOW_TRACKING_URI`` everything lies in the checkout: ``mlflow.db`` (
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -51,7 +53,7 @@ PATCH = "git.patch"  # of a run: what differed from its commit
 DIGEST = 36  # characters of a data set's digest that MLflow takes
 SAMPLE_SECONDS = 2  # between two readings of CPU, memory and GPU
 STORED = "stored_sha256"  # tag of a version: the fingerprint of its files
-LOADED = {"__pycache__", "registered_model_meta"}  # what MLflow and Python add to them
+LOADED = "registered_model_meta"  # what MLflow adds to them
 RECORD = "record"  # tag of a run: the id of what it was shipped from; see record.py
 POLL_SECONDS = 0.2  # between two looks at a record that is being written
 RETRY_SECONDS = 15.0  # between two tries of a store that could not be reached
@@ -61,6 +63,7 @@ PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT
 QUIET = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
 TRANSFER_SECONDS = "120"  # until a server answers that has to store a file first
 SILENT_SECONDS = 2.0  # of waiting for a first answer before a line about it
+NOTE_SECONDS = 10.0  # of sending or fetching files before a line about it
 ANSWER_SECONDS = 30.0  # until the first answer is whole: longer than PATIENCE, which a server may use up byte by byte
 SHIPPER_SECONDS = 300.0  # of waiting for another process that brings the same record
 REFUSED = "INVALID_PARAMETER_VALUE"  # it would be so another time too
@@ -213,9 +216,9 @@ def _bring_record(number: str) -> None:
                     shipment.leave()
                 return
         if seconds == SILENT_SECONDS:
-            _warn(f"another process still brings {record.path(number)} to {place()}; waiting for it")
+            _warn(f"another process still uploads {record.path(number)} to {place()}; waiting for it")
     raise ServiceError(
-        f"another process has not brought {record.path(number)} to {place()} within {SHIPPER_SECONDS:.0f} s. Run again."
+        f"another process did not upload {record.path(number)} to {place()} in {SHIPPER_SECONDS:.0f} s. Run again."
     )
 
 
@@ -266,7 +269,7 @@ def ship() -> int:
                 continue
             if trouble := shipment.go():
                 problem = problem or shipment.error(
-                    f"{trouble}. What {name} said waits in {file}; python -m stages ship brings it."
+                    f"{trouble}. What {name} said waits in {file}; python -m stages ship uploads it."
                 )
                 if not _answers():
                     break
@@ -374,7 +377,7 @@ class _Shipment:
             return self._reason(error)
         except Exception as error:  # a line that is damaged, or of another version of convoy
             if watched:
-                return f"{self._path} cannot be brought to {place()}: {type(error).__name__}: {_first_line(error)}"
+                return f"{self._path} cannot be uploaded to {place()}: {type(error).__name__}: {_first_line(error)}"
             self._set_aside(error)
         return ""
 
@@ -393,7 +396,7 @@ class _Shipment:
             with suppress(MlflowException, StageError):
                 client = _connect()
                 client.set_terminated(self._state["run"], "KILLED", self._ended(client))
-        for file in (self._path, self._place):
+        for file in (self._place, self._path):  # a record without its place comes once more, which is harmless
             file.unlink(missing_ok=True)
         return True
 
@@ -401,7 +404,12 @@ class _Shipment:
         client = None
         for line in self._lines():
             client = client or _connect()
-            self._bring(client, json.loads(line), watched)
+            try:
+                said = json.loads(line)
+            except ValueError:  # a kill or a full disk cut it off
+                _warn(f"{self._path} has a line that was cut off, which is left out: {line[:60]!r}")
+            else:
+                self._bring(client, said, watched)
             self._note(self._state | {"bytes": self._state["bytes"] + len(line)})
 
     def _noted(self) -> dict[str, Any]:
@@ -419,11 +427,12 @@ class _Shipment:
         partial.replace(self._place)
 
     def _set_aside(self, error: Exception) -> None:
-        aside = self._path.with_name(f"{self._path.name}.aside")
-        self._path.replace(aside)
+        names = (self._path.with_name(f"{self._path.name}{number or ''}.aside") for number in itertools.count())
+        aside = next(name for name in names if not name.exists())  # of the same run there may be one
         self._place.unlink(missing_ok=True)
+        self._path.replace(aside)
         _warn(
-            f"{self._path} cannot be brought to {place()} ({type(error).__name__}: {_first_line(error)}). It is named "
+            f"{self._path} cannot be uploaded to {place()} ({type(error).__name__}: {_first_line(error)}). It is named "
             f"{aside} now and holds nothing up. To try once more, name it back and run python -m stages ship"
         )
 
@@ -513,14 +522,18 @@ def _bring_or_warn(what: str, bring: Callable[[], Any]) -> None:
 @contextmanager
 def _transferring() -> Iterator[None]:
     """Gives a server time to store a file before it answers."""
-    before = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT")
-    if before == PATIENCE["MLFLOW_HTTP_REQUEST_TIMEOUT"]:  # no user's own
-        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = TRANSFER_SECONDS
+    before = {variable: os.environ.get(variable) for variable in PATIENCE}
+    note = threading.Timer(NOTE_SECONDS, _warn, [f"{place()} is slow with files; waiting up to {TRANSFER_SECONDS} s"])
+    note.daemon = True
+    if uri().startswith("http"):
+        note.start()
+    if before == PATIENCE:  # no user's own
+        os.environ |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": TRANSFER_SECONDS, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     try:
         yield
     finally:
-        if before is not None:
-            os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = before
+        note.cancel()
+        os.environ |= {variable: value for variable, value in before.items() if value is not None}
 
 
 def end_abandoned() -> None:
@@ -616,6 +629,8 @@ def log_model(
 def explained(error: Exception) -> StageError | None:
     """Returns what an error that MLflow raised means to a user: its store is away, locked, or no store of MLflow's."""
     if isinstance(error, MlflowException):
+        if error.error_code in (GONE, REFUSED):
+            return ServiceError(f"{place()} refused: {_first_line(error)}. What was trained is kept.")
         return _refusal(error) or ServiceError(
             f"{place()} cannot be used now: {_first_line(error)}. What was trained is kept; run again when it can."
         )
@@ -625,6 +640,8 @@ def explained(error: Exception) -> StageError | None:
         return None
     if files[-1].is_relative_to(ours):  # a defect in what MLflow calls
         return None
+    if isinstance(error, OSError):  # as requests has it, of a proxy of files
+        return ServiceError(f"{place()} cannot be used now: {_first_line(error)}. Run again when it can.")
     return _stranger(error)
 
 
@@ -645,10 +662,10 @@ def _refusal(error: MlflowException) -> ConfigurationError | None:
 
 def _status() -> int | None:
     """Returns the HTTP status with which the server answers a question; None: it does not answer."""
-    creds = MlflowClient()._tracking_client.store.get_host_creds()
     try:
+        creds = MlflowClient()._tracking_client.store.get_host_creds()
         return http_request(creds, "/api/2.0/mlflow/experiments/get", "GET", params={"experiment_id": "0"}).status_code
-    except MlflowException:
+    except (MlflowException, AttributeError):  # the second: what refused is a registry beside a local store
         return None
 
 
@@ -674,6 +691,8 @@ def fetched(address: str) -> Iterator[Path]:
         try:
             with _transferring():
                 folder = Path(mlflow.artifacts.download_artifacts(address, dst_path=scratch))
+            for compiled in [*folder.rglob("__pycache__")]:  # Python would run it in place of the code that was checked
+                shutil.rmtree(compiled)
             empty = not any(folder.iterdir())
         except (MlflowException, OSError) as error:
             if not _are_gone(error):
@@ -695,7 +714,7 @@ def _are_gone(error: Exception) -> bool:
 def fingerprint(folder: Path) -> str:
     """Returns a SHA-256 of the paths and contents of all files of a stored model, as ``fetched`` yields them."""
     files = {file.relative_to(folder): file for file in folder.rglob("*") if file.is_file()}
-    lines = [f"{sha256(files[path])}  {path.as_posix()}" for path in sorted(files) if not LOADED & {*path.parts}]
+    lines = [f"{sha256(files[path])}  {path.as_posix()}" for path in sorted(files) if path != Path(LOADED)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -753,8 +772,8 @@ def load_model(registered: ModelVersion) -> tuple["keras.Model", dict[str, Any] 
     """Loads the network of a version, and what it takes; None: it was stored before that went with it.
 
     Raises:
-        IntegrityError: as of ``checked``.
-        InputRefusedError: as of ``networks.check``.
+        IntegrityError: see ``checked``.
+        InputRefusedError: see ``networks.check``.
     """
     with checked(registered) as folder:
         [network] = folder.rglob("model.keras")
@@ -1038,6 +1057,7 @@ def _connect() -> MlflowClient:
 
 
 _greeted: set[str] = set()  # addresses of servers that answered this process as MLflow does
+_named: set[str] = set()  # those that people were told to wait for: once
 
 
 def _greet(client: MlflowClient) -> None:
@@ -1061,7 +1081,9 @@ def _greet(client: MlflowClient) -> None:
     asking.start()
     asking.join(SILENT_SECONDS)
     if asking.is_alive():
-        _warn(f"{place()} has not answered yet; waiting up to {ANSWER_SECONDS:.0f} s")
+        if place() not in _named:
+            _warn(f"{place()} has not answered yet; waiting up to {ANSWER_SECONDS:.0f} s")
+        _named.add(place())
         asking.join(ANSWER_SECONDS - SILENT_SECONDS)
     if asking.is_alive():
         raise MlflowException(f"no whole answer within {ANSWER_SECONDS:.0f} s")

@@ -81,7 +81,7 @@ def _no_more(pool: Executor) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(wait=True, cancel_futures=True)  # what is under way may read files that go with this context
         raise
 
 
@@ -97,6 +97,8 @@ def _deaf() -> Iterator[None]:
 
 def _end_silently() -> None:
     """Has Ctrl-C end this process; by itself Python would print where it was."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of what a script starts in the background
+        return
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

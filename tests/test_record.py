@@ -279,14 +279,14 @@ def test_fault_43_a_record_that_an_older_convoy_noted_as_brought_to_no_run_is_br
     assert curve(runs()[0]) == [1.0]
 
 
-@pytest.mark.parametrize("damage", [b'{"what": "nothing we know", "at": 1}\n', b"\xff\x00 no JSON\n", b'{"at": 1}\n'])
+@pytest.mark.parametrize("damage", [b'{"what": "nothing we know", "at": 1}\n', b"[1]\n", b'{"at": 1}\n'])
 def test_fault_43_a_record_that_nobody_can_bring_is_set_aside_and_named_and_holds_nothing_up(unshipped, damage, capsys):
     bad, good = unshipped("0", "train@bad"), unshipped("1", "train@good")
     bad.write_bytes(bad.read_bytes() + damage)
     os.utime(bad, (1, 1))  # it is the first
     assert tracking.ship() == 1
     said = capsys.readouterr().err
-    assert f"{bad} cannot be brought to sqlite:///" in said
+    assert f"{bad} cannot be uploaded to sqlite:///" in said
     assert f"is named {bad}.aside now" in said
     assert not good.exists()
     assert bad.with_name(f"{bad.name}.aside").exists()
@@ -300,6 +300,24 @@ def test_fault_43_a_record_whose_first_line_is_damaged_is_set_aside_too(unshippe
     file.write_bytes(b"\xff\x00\n" + file.read_bytes())
     assert tracking.ship() == 0
     assert f"is named {file}.aside now" in capsys.readouterr().err
+
+
+def test_fault_43_a_line_that_was_cut_off_costs_that_line_alone(unshipped, capsys):
+    file = unshipped("0")
+    with file.open("ab") as lines:
+        lines.write(b'{"what": "metrics", "numbers": {"lo')  # a full disk
+    unshipped("0")  # the next process of the same run
+    assert tracking.ship() == 1
+    assert f"{file} has a line that was cut off" in capsys.readouterr().err
+    assert sorted(curve(run) for run in runs()) == [[1.0], [1.0]]  # it begins once more
+
+
+def test_fault_43_a_record_set_aside_replaces_none(unshipped):
+    for _ in range(2):
+        file = unshipped("0")
+        file.write_bytes(b"no JSON\n")
+        assert tracking.ship() == 0
+    assert [one.name for one in record.aside()] == [f"{file.name}.aside", f"{file.name}1.aside"]
 
 
 def test_fault_43_one_record_that_is_refused_for_now_keeps_no_other_waiting(unshipped, monkeypatch):
@@ -350,7 +368,10 @@ def test_a_shipper_keeps_no_output_of_its_stage_open(workspace):
             env=os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"},
         )  # fmt: skip
         seconds = time.monotonic() - began
-        others = [one for one in psutil.process_iter(["cmdline"]) if "0" * 32 in (one.info["cmdline"] or [])]
+        others = [
+            one for one in psutil.process_iter(["cmdline", "cwd"])
+            if "0" * 32 in (one.info["cmdline"] or []) and one.info["cwd"] == str(workspace)
+        ]  # fmt: skip
         assert others  # it goes on by itself
         for one in others:
             one.kill()

@@ -53,6 +53,14 @@ def test_fault_42_what_is_altered_between_the_check_and_the_load_is_not_loaded(v
         pass
 
 
+def test_fault_42_bytecode_beside_stored_code_is_neither_loaded_nor_a_reason_to_refuse(version):
+    cache = next(folder for folder in Path("mlartifacts").rglob("code") if folder.is_dir()) / "code/__pycache__"
+    cache.mkdir()
+    (cache / "__init__.cpython-311.pyc").write_bytes(b"altered code")  # Python runs it where its source is unchanged
+    with tracking.checked(version) as folder:
+        assert not [*folder.rglob("*.pyc")]
+
+
 def test_fault_42_what_is_served_was_checked(version, monkeypatch):
     served = []
 

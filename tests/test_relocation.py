@@ -121,6 +121,22 @@ def test_addresses_elsewhere_are_left_alone(checkout, monkeypatch):
     assert checkout.with_name("pets 100% more").as_uri() in found
 
 
+def test_a_copy_inside_the_checkout_is_moved_once_though_two_processes_see_it(checkout):
+    inner = checkout / "inner"
+    shutil.copytree(checkout, inner, ignore=shutil.ignore_patterns("inner"))
+    for _ in range(2):
+        relocation._move(inner / "mlflow.db", checkout, inner)
+    found = addresses(inner)["experiments", "artifact_location"]
+    assert (inner / "mlartifacts/d").as_uri() in found
+
+
+@pytest.mark.parametrize(
+    "address", ["file:///tmp", "file:///", "s3://bucket/a/b", "/a/plain/path", "", "mlflow-artifacts:/1"]
+)
+def test_any_address_can_be_asked_about(checkout, address):
+    assert not relocation.is_same(address, checkout / "mlartifacts/d")
+
+
 def test_a_database_that_cannot_be_written_is_named(checkout, monkeypatch):
     moved = checkout.with_name("elsewhere")
     checkout.rename(moved)
@@ -143,14 +159,14 @@ def test_fault_39_files_of_a_champion_that_are_gone_are_named_before_anybody_nee
 
 
 def test_fault_39_the_programs_of_a_moved_checkout_are_found(tmp_path):
-    programs = tmp_path / "now/.venv/bin"
+    programs = tmp_path / "R&D now/.venv/bin"
     programs.mkdir(parents=True)
     (programs / "dvc").write_text("#!/was/here/.venv/bin/python\nprint(1)\n")
     (programs / "activate").write_text('VIRTUAL_ENV="/was/here/.venv"\n')
     (programs.parent / "pyvenv.cfg").write_text("version = 3.11.7\ncommand = /usr/bin/python -m venv /was/here/.venv\n")
     command = ["make", "-s", "-f", ROOT / "Makefile", "moved"]
     said = [
-        subprocess.run(command, cwd=tmp_path / "now", capture_output=True, text=True, check=True).stdout
+        subprocess.run(command, cwd=tmp_path / "R&D now", capture_output=True, text=True, check=True).stdout
         for _ in range(2)
     ]
     assert (programs / "dvc").read_text() == f"#!{programs}/python\nprint(1)\n"

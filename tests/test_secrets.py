@@ -464,3 +464,10 @@ def test_fault_41_an_address_is_shown_without_its_login(url, shown):
 )
 def test_what_is_masked_and_what_is_not(text, code, shown):
     assert masking.redacted(text, code) == shown
+
+
+@pytest.mark.parametrize("secret", ["~x9f8secretQ", "/root/" + "k" * 300, "~" + "y" * 300, "/nowhere/at\x00all"])
+def test_fault_47_no_value_keeps_a_message_from_being_masked(secret, monkeypatch):
+    monkeypatch.setattr(os, "environ", {"DB_PASSWORD": secret})
+    masking._of_environment.cache_clear()
+    assert secret not in masking.redacted(f"failed with {secret} here")

@@ -71,9 +71,10 @@ def register(
         **dependencies(lineage, f"train@{model}"),
     }
     version = tracking.version_with(dataset, "model_sha256", digest)
+    if version is not None and "rolled_back" in version.tags:
+        tags["rolled_back"] = version.tags["rolled_back"]  # stored again, it stays taken back
     if version is not None and not tracking.is_whole(version):
         print(f"the files of version {version.version} of {dataset} are gone or were changed: {model} is stored again")
-        tags |= {key: version.tags[key] for key in ("rolled_back",) if key in version.tags}  # it stays taken back
         version = None
     if version is None or "parity" not in version.tags:  # of an older convoy, it takes no raw examples
         with tracking.reopened(facts) as run_id:

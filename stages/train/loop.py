@@ -225,7 +225,8 @@ class Keep(keras.callbacks.Callback):
     def close(self) -> None:
         """Leaves the signals as they were."""
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._ask:  # else a second Ctrl-C has the word
+                signal.signal(number, handler)
 
     def _ask(self, number: int, *_: Any) -> None:
         self._asked.set()
@@ -526,7 +527,7 @@ def doubts(epochs: int, each: int, *, ema: float, warmup: float, statistics: flo
     Args:
         epochs: of the training.
         each: steps per epoch.
-        ema: as of ``train``.
+        ema: see ``train``.
         warmup: epochs over which the rate rises; 0 where the schedule has none.
         statistics: the largest momentum of batch normalisation; 0 without any.
     """
