@@ -60,6 +60,8 @@ def doctor() -> None:
     unseen = {}
     if not any(_addresses()):
         unseen["servers"] = f"neither {' nor '.join(SERVERS)} is an http address"
+    if not relocation.is_used():
+        unseen["registry"] = "MLFLOW_TRACKING_URI leads elsewhere"
     if shutil.which("nvidia-smi") is None:
         unseen["GPU"] = "there is no nvidia-smi"
     for name, look in looks.items():

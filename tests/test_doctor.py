@@ -150,7 +150,7 @@ def test_the_command_prints_a_line_for_each_and_ends_with_2(workspace, monkeypat
     monkeypatch.setattr(doctor, "gpu", lambda: iter(()))
     monkeypatch.setattr(doctor, "libraries", lambda deep: iter(["a does not work", "b does not work"]))
     monkeypatch.setattr(doctor, "permissions", lambda: iter(()))
-    with pytest.raises(ConfigurationError, match="^1 of 6 will not work"):
+    with pytest.raises(ConfigurationError, match="^1 of 7 will not work"):
         doctor.doctor()
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["libraries", "clock", "disk", "permissions", "servers", "GPU"]
@@ -164,7 +164,7 @@ def test_a_gpu_that_nobody_can_look_for_is_not_fine(workspace, monkeypatch, caps
         monkeypatch.setattr(doctor, look, lambda deep=True: iter(()))
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     doctor.doctor()
-    assert capsys.readouterr().out.splitlines()[5] == "GPU          not looked for: there is no nvidia-smi"
+    assert capsys.readouterr().out.splitlines()[6] == "GPU          not looked for: there is no nvidia-smi"
     with answering(Answer) as port:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}/")
         monkeypatch.setattr(doctor.shutil, "which", lambda name: "/bin/true")
