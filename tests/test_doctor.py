@@ -153,10 +153,11 @@ def test_the_command_prints_a_line_for_each_and_ends_with_2(workspace, monkeypat
     with pytest.raises(ConfigurationError, match="^1 of 7 will not work"):
         doctor.doctor()
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["libraries", "clock", "disk", "permissions", "servers", "GPU"]
+    looks = ["libraries", "clock", "disk", "permissions", "registry", "servers", "GPU"]
+    assert [line.split()[0] for line in lines] == looks
     assert lines[0] == "libraries    a does not work; b does not work"
     assert lines[1] == "clock        fine"
-    assert lines[4] == "servers      not looked for: neither MLFLOW_TRACKING_URI nor PREFECT_API_URL is an http address"
+    assert lines[5] == "servers      not looked for: neither MLFLOW_TRACKING_URI nor PREFECT_API_URL is an http address"
 
 
 def test_a_gpu_that_nobody_can_look_for_is_not_fine(workspace, monkeypatch, capsys):
@@ -170,4 +171,4 @@ def test_a_gpu_that_nobody_can_look_for_is_not_fine(workspace, monkeypatch, caps
         monkeypatch.setattr(doctor.shutil, "which", lambda name: "/bin/true")
         monkeypatch.setattr(doctor, "gpu", lambda: iter(()))
         doctor.doctor()
-    assert capsys.readouterr().out.splitlines()[4:] == ["servers      fine", "GPU          fine"]
+    assert capsys.readouterr().out.splitlines()[5:] == ["servers      fine", "GPU          fine"]
