@@ -1089,8 +1089,9 @@ def _greet(client: MlflowClient) -> None:
         raise MlflowException(f"no whole answer within {ANSWER_SECONDS:.0f} s")
     for error in raised:
         if isinstance(error, MlflowException):
-            if "valid JSON format" in str(error):
-                raise _stranger("its answer is no JSON") from error
+            for sign, said in (("valid JSON format", "its answer is no JSON"), ("error code 404", "404")):
+                if sign in str(error):
+                    raise _stranger(said) from error
             raise _refusal(error) or error
         raise error if isinstance(error, StageError) else _stranger(error)
 

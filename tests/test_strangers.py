@@ -65,7 +65,7 @@ SERVERS = {  # kind of answer -> how the server answers, the exit status, part o
     "401": (answer(401, b"who?"), ConfigurationError, "asks for a login (401). Set MLFLOW_TRACKING_USERNAME"),
     "401 in JSON": (answer(401, b'{"message": "who?"}', "application/json"), ConfigurationError, "asks for a login"),
     "403": (answer(403, LOGIN), ConfigurationError, "(403)"),
-    "404": (answer(404, LOGIN), ServiceError, ""),
+    "404": (answer(404, LOGIN), ServiceError, "does not answer as MLflow does (404)"),
     "500": (answer(500, b"oops"), ServiceError, "cannot be used now"),
     "502": (answer(502, LOGIN), ServiceError, "cannot be used now"),
     "a loop": (answer(302, Location="/again"), ServiceError, ""),
