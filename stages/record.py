@@ -26,6 +26,7 @@ from stages.errors import ServiceError
 
 FOLDER = Path("data/runs")
 MEASURED = Path("data/train/.cache/measured")  # outside of DVC's outputs, which are equal bytes for equal input
+HURRY = 3.0  # the same, of a stage that was asked to end
 WAIT = 20.0  # seconds that a stage which has ended gives the process that ships its last lines
 
 
@@ -257,7 +258,7 @@ def _written(number: str, opening: dict[str, Any]) -> Iterator[Record]:
                 yield record
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt | ServiceError):
-                    seconds = 0.0  # whoever asked it to end does not wait for MLflow
+                    seconds = HURRY
                 record.close("FAILED")
                 raise
             record.close("FINISHED")

@@ -143,8 +143,9 @@ def test_fault_06_who_is_asked_to_end_says_where_it_goes_on(ready):
     assert time.monotonic() - started < 20
     assert cut.returncode == ServiceError.status
     assert re.search(r"error: interrupted at epoch \d+\. Run again: it goes on from epoch \d+\.", said)
-    [run] = tracking._connect().search_runs([tracking._connect().get_experiment_by_name("bars").experiment_id])
-    assert run.info.status == "FAILED"
+    client = tracking._connect()
+    bars = [client.get_experiment_by_name("bars").experiment_id]
+    wait_for(lambda: [run.info.status for run in client.search_runs(bars)] == ["FAILED"])  # it waits 3 s for MLflow
     assert list(checkpoints.FOLDER.rglob("*.npz"))
 
 
