@@ -214,7 +214,7 @@ def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class Shipper:
-    """The process that ships what is said to a record of ``train@<model>``, as it is said.
+    """The process that ships the lines of a record of ``train@<model>`` while they are written.
 
     Its warnings are printed here, and no longer than this process works: a stage whose output somebody reads to the
     end would else seem to go on for as long as its shipper waits for a server.
