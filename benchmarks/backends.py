@@ -221,8 +221,6 @@ def run(part: Part, arguments: argparse.Namespace) -> None:
     """Measures one part in this process and adds a line to results.jsonl for each of its trainings."""
     import keras
 
-    from stages import compute
-
     scratch, failed = Path(os.environ["CONVOY_SCRATCH"]), None
     for batch, precision in part.settings or [(RECIPE["batch"], RECIPE["precision"])]:
         found = {"backend": part.backend, "kind": part.kind, "model": part.model, "batch": batch}
@@ -237,13 +235,15 @@ def run(part: Part, arguments: argparse.Namespace) -> None:
             print(found, flush=True)
         if not part.warm:
             with (arguments.folder / "results.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(found | environment(keras, compute)) + "\n")
+                file.write(json.dumps(found | environment(keras)) + "\n")
     if failed:
         raise failed
 
 
-def environment(keras: Any, compute: Any) -> dict[str, Any]:
+def environment(keras: Any) -> dict[str, Any]:
     """Returns what a measurement ran on."""
+    from stages import compute
+
     backend = keras.backend.backend()
     module = importlib.import_module(backend)
     with nvml() as device:

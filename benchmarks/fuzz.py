@@ -206,8 +206,8 @@ def sections_of_params(path: Path) -> None:
     from stages import params
     from stages.entries import prepare
 
-    for stage, entries in params.load().items():
-        for name, entry in entries.items():
+    for stage, found in params.load().items():
+        for name, entry in found.items():
             prepare(stage, name, entry)
 
 
