@@ -18,7 +18,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from stages.record import measured
+from convoy.tracking.outbox import measured
 
 RECIPES: dict[str, dict[str, Any]] = YAML(typ="safe").load(Path(__file__).with_name("recipes.yaml"))
 

@@ -19,13 +19,13 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from convoy.data.shards import Shards, read_json
+from convoy.model.predictor import Predictor
+from convoy.tracking.outbox import measured
 from stages.augment.augment import augment
-from stages.evaluate.changed import Sample
-from stages.evaluate.invariance import PART, consistency
+from stages.evaluate.evaluators.changed import Sample
+from stages.evaluate.evaluators.invariance import PART, consistency
 from stages.ingest.ingest import ingest
-from stages.predictor import Predictor
-from stages.record import measured
-from stages.shards import Shards, read_json
 from stages.train.train import train
 
 TRAINED, TESTED = 5000, 2000

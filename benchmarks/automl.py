@@ -115,7 +115,7 @@ def autokeras(clone: Path, scratch: Path, seconds: float) -> None:
     import numpy as np
     from keras_tuner.errors import FatalError
 
-    from stages.shards import Shards
+    from convoy.data.shards import Shards
 
     class EndedError(FatalError):
         """The time is over; of other errors the search makes failed trials."""

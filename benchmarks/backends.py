@@ -39,7 +39,7 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from stages.shards import Shards, write_shards
+from convoy.data.shards import Shards, write_shards
 
 # What train() takes where an entry says nothing. It is repeated, as the schema in train.py needs pydantic; the rate is
 # constant, so that a program depends on no number of steps and can be compiled beforehand.
@@ -242,7 +242,7 @@ def run(part: Part, arguments: argparse.Namespace) -> None:
 
 def environment(keras: Any) -> dict[str, Any]:
     """Returns what a measurement ran on."""
-    from stages import compute
+    from convoy.model import backend as compute
 
     backend = keras.backend.backend()
     module = importlib.import_module(backend)
@@ -254,8 +254,8 @@ def environment(keras: Any) -> dict[str, Any]:
 
 def speed(part: Part, scratch: Path, batch: int, precision: str, tiny: bool) -> dict[str, Any]:
     """Trains two epochs on random pictures; the second is the one that utilisation is measured in."""
-    from stages import compute
-    from stages.train import loop
+    from convoy.model import backend as compute
+    from stages.train.fit import fit
 
     shards = Shards(scratch / part.kind, verify=False)
     eager = part.backend == "torch"  # and takes no time to compile, but ten times as long for a small step
@@ -271,7 +271,7 @@ def speed(part: Part, scratch: Path, batch: int, precision: str, tiny: bool) -> 
     takes = {"kind": "images", "array": "image", "classes": list(range(1000 if part.kind == "full" else 10))}
     with Utilisation() as busy:
         started = time.monotonic()
-        result = loop.fit(rows, check, takes, title=part.model, log=lambda _, epoch: busy.measure(epoch == 1), **entry)
+        result = fit.fit(rows, check, takes, title=part.model, log=lambda _, epoch: busy.measure(epoch == 1), **entry)
         seconds = time.monotonic() - started
     if part.warm:
         return {}
@@ -288,15 +288,15 @@ def speed(part: Part, scratch: Path, batch: int, precision: str, tiny: bool) -> 
 
 def recipe(scratch: Path, tiny: bool) -> dict[str, Any]:
     """Trains the ResNet-20 on Fashion-MNIST and tests it once."""
-    from stages import compute
-    from stages.train import loop
+    from convoy.model import backend as compute
+    from stages.train.fit import fit
 
     splits = {name: Shards(scratch / "fashion" / name) for name in ("train", "val", "test")}
     takes = {"kind": "images", "array": "image", "classes": list(range(10))}
     epochs = 1 if tiny else EPOCHS
     with Utilisation() as busy:
         started = time.monotonic()
-        result = loop.fit(
+        result = fit.fit(
             splits["train"], splits["val"], takes, **RECIPE, epochs=epochs, title="resnet20",
             jit_compile=compute.compilation(), log=lambda _, epoch: busy.measure(epoch < epochs),
         )  # fmt: skip

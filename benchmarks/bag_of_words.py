@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import pandas as pd
 
-from stages.shards import Shards
-from stages.tokens import split
+from convoy.data.shards import Shards
+from convoy.data.vocabulary import split
 
 STRENGTHS = 10.0 ** np.arange(-3, 3)  # scikit-learn's C
 

@@ -24,9 +24,9 @@ from dvc.repo import Repo
 from rich.progress import track
 from ruamel.yaml import YAML
 
-from stages.errors import StageError
-from stages.shards import Shards, read_sealed
-from stages.verify import verify
+from convoy.data.shards import Shards, read_sealed
+from convoy.errors import StageError
+from convoy.repo.verify import verify
 
 ROOT = Path(__file__).parent.parent
 PLACES = {  # what stands in the table: where its files are

@@ -1,4 +1,4 @@
-"""What ``stages/train/cost.py`` expects beside what was measured: memory of every architecture, at two sizes.
+"""What ``stages/train/speed/cost.py`` expects beside what was measured: memory of every architecture, at two sizes.
 
 Usage: ``python benchmarks/cost.py [MODEL ...]``; twenty minutes on 2 cores. Each model is trained for an epoch, by
 ``python -m stages`` in a process of its own, on the samples that ship with convoy. Prints Markdown.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from flows import plan
+from flows.show import plan
 
 DATA = {  # data set: entries of fetch, ingest and augment
     "digits": ("digits", {"kind": "images", "size": [32, 32], "mode": "grey"}, {"copies": 1}),

@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from stages.ingest import duplicates, fingerprints
-from stages.workers import cores
+from convoy.kinds import fingerprints
+from convoy.machine.workers import cores
+from stages.ingest.near import duplicates
 
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
 

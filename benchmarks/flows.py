@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.soak import server
-from flows.server import free_port
+from flows.session import free_port
 
 ROOT = Path(__file__).parent.parent
 SLEEP = 20.0

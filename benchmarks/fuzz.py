@@ -38,7 +38,7 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from stages.workers import cores
+from convoy.machine.workers import cores
 
 SECONDS = 10  # of one input
 LIMIT = 512  # MiB
@@ -174,7 +174,7 @@ def network() -> bytes:
 
 def shards(path: Path) -> None:
     """Opens shards whose index is the input, and reads a row."""
-    from stages.shards import Shards, write_shards
+    from convoy.data.shards import Shards, write_shards
 
     content, folder = path.read_bytes(), path.parent / "shards"
     if not folder.exists():
@@ -187,7 +187,7 @@ def shards(path: Path) -> None:
 
 def index() -> bytes:
     """Returns the index of those shards."""
-    from stages.shards import write_shards
+    from convoy.data.shards import write_shards
 
     with tempfile.TemporaryDirectory() as folder:
         write_shards(Path(folder, "a"), [{"image": noise(24, 8, 8, 1), "label": LABELS.astype(np.int64)}])
@@ -196,15 +196,15 @@ def index() -> bytes:
 
 def stages_of_lock(path: Path) -> None:
     """Reads dvc.lock."""
-    from stages import lock
+    from convoy.repo import lockfile
 
-    lock.stages()
+    lockfile.stages()
 
 
 def sections_of_params(path: Path) -> None:
     """Checks params.yaml as ``check`` does."""
-    from stages import params
-    from stages.entries import prepare
+    from convoy import params
+    from convoy.schema import prepare
 
     for stage, found in params.load().items():
         for name, entry in found.items():
@@ -213,16 +213,16 @@ def sections_of_params(path: Path) -> None:
 
 def freed(path: Path) -> None:
     """Takes the dead out of DVC's list."""
-    from stages import busy
+    from convoy.repo import busy
 
     busy.free()
 
 
 def checked(path: Path) -> None:
     """Looks at a network."""
-    from stages import networks
+    from convoy.model import safe_load
 
-    networks.check(path)
+    safe_load.check(path)
 
 
 READERS = {
@@ -338,16 +338,20 @@ def fuzz(name: str, runs: int, seed: int) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["stages"]):
-        from stages import busy, entries, errors, lock, networks, params, shards
+        from convoy import errors, params, schema
+        from convoy.data import shards
+        from convoy.model import safe_load
+        from convoy.repo import busy, lockfile
         from stages.__main__ import main as run
-        from stages.ingest import images, ingest, text, translation, volumes
+        from stages.ingest import ingest
+        from stages.ingest.finders import images, text, translation, volumes
         from stages.train.train import train
     imported = (
         busy,
-        entries,
+        schema,
         errors,
-        lock,
-        networks,
+        lockfile,
+        safe_load,
         params,
         shards,
         images,

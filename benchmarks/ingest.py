@@ -28,7 +28,7 @@ os.environ["PYTHONPATH"] = str(ROOT)
 if __name__ == "__main__":  # the workers import this file, but not convoy's own command
     import psutil
 
-    from stages import workers
+    from convoy.machine import workers
     from stages.augment.augment import augment
     from stages.ingest.ingest import ingest
 

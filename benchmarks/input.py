@@ -1,12 +1,12 @@
 """How long a training step waits for its batch: ``python benchmarks/input.py [MODEL...]``, ten minutes on 2 cores.
 
 For the models of params.yaml, on their own data in a clone of HEAD: milliseconds that gathering a batch takes alone;
-those of a step as it is, its examples held by TensorFlow (``stages/train/resident.py``); of one whose batches are read
-from the shards, by another thread and ahead of it; and of one whose batches lie ready in TensorFlow's memory.
+those of a step as it is, its examples held by TensorFlow (``stages/train/fit/resident.py``); of one whose batches are
+read from the shards, by another thread and ahead of it; and of one whose batches lie ready in TensorFlow's memory.
 Medians of three trainings of each, in turn, every one in a process of its own: a thread of Python that fed one training
 slows the next. Then, of a batch of 128 pictures of 28x28 that are moved, turned, scaled:
-CPU milliseconds in the compiled graph (``stages/train/augmentation.py``), and by the code of the stage ``augment``, as
-workers would run it. Prints Markdown.
+CPU milliseconds in the compiled graph (``stages/train/fit/augmentation.py``), and by the code of the stage ``augment``,
+as workers would run it. Prints Markdown.
 """
 
 import argparse
@@ -67,9 +67,10 @@ def main() -> None:
 
 def trained(name: str, way: str) -> None:
     """Prints the seconds of a step and of gathering a batch, as JSON."""
-    from stages import params
-    from stages.entries import prepare
-    from stages.train import loop, policy, resident
+    from convoy import params
+    from convoy.schema import prepare
+    from stages.train.fit import fit, resident
+    from stages.train.speed import policy
     from stages.train.train import fitting, opened
 
     class Ready(resident.Held):
@@ -83,7 +84,7 @@ def trained(name: str, way: str) -> None:
     data, val, takes = opened(name, arguments.pop("dataset"), arguments)
     settings = fitting(arguments) | {"epochs": EPOCHS}
     settings |= policy.settle(name, name, data, takes, settings, worth=float("inf"))[0]
-    made, gathering = loop._batches, []
+    made, gathering = fit._batches, []
 
     def batches(split: Any, *others: Any, **changes: Any) -> Any:
         found = made(split, *others, **changes)
@@ -94,7 +95,7 @@ def trained(name: str, way: str) -> None:
             gathering.append((time.perf_counter() - began) / len(found))
         return found
 
-    loop._batches = batches
+    fit._batches = batches
     if way == "shards":
         resident.holds = lambda *_: False
     elif way == "ready":
@@ -104,19 +105,19 @@ def trained(name: str, way: str) -> None:
     def log(row: dict[str, float], epoch: int) -> None:
         seconds.append(epoch * len(data) / row["examples_per_second"])
 
-    loop.fit(data, val, takes, title=name, log=log, **settings)
+    fit.fit(data, val, takes, title=name, log=log, **settings)
     step = (seconds[-1] - seconds[0]) / (EPOCHS - 1) * settings["batch"] / len(data)
     print(json.dumps({"step": step, "gathering": gathering[0], "batch": settings["batch"]}))
 
 
 def changes() -> None:
     """Prints what changing a batch of pictures costs."""
-    from stages import compute
+    from convoy.model import backend
     from stages.augment import images
     from stages.augment.draws import Draws
-    from stages.train.augmentation import RandomAffine
+    from stages.train.fit.augmentation import RandomAffine
 
-    compute.prepare()
+    backend.prepare()
     import tensorflow as tf
 
     pictures = np.random.default_rng(0).integers(0, 256, (128, 28, 28, 1), dtype=np.uint8)

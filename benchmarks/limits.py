@@ -3,8 +3,8 @@
 Usage: ``python benchmarks/limits.py``; about five minutes on 2 cores, with nothing else running. Rates of matrix
 products and convolutions, forth alone and with both gradients, in float32 and bfloat16, and of moving memory: of each
 the best size's median. Then the networks of params.yaml, by ``train_on_batch``, in float32 and, where the processor has
-it, bfloat16: operations are those of ``stages/train/cost.py``, times three, since the way back has two products for
-each of the way forth. Prints Markdown.
+it, bfloat16: operations are those of ``stages/train/speed/cost.py``, times three, since the way back has two products
+for each of the way forth. Prints Markdown.
 """
 
 import os
@@ -24,8 +24,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from stages import compute
-from stages.train import cost, loop
+from convoy.model import backend
+from stages.train.fit import fit
+from stages.train.speed import cost
 from stages.train.train import STEP
 
 SECONDS = 1.5  # of one measurement, in ROUNDS parts
@@ -107,7 +108,7 @@ def step(name: str, entry: dict[str, Any], precision: str) -> tuple[int, float, 
     module = import_module(f"stages.train.architectures.{architecture}")
     batch, sizes = entry.get("batch", getattr(module, "PRESET", {}).get("batch", 128)), entry.get("sizes", {})
     heads = getattr(module, "LOSS_WEIGHTS", {})
-    with compute.computing_in(precision):
+    with backend.computing_in(precision):
         model = module.build(**given, **sizes, **({"heads": True} if heads else {}))
     rng = np.random.default_rng(0)
     if len(shape) > 1:
@@ -118,15 +119,15 @@ def step(name: str, entry: dict[str, Any], precision: str) -> tuple[int, float, 
         x = x if len(x) > 1 else x[0]
     y: Any = np.eye(CLASSES, dtype=np.float32)[rng.integers(0, CLASSES, batch)]
     if architecture == "conv_seq2seq":
-        y, loss = rng.integers(2, 400, (batch, *shape)), loop.TokenCrossentropy(0.1)
+        y, loss = rng.integers(2, 400, (batch, *shape)), fit.TokenCrossentropy(0.1)
     else:
         loss = "categorical_crossentropy"
-    optimizer = loop.make_optimizer(entry.get("optimizer", "adam"), 1e-3, 0.9, 0.0, None, 0.0)
-    model.compile(optimizer, dict.fromkeys(heads, loss) if heads else loss, jit_compile=compute.compilation())
+    optimizer = fit.make_optimizer(entry.get("optimizer", "adam"), 1e-3, 0.9, 0.0, None, 0.0)
+    model.compile(optimizer, dict.fromkeys(heads, loss) if heads else loss, jit_compile=backend.compilation())
     y = dict.fromkeys(heads, y) if heads else y
     shapes = [(batch, *shape) for _ in model.inputs]
     operations = STEP * 2 * sum(cost.count(model, shapes).products.values())
-    with compute.fused_normalisation():  # as in trainings; the graph of the step is built here
+    with backend.fused_normalisation():  # as in trainings; the graph of the step is built here
         seconds = 1 / rate(lambda: model.train_on_batch(x, y), 1.0)
     return batch, batch / seconds, operations / seconds
 
@@ -136,8 +137,8 @@ def main() -> None:
     from ruamel.yaml import YAML
 
     entries = YAML(typ="safe").load((ROOT / "params.yaml").read_text())["train"]
-    kinds, fast = ("float32", "bfloat16"), compute.precision("auto")
-    print(f"{os.cpu_count()} cores; {', '.join(compute.devices())}; auto is {fast}\n")
+    kinds, fast = ("float32", "bfloat16"), backend.precision("auto")
+    print(f"{os.cpu_count()} cores; {', '.join(backend.devices())}; auto is {fast}\n")
     print(f"| limit | {' | '.join(kinds)} |\n|---|---|---|")
     limits = {}
     for title, found in (

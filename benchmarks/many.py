@@ -29,7 +29,7 @@ from matplotlib import pyplot as plt
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.accuracy import own_store
-from stages.record import measured
+from convoy.tracking.outbox import measured
 
 STAGES = ("ingest", "augment", "train", "evaluate")
 BLOCK = 10_000

@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.accuracy import repro
-from stages.record import measured
+from convoy.tracking.outbox import measured
 
 EPOCHS = {"plain_cnn": 3, "alexnet": 2, "googlenet": 2, "resnet": 2}  # lenet5 keeps its 20
 

@@ -24,7 +24,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from stages.shards import Shards, write_shards
+from convoy.data.shards import Shards, write_shards
 
 BATCH, SIDE, ROUNDS = 128, 64, 7
 SHAPE = (SIDE, SIDE, 3)

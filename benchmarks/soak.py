@@ -31,7 +31,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.kills import prepare, processes
-from flows.server import free_port
+from flows.session import free_port
 
 PICTURES, COME, GO, SIDE = 400, 20, 10, 32  # at first; new and removed before each run
 ENTRIES: dict[str, dict[str, Any]] = {

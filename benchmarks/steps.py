@@ -46,8 +46,8 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from stages import memory
-from stages.tokens import BEGIN, END, SPECIAL
+from convoy.data.vocabulary import BEGIN, END, SPECIAL
+from convoy.machine import room
 
 ARMS = {
     "convoy": "convoy",
@@ -94,7 +94,7 @@ class Part:
 
 def main() -> None:
     """Measures and prints, model by model."""
-    from stages import entries, params
+    from convoy import params, schema
     from stages.train.train import fitting
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -123,7 +123,7 @@ def main() -> None:
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
     peaks, notes = [], []
     for name in arguments.models or NETWORKS:
-        _, given = entries.prepare("train", name, listed[name])
+        _, given = schema.prepare("train", name, listed[name])
         settings = {key: value for key, value in fitting(given).items() if key != "dataset"}
         found, said = compared(name, NETWORKS[name], settings, arms, arguments)
         speeds = {arm: statistics.median(one["rate"] for one in found[arm]) for arm in arms if found[arm]}
@@ -204,7 +204,7 @@ def run(part: Part) -> None:
         "compiled": torched,
     }  # fmt: skip
     found = work[part.arm](part)
-    print(FOUND + json.dumps(found | {"memory": memory.peak() / 2**20}), flush=True)
+    print(FOUND + json.dumps(found | {"memory": room.peak() / 2**20}), flush=True)
 
 
 def drawn(part: Part) -> tuple[list[np.ndarray], np.ndarray]:
@@ -231,7 +231,7 @@ def pieces(part: Part, words: int) -> list[str]:
 
 def write(part: Part) -> None:
     """Writes the examples, and a batch to validate with, as shards."""
-    from stages.shards import objects, write_shards
+    from convoy.data.shards import objects, write_shards
 
     inputs, wanted = drawn(part)
     architecture, given, shape = part.network
@@ -255,9 +255,10 @@ def convoy(part: Part) -> dict[str, Any]:
     """Trains by ``loop.fit``."""
     import tensorflow as tf
 
-    from stages.shards import Shards
-    from stages.tokens import Vocabulary
-    from stages.train import loop, policy
+    from convoy.data.shards import Shards
+    from convoy.data.vocabulary import Vocabulary
+    from stages.train.fit import fit
+    from stages.train.speed import policy
 
     if part.arm == "free":
         tf.config.experimental.enable_op_determinism = lambda: None
@@ -276,7 +277,7 @@ def convoy(part: Part) -> dict[str, Any]:
     rule, *_ = policy.settle(part.name, part.name, data, takes, asked, worth=math.inf)
     settings |= (chosen := rule | part.policy)
     reported = []  # examples/s after each epoch, of all steps but the first
-    result = loop.fit(
+    result = fit.fit(
         data, val, takes, title=part.name, log=lambda row, _: reported.append(row["examples_per_second"]), **settings
     )
     done = part.examples - settings["batch"], 2 * part.examples - settings["batch"]

@@ -17,10 +17,11 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from stages import compute
-from stages.evaluate import explain, pictures
-from stages.predictor import Predictor
-from stages.shards import Shards, read_json
+from convoy.data.shards import Shards, read_json
+from convoy.model import backend
+from convoy.model.predictor import Predictor
+from stages.evaluate.evaluators import explain
+from stages.evaluate.report import pictures
 
 SIGN = "stop_sign"
 MIRRORED = ["butterfly", "chandelier", "grand_piano", "hawksbill", "helicopter", "ketch", "laptop", "starfish", "watch"]
@@ -64,7 +65,7 @@ def main() -> None:
             shutil.copytree(evaluated / folder, left, dirs_exist_ok=True)
         metrics = read_json(evaluated / "metrics.json")
         print(f"\ntest accuracy {metrics['accuracy']:.1%} of {metrics['examples']}, baseline {metrics['baseline']:.1%}")
-        compute.prepare()
+        backend.prepare()
         signs(Predictor.load(clone / "data/train/photos/resnet"), Shards(clone / "data/ingest/photos/test"), left)
     print(f"\npictures: {left}")
 

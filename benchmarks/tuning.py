@@ -30,16 +30,16 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from flows.tune import pruner, sampler, suggested
+from convoy.errors import DivergedError
+from convoy.machine.progress import track
+from convoy.machine.workers import cores
+from convoy.schema import prepare
+from flows.tune.tune import pruner, sampler, suggested
 from stages.augment.augment import augment
-from stages.entries import prepare
-from stages.errors import DivergedError
 from stages.fetch.fetch import fetch
 from stages.ingest.ingest import ingest
-from stages.progress import track
-from stages.ranges import Choice, Interval
+from stages.search_space import Choice, Interval
 from stages.train.train import fitting, opened
-from stages.workers import cores
 
 EPOCHS, TRIALS, SEEDS = 9, 60, 100
 BEST = 0.02  # the goal of a search: one of this part of all combinations, the best
@@ -98,7 +98,8 @@ def train_all() -> pd.DataFrame:
 
 def train_one(values: tuple[Any, ...]) -> dict[str, Any]:
     """Trains one combination, in a worker process."""
-    from stages.train import loop, policy  # import Keras, which plays have no use for
+    from stages.train.fit import fit
+    from stages.train.speed import policy  # import Keras, which plays have no use for
 
     rate, optimizer, batch, kernel, width = values
     entry = {
@@ -117,7 +118,7 @@ def train_one(values: tuple[Any, ...]) -> dict[str, Any]:
     settings |= policy.choose("one", data, takes, settings, worth=math.inf)[0]
     try:
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
-            loop.fit(data, val, takes, title="one", log=log, **settings)
+            fit.fit(data, val, takes, title="one", log=log, **settings)
     except DivergedError:
         scores = {f"epoch{epoch}": scores.get(f"epoch{epoch}", 0.0) for epoch in range(1, EPOCHS + 1)}
     return dict(zip(VALUES, values, strict=True)) | {"seconds": time.monotonic() - began} | scores

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from prefect.states import State
 
-    from flows.server import ServerLostError
+    from flows.session import ServerLostError
 
 BEGUN = "CONVOY_BEGUN"  # Unix time: this command goes on for one that began then, and whose Prefect server went away
 
@@ -28,7 +28,7 @@ for name, value in {
 
 
 def main(words: Sequence[str]) -> int:
-    """Returns the exit status; see ``stages/errors.py``. After Ctrl-C it is that of shells, 130."""
+    """Returns the exit status; see ``convoy/errors.py``. After Ctrl-C it is that of shells, 130."""
     try:
         return _command(words)
     except KeyboardInterrupt:
@@ -37,9 +37,9 @@ def main(words: Sequence[str]) -> int:
 
 
 def _command(words: Sequence[str]) -> int:
-    from stages import doctor
-    from stages.errors import StageError
-    from stages.masking import redacted
+    from convoy import doctor
+    from convoy.errors import StageError
+    from convoy.secrets import redacted
 
     parser = argparse.ArgumentParser(prog="python -m flows", description="convoy's flows")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -96,33 +96,33 @@ def _command(words: Sequence[str]) -> int:
         if asked.command == "pipeline":
             return _pipeline(asked.targets, asked.slots, asked.force, asked.cluster)
         if asked.command == "worker":
-            from flows import cluster
+            from flows.run import cluster
 
             cluster.serve(asked.address, asked.slots)
         elif asked.command == "schedule":
-            from flows import schedule
+            from flows import nightly
 
-            schedule.serve(asked.cron, asked.targets, asked.slots, asked.cluster)
+            nightly.serve(asked.cron, asked.targets, asked.slots, asked.cluster)
         elif asked.command == "plan":
-            from flows import plan
+            from flows.show import plan
 
             plan.show(asked.targets, asked.slots)
         elif asked.command == "tune":
             return _tune(asked.model, asked.trials, asked.minutes, asked.slots)
         elif asked.command == "ui":
-            from flows import ui
+            from flows.show import ui
 
             ui.serve(asked.port, asked.prefect_port)
         elif asked.command == "predict":
-            from flows import predict
+            from flows.serve import predict
 
             predict.predict(asked.dataset, asked.input, asked.output)
         elif asked.command == "serve":
-            from flows import serve
+            from flows.serve import serve
 
             serve.serve(asked.dataset, asked.port)
         else:
-            from flows import results
+            from flows.show import results
 
             results.show(asked.since)
     except StageError as error:
@@ -130,7 +130,7 @@ def _command(words: Sequence[str]) -> int:
         return error.status
     except Exception as error:
         # Only where MLflow was used; it takes seconds to import.
-        if (tracking := sys.modules.get("stages.tracking")) and (said := tracking.explained(error)):
+        if (tracking := sys.modules.get("convoy.tracking.tracking")) and (said := tracking.explained(error)):
             print(f"error: {redacted(str(said))}", file=sys.stderr)
             return said.status
         raise
@@ -138,17 +138,18 @@ def _command(words: Sequence[str]) -> int:
 
 
 def _pipeline(targets: list[str], slots: int | None, force: bool, cluster: str | None) -> int:
-    from stages import __main__ as stages_command
+    from stages import check
 
     begun = os.environ.pop(BEGUN, None)  # only here: what this starts is no second try
     since = int(begun or time.time())
-    stages_command.check()  # before seconds of start-up
-    from flows import results, server
+    check.check()  # before seconds of start-up
+    from flows import session
+    from flows.show import results
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         state = _reported(targets, slots, force, cluster)
-    except server.ServerLostError as error:
+    except session.ServerLostError as error:
         if begun or force:  # forced, what is done would be done again
             raise
         _begin_anew(error, since)
@@ -169,19 +170,19 @@ def _reported(*arguments: Any) -> "State":
     """
     from httpx import HTTPError, HTTPStatusError
 
-    from flows import server
+    from flows import session
     from flows.pipeline import pipeline
 
-    with server.reporting() as address, server.quiet(sys.stdout.isatty()):
+    with session.reporting() as address, session.quiet(sys.stdout.isatty()):
         try:
             state = pipeline(*arguments, return_state=True)
         except HTTPError as error:
             _end_if_asked(error)
             if isinstance(error, HTTPStatusError) and not error.response.is_server_error:
                 raise
-            raise server.ServerLostError(address) from error
-    if state.is_crashed() and server.away(address):
-        raise server.ServerLostError(address)
+            raise session.ServerLostError(address) from error
+    if state.is_crashed() and session.away(address):
+        raise session.ServerLostError(address)
     return state
 
 
@@ -216,7 +217,7 @@ def _begin_anew(lost: "ServerLostError", since: int) -> NoReturn:
 
 
 def _tune(model: str, trials: int | None, minutes: float | None, slots: int | None) -> int:
-    from flows.tune import tune
+    from flows.tune.tune import tune
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     tune(model, trials, minutes, slots)

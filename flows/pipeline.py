@@ -17,13 +17,17 @@ from prefect.futures import PrefectFuture
 from prefect.states import Cancelled, Completed, Crashed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import board, devices, graph, guard
-from flows.alone import alone
-from flows.board import Board
-from flows.repro import MEMORY, Here, Listener, Outcome, Wanted
-from stages import __main__ as stages_command
-from stages import params, tracking
-from stages.errors import BusyError, ConfigurationError, ServiceError, StageError
+from convoy import params
+from convoy.errors import BusyError, ConfigurationError, ServiceError, StageError
+from convoy.machine import guard
+from convoy.repo import graph
+from convoy.tracking import tracking
+from flows.run import devices
+from flows.run.exclusive import alone
+from flows.run.runner import MEMORY, Here, Listener, Outcome, Wanted
+from flows.show import live
+from flows.show.live import Board
+from stages import check
 
 RETRY_SECONDS = [10.0, 60.0, 300.0]  # before each new try
 LOOK_SECONDS = 2.0  # between two looks whether somebody cancelled the run
@@ -65,13 +69,13 @@ def pipeline(
         BusyError: another pipeline runs in this checkout.
         ConfigurationError: ``slots`` beside ``cluster``; or the cluster cannot be used as it is.
     """
-    stages_command.check()
+    check.check()
     if cluster and slots is not None:
         raise ConfigurationError(f"slots = {slots} beside a cluster: each of its workers is started with its own.")
     nodes = graph.read(targets or ())
     sections = params.load()
     if cluster:
-        from flows.cluster import Cluster  # half a second that only a cluster is worth
+        from flows.run.cluster import Cluster  # half a second that only a cluster is worth
     ended, failures = guard.Ended(), {}
     run_id, logger = get_run_context().flow_run.id, get_run_logger()
 
@@ -96,7 +100,7 @@ def pipeline(
             wanted = Wanted(stage, count if nodes[stage].group == "train" else 0, shown.usual.get(stage, 0), force)
 
             def begins(device: str) -> None:
-                shown.set(stage, board.RUNNING, device)
+                shown.set(stage, live.RUNNING, device)
                 if device:
                     log.info("on %s", device)
 
@@ -105,7 +109,7 @@ def pipeline(
                 log.info("%s", line)
 
             try:
-                outcome = place.bring(wanted, ended, Listener(partial(shown.set, stage, board.QUEUED), begins, says))
+                outcome = place.bring(wanted, ended, Listener(partial(shown.set, stage, live.QUEUED), begins, says))
             except StageError as error:
                 outcome = Outcome("", error.status, str(error))
             except Exception as error:  # a fault of ours, which is to be seen as the failure of this stage
@@ -113,7 +117,7 @@ def pipeline(
                 outcome = Outcome("", 1, f"{type(error).__name__}: {error}")
             if outcome.status != 0:
                 failures[stage] = StageFailedError(stage, outcome.status, outcome.why)
-                shown.set(stage, board.FAILED)
+                shown.set(stage, live.FAILED)
                 raise failures[stage]
             failures.pop(stage, None)
             shown.set(stage, outcome.state)
@@ -141,7 +145,7 @@ def pipeline(
         logger.info("%s: %s", name, state)
     if failures:
         raise next(failures[name] for name in nodes if name in failures)
-    if not_run := [name for name, state in states.items() if state not in board.DONE]:
+    if not_run := [name for name, state in states.items() if state not in live.DONE]:
         raise StageError(f"not run: {', '.join(not_run)}")
     return Completed(message=f"{sum(state == 'ran' for state in states.values())} of {len(states)} stages ran")
 

@@ -3,11 +3,11 @@
 Beside them: ``check`` looks at all of params.yaml first, ``doctor`` at the machine, ``cost`` says what trainings would
 take, ``measure`` how one computes fastest here; ``verify``, ``push`` and ``pull`` are in ``verify.py``, ``trace``,
 ``rebuild``, ``rollback`` and ``clean`` in ``lineage.py``; ``ship`` brings to MLflow what waits for it, see
-``record.py``; ``trial`` is what ``flows/tune.py`` runs, ``pace`` what ``measure`` does.
+``outbox.py``; ``trial`` is what ``flows/tune/tune.py`` runs, ``pace`` what ``measure`` does.
 """
 
 if __name__ == "__main__":  # before the other imports, which take half a second
-    from stages import interrupt
+    from convoy.machine import interrupt
 
     interrupt.catch()
 
@@ -23,15 +23,15 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from datetime import UTC, datetime
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
-from stages import busy, interrupt, lock, memory, params, parent, record, relocation
-from stages.entries import prepare
-from stages.errors import ConfigurationError, InputRefusedError, ServiceError, StageError
-from stages.masking import redacted
-
-JOURNAL = Path("data/journal.jsonl")
+from convoy import journal, params
+from convoy.errors import ConfigurationError, InputRefusedError, ServiceError, StageError
+from convoy.machine import interrupt, orphans, room
+from convoy.repo import lockfile
+from convoy.schema import prepare
+from convoy.secrets import redacted
+from convoy.tracking import outbox
 
 
 def main(*words: str) -> int:
@@ -47,7 +47,7 @@ def main(*words: str) -> int:
             print(f"error: {error.strerror}: {error.filename or 'the disk'}. Make room and run again.", file=sys.stderr)
             return ServiceError.status
         # Only where MLflow was used; it takes seconds to import.
-        if (tracking := sys.modules.get("stages.tracking")) and (said := tracking.explained(error)):
+        if (tracking := sys.modules.get("convoy.tracking.tracking")) and (said := tracking.explained(error)):
             print(f"error: {_one_line(redacted(str(said)))}", file=sys.stderr)
             return said.status
         raise
@@ -62,26 +62,26 @@ def _command(words: Sequence[str]) -> None:
     """
     match words:
         case ["check"]:
-            check()
+            import_module("stages.check").check()
         case ["cost", *names] if names:
             cost(names)
         case ["doctor"]:
-            import_module("stages.doctor").doctor()
+            import_module("convoy.doctor").doctor()
         case ["verify"] | ["verify", _]:
-            import_module("stages.verify").verify(*words[1:])
+            import_module("convoy.repo.verify").verify(*words[1:])
         case ["push", "--repair"] | ["push", "--repair", _]:
-            import_module("stages.verify").push(*words[2:], repair=True)
+            import_module("convoy.repo.verify").push(*words[2:], repair=True)
         case ["push"] | ["push", _]:
-            import_module("stages.verify").push(*words[1:])
+            import_module("convoy.repo.verify").push(*words[1:])
         case ["pull"] | ["pull", _]:
-            import_module("stages.verify").pull(*words[1:])
+            import_module("convoy.repo.verify").pull(*words[1:])
         case ["ship"]:
-            count = import_module("stages.tracking").ship()
-            aside = len(record.aside())
-            rest = f"{aside} records in {record.FOLDER} are set aside" if aside else "nothing waits any more"
+            count = import_module("convoy.tracking.tracking").ship()
+            aside = len(outbox.aside())
+            rest = f"{aside} records in {outbox.FOLDER} are set aside" if aside else "nothing waits any more"
             print(f"brought {count} runs to MLflow; {rest}")
         case ["ship", number, name]:
-            import_module("stages.tracking").follow(number, name)
+            import_module("convoy.tracking.tracking").follow(number, name)
         case ["trace" | "rebuild" as command, name]:
             getattr(import_module("stages.lineage"), command)(name)
         case ["rollback", dataset, "--to", number, "--reason", *reason]:
@@ -107,10 +107,10 @@ def _command(words: Sequence[str]) -> None:
 
 def run(stage: str, name: str) -> None:
     """Runs one stage on one name, and notes how it ended in the journal."""
-    lock.keep()
+    lockfile.keep()
     entry = params.read(stage, name)
     if stage in ("train", "evaluate"):
-        import_module("stages.compute")  # imports Keras first, quietly
+        import_module("convoy.model.backend")  # imports Keras first, quietly
     function, arguments = prepare(stage, name, entry)
     started, status = time.time(), 1
     try:
@@ -125,16 +125,16 @@ def run(stage: str, name: str) -> None:
             "stage": f"{stage}@{name}",
             "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
             "seconds": round(time.time() - started, 1),
-            "memory": round(memory.peak() / 2**20),
+            "memory": round(room.peak() / 2**20),
             "status": status,
         }
-        note(entry)
+        journal.add(entry)
 
 
 def training(command: str, name: str, *others: Any) -> None:
     """Does something else than a stage with a training of params.yaml: a function of train.py, which keeps no model."""
     entry = params.read("train", name)
-    import_module("stages.compute")  # as of ``run``
+    import_module("convoy.model.backend")  # as of ``run``
     _, arguments = prepare("train", name, entry)
     getattr(import_module("stages.train.train"), command)(name, *others, **arguments)
 
@@ -152,68 +152,9 @@ def _kept(kept: str) -> tuple[int, bool]:
     return int(numbers[0]) if numbers else 0, "champion" in parts
 
 
-def note(entry: dict[str, Any]) -> None:
-    """Adds a stage run to the journal."""
-    with JOURNAL.open("a") as file:  # one short line is one write, so parallel stages do not mix
-        file.write(json.dumps(entry) + "\n")
-
-
-def check() -> None:
-    """Checks every entry of params.yaml against its stage, without running any, and what else keeps stages from it.
-
-    Raises:
-        BusyError: another process brings stages of this checkout up to date.
-        IntegrityError: dvc.lock is not whole.
-        ConfigurationError: names the first entry that is wrong, and what is allowed there; or a library.
-    """
-    from stages import doctor  # what only this needs
-    from stages.ranges import OutsideError
-
-    doctor.check_libraries()
-    sections = params.load()
-    busy.free()
-    lock.mend()
-    for file in record.aside():
-        print(
-            f"warning: {file} is a record that MLflow did not take; name it back and run ship, or remove it",
-            file=sys.stderr,
-        )
-    if relocation.is_used():
-        relocation.follow(Path.cwd())
-        for problem in relocation.missing(Path.cwd()):
-            print(f"warning: {problem}", file=sys.stderr)
-    searches = sections.pop("tune")
-    for stage, entries in sections.items():
-        for name, entry in entries.items():
-            _, arguments = prepare(stage, name, entry)
-            dataset = arguments["dataset"] if stage == "train" else name
-            # train reads what augment wrote, which reads what ingest wrote; register, what train and evaluate wrote
-            for needed in {"augment": ["ingest"], "train": ["ingest", "augment"], "register": ["ingest"]}.get(
-                stage, []
-            ):
-                if dataset not in sections[needed]:
-                    raise ConfigurationError(
-                        f"params.yaml, {stage}.{name}: {needed} has no data set {dataset!r}. "
-                        f"It has: {', '.join(sections[needed]) or 'none'}."
-                    )
-            if stage == "train":
-                kind = sections["ingest"][dataset].get("kind")
-                module, where = import_module("stages.train.train"), f"params.yaml, train.{name}"
-                module.check_kind(where, arguments["architecture"], dataset, kind)
-                module.check_keys(where, kind, arguments)
-            if stage == "register" and not params.models(name):
-                raise ConfigurationError(f"params.yaml, register.{name}: no model of train has the data set {name!r}.")
-    for name, entry in searches.items():
-        function, arguments = prepare("tune", name, entry)
-        try:
-            function(name, **arguments)
-        except OutsideError as error:
-            print(f"warning: {error}", file=sys.stderr)
-
-
 def cost(names: Sequence[str]) -> None:
     """Prints what trainings would cost, one JSON object each: as of ``planned``, or why it is ``unknown``."""
-    import_module("stages.compute")  # imports Keras first, quietly
+    import_module("convoy.model.backend")  # imports Keras first, quietly
     planned = import_module("stages.train.train").planned
     for name in names:
         try:
@@ -245,7 +186,7 @@ if __name__ == "__main__":
     # and once more at its end: a third of the 3.3 s in which Keras starts and ends.
     gc.set_threshold(50_000, 20, 50)
     sys.excepthook = show_defect
-    parent.watch()
+    orphans.watch()
     status = main(*sys.argv[1:])
     gc.freeze()
     interrupt.leave(status)

@@ -25,11 +25,12 @@ from dvc.scm import NoSCM
 from rich.console import Console
 from rich.tree import Tree
 
-from stages import params, tracking
-from stages.checksums import sha256
-from stages.errors import ConfigurationError, IntegrityError, ServiceError, StageError
-from stages.scores import with_interval
-from stages.verify import opened
+from convoy import params
+from convoy.checksums import sha256
+from convoy.errors import ConfigurationError, IntegrityError, ServiceError, StageError
+from convoy.model.scores import with_interval
+from convoy.repo.verify import opened
+from convoy.tracking import tracking
 
 LINEAGE = "lineage.json"
 CHAIN = {"fetch": "raw files", "ingest": "shards", "augment": "augmentation", "train": "training",

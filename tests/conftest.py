@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages import record
+from convoy.tracking import outbox
 from stages.augment.augment import augment
 from stages.ingest.ingest import ingest
 
@@ -53,7 +53,7 @@ def pytest_unconfigure():
 
 def run_of(facts):
     """Returns MLflow's id of the run that a training recorded, given its run.json."""
-    from stages import tracking  # for the reason below
+    from convoy.tracking import tracking  # for the reason below
 
     client = tracking._connect()
     experiment = client.get_experiment_by_name(facts["dataset"]).experiment_id
@@ -75,7 +75,7 @@ def bars(folder, side):
 
 def _ship(empty):
     """Ships to the workspace's store, which is a copy of the database ``empty``: to make one takes a second."""
-    from stages import tracking  # seconds that only trainings are worth
+    from convoy.tracking import tracking  # seconds that only trainings are worth
 
     if "MLFLOW_TRACKING_URI" not in os.environ and not Path("mlflow.db").exists():
         if not empty.exists():
@@ -102,7 +102,7 @@ def workspace(tmp_path, tmp_path_factory, monkeypatch):
     (tmp_path / "data").mkdir()
     # What is recorded is shipped when it is whole, and by this process, as each of another would start MLflow anew.
     empty = tmp_path_factory.getbasetemp() / "empty.db"
-    monkeypatch.setattr(record, "Shipper", lambda number, name: SimpleNamespace(wait=lambda seconds: _ship(empty)))
+    monkeypatch.setattr(outbox, "Shipper", lambda number, name: SimpleNamespace(wait=lambda seconds: _ship(empty)))
     return tmp_path
 
 

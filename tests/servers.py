@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 from conftest import wait_for
 
-from flows.server import free_port
+from flows.session import free_port
 
 DEBIAN = "/usr/lib/postgresql/*/bin"  # not on the path there
 USER, PASSWORD = "convoy", "a long pass/word@home"

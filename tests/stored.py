@@ -4,7 +4,7 @@ import json
 
 import pandas as pd
 
-from stages import tracking
+from convoy.tracking import tracking
 
 
 def register(folder, dataset="d", content="weights", tags=None):

@@ -3,12 +3,12 @@ import json
 import numpy as np
 import pytest
 
+from convoy.data.shards import Shards
+from convoy.errors import ConfigurationError
 from stages.augment import images
 from stages.augment.augment import _change, augment
 from stages.augment.draws import Draws
-from stages.errors import ConfigurationError
 from stages.ingest.ingest import ingest
-from stages.shards import Shards
 
 
 @pytest.fixture

@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
+from convoy.data.shards import Shards, read_sealed
+from convoy.data.vocabulary import MASK
+from convoy.errors import ConfigurationError
 from stages.augment import text, volumes
 from stages.augment.augment import augment
 from stages.augment.draws import Draws
-from stages.errors import ConfigurationError
 from stages.ingest.ingest import ingest
-from stages.shards import Shards, read_sealed
-from stages.tokens import MASK
 
 WORDS = [f"w{number}" for number in range(20)]
 

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.entries import prepare
-from stages.errors import ConfigurationError
-from stages.shards import Shards
-from stages.train.augmentation import RandomAffine
+from convoy.data.shards import Shards
+from convoy.errors import ConfigurationError
+from convoy.schema import prepare
+from stages.train.fit.augmentation import RandomAffine
 from stages.train.train import check_keys, train
 
 ENTRY = {"dataset": "bars", "architecture": "plain_cnn", "sizes": {"width": 0.1}, "epochs": 2, "learning_rate": 0.01}

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from stages.shards import Shards, objects, write_shards
-from stages.tokens import Vocabulary
+from convoy.data.shards import Shards, objects, write_shards
+from convoy.data.vocabulary import Vocabulary
 
 # In a process of its own, as the backend is chosen at import. The answers lie beside the model.
 TRAINING = """
@@ -20,7 +20,7 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from stages import compute
-from stages.shards import Shards
+from convoy.data.shards import Shards
 from stages.train import loop
 takes, entry = json.loads(sys.argv[1])
 entry["jit_compile"] = compute.compilation()

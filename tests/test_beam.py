@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from stages.beam import search
-from stages.tokens import BEGIN, END
+from convoy.data.vocabulary import BEGIN, END
+from convoy.model.beam_search import search
 
 WORDS = 7  # 4, 5 and 6 are words
 

@@ -6,9 +6,9 @@ import json
 import pytest
 from rich.console import Console
 
-from flows import board
-from flows.board import Board, usual_seconds
-from flows.graph import Node
+from convoy.repo.graph import Node
+from flows.show import live
+from flows.show.live import Board, usual_seconds
 
 NODES = {
     "fetch@a": Node("fetch@a", ()),
@@ -45,10 +45,10 @@ def test_what_is_left_is_the_longest_way_or_the_trainings_on_their_slots(journal
 def test_what_is_done_is_not_left_and_what_runs_is_counted_by_what_it_took(journal, monkeypatch):
     shown = made(2)
     shown.set("fetch@a", "up to date")
-    shown.set("train@y", board.FAILED)
+    shown.set("train@y", live.FAILED)
     now = [1000.0]
-    monkeypatch.setattr(board.time, "time", lambda: now[0])
-    shown.set("train@x", board.RUNNING, "gpu:0")
+    monkeypatch.setattr(live.time, "time", lambda: now[0])
+    shown.set("train@x", live.RUNNING, "gpu:0")
     now[0] += 30
     assert shown.left() == 75  # 70 of training, 5 of registration
 
@@ -60,8 +60,8 @@ def test_without_a_run_nothing_is_promised(workspace):
 def test_the_table_shows_every_stage_with_state_device_and_seconds(journal, monkeypatch):
     shown = made(2)
     shown.set("fetch@a", "cached")
-    shown.set("train@x", board.RUNNING, "gpu:1")
-    shown.set("train@y", board.QUEUED)
+    shown.set("train@x", live.RUNNING, "gpu:1")
+    shown.set("train@y", live.QUEUED)
     console = Console(file=io.StringIO(), width=100)
     console.print(shown.drawn())
     text = console.file.getvalue()
@@ -78,7 +78,7 @@ def test_the_table_shows_every_stage_with_state_device_and_seconds(journal, monk
 
 def test_what_did_not_begin_was_not_run(journal):
     shown = made(2)
-    shown.set("fetch@a", board.FAILED)
+    shown.set("fetch@a", live.FAILED)
     shown.finish()
     assert {name: row.state for name, row in shown.rows.items()} == {
         "fetch@a": "failed",

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, wait_for
 
-from stages import busy
-from stages.errors import BusyError
+from convoy.errors import BusyError
+from convoy.repo import busy
 
 STAGE = """
 stages:

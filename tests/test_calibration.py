@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from stages.evaluate.calibration import RANGE, expected_error, reliability, temperature
-from stages.scores import scaled
+from convoy.model.scores import scaled
+from stages.evaluate.evaluators.calibration import RANGE, expected_error, reliability, temperature
 
 
 def test_the_expected_error_is_how_far_certainty_and_truth_are_apart():

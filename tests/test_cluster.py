@@ -16,11 +16,13 @@ from conftest import NO_ENTRIES, ROOT, wait_for
 from prefect import get_client
 from ruamel.yaml import YAML
 
-from flows import cluster, graph, journal
+from convoy import journal
+from convoy.errors import ConfigurationError, ServiceError
+from convoy.repo import graph
 from flows import pipeline as module
 from flows.pipeline import StageFailedError, pipeline
-from flows.server import free_port
-from stages.errors import ConfigurationError, ServiceError
+from flows.run import cluster
+from flows.session import free_port
 
 # A stage that notes where it begins and ends; what it makes follows from what it reads.
 STAGE = """
@@ -78,7 +80,7 @@ def clones(tmp_path, monkeypatch):
     """Clones "coordinator", "one", "two" and "alone" of a small project with a remote; works in the first."""
     monkeypatch.setattr(module, "RETRY_SECONDS", [0.1])
     monkeypatch.setattr(module.tracking, "end_abandoned", lambda: None)
-    monkeypatch.setattr(module.stages_command, "check", lambda: None)
+    monkeypatch.setattr(module.check, "check", lambda: None)
     monkeypatch.setattr(module.params, "load", lambda: NO_ENTRIES)
     for name in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{name}_NAME", "test")
@@ -241,9 +243,9 @@ def test_another_worker_takes_over_from_one_that_is_killed(prefect, clones, work
 FLOW = f"""
 import sys
 from flows import __main__
-from stages import __main__ as stages_command
+from stages import check
 from stages import params, tracking
-stages_command.check = tracking.end_abandoned = lambda: None
+check.check = tracking.end_abandoned = lambda: None
 params.load = lambda: {NO_ENTRIES!r}
 sys.exit(__main__.main(["pipeline", "--cluster", sys.argv[1]]))
 """

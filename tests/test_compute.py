@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from stages import compute
-from stages.errors import ConfigurationError
+from convoy.errors import ConfigurationError
+from convoy.model import backend as compute
 
 
 def run(script):

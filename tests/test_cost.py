@@ -13,15 +13,16 @@ import pytest
 from conftest import ROOT
 from keras import layers
 
-from flows import plan
+from convoy.data.shards import Shards, write_shards
+from convoy.data.vocabulary import Vocabulary
+from convoy.errors import ConfigurationError, ServiceError
+from convoy.schema import prepare
+from flows.show import plan
 from stages import __main__ as stages_command
 from stages.augment.augment import augment
-from stages.entries import prepare
-from stages.errors import ConfigurationError, ServiceError
 from stages.ingest.ingest import ingest
-from stages.shards import Shards, write_shards
-from stages.tokens import Vocabulary
-from stages.train import cost, resident
+from stages.train.fit import resident
+from stages.train.speed import cost
 from stages.train.train import planned, train
 
 GIB = 2**30
@@ -372,7 +373,7 @@ def test_where_the_command_fails_the_plan_says_why(workspace, monkeypatch):
 def test_the_memory_of_a_stage_is_counted_once():
     """A program that is started has the memory of who starts it, until it runs."""
     code = (
-        "import subprocess, sys\nfrom stages.memory import peak\nlarge = bytearray(300 * 2**20)\n"
+        "import subprocess, sys\nfrom convoy.machine.room import peak\nlarge = bytearray(300 * 2**20)\n"
         "subprocess.run(['true'], check=True)\nprint(peak() / 2**20)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from flows import devices
-from flows.devices import Slot, Slots
-from stages.errors import ConfigurationError
+from convoy.errors import ConfigurationError
+from flows.run import devices
+from flows.run.devices import Slot, Slots
 
 GPUS = "0, GPU-aaa\n1, GPU-bbb\n2, GPU-ccc\n"
 

@@ -15,9 +15,9 @@ import pytest
 from conftest import ROOT
 from servers import answering
 
-from flows.server import free_port
-from stages import doctor
-from stages.errors import ConfigurationError
+from convoy import doctor
+from convoy.errors import ConfigurationError
+from flows.session import free_port
 
 
 def installed(folder, name, version, *requires):

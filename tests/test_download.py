@@ -12,14 +12,14 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT
 
+from convoy.errors import ConfigurationError, InputRefusedError, IntegrityError, ServiceError
+from convoy.secrets import mask_in, masked
 from stages.__main__ import main
-from stages.errors import ConfigurationError, InputRefusedError, IntegrityError, ServiceError
 from stages.fetch import progress, stores, web
 from stages.fetch.addresses import File, check_files
 from stages.fetch.catalogue import entries
 from stages.fetch.download import Part
 from stages.fetch.fetch import check_source, fetch
-from stages.masking import mask_in, masked
 
 MIB = 2**20
 BODY = b"".join(

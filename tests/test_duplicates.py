@@ -8,9 +8,9 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from scipy.ndimage import gaussian_filter
 
-from stages.errors import InputRefusedError
-from stages.ingest.duplicates import groups, pairs, text_pairs
-from stages.ingest.fingerprints import fingerprint, text_fingerprint
+from convoy.errors import InputRefusedError
+from convoy.kinds.fingerprints import fingerprint, text_fingerprint
+from stages.ingest.near.duplicates import groups, pairs, text_pairs
 
 
 def scenes(count, seed=0):
@@ -126,8 +126,8 @@ def test_none_and_one_picture_have_no_pairs():
 
 
 def test_too_many_alike_are_refused(monkeypatch):
-    monkeypatch.setattr("stages.ingest.duplicates.FEW_CANDIDATES", 10)
-    monkeypatch.setattr("stages.ingest.duplicates.MAX_CANDIDATES", 1)
+    monkeypatch.setattr("stages.ingest.near.duplicates.FEW_CANDIDATES", 10)
+    monkeypatch.setattr("stages.ingest.near.duplicates.MAX_CANDIDATES", 1)
     with pytest.raises(InputRefusedError, match="more than 20 pairs among 20 examples"):
         pairs(np.repeat(prints(scenes(1)), 20, axis=0))
     with pytest.raises(InputRefusedError, match="more than 20 pairs among 20 examples"):
@@ -135,10 +135,10 @@ def test_too_many_alike_are_refused(monkeypatch):
 
 
 def test_a_long_search_says_how_long_and_how_far_it_is(monkeypatch, capsys):
-    monkeypatch.setattr("stages.progress.EVERY", 0)
-    monkeypatch.setattr("stages.ingest.duplicates.BLOCK", 4)
-    monkeypatch.setattr("stages.ingest.duplicates.cores", lambda: 2)
-    monkeypatch.setattr("stages.ingest.duplicates.PAIR", 10.0)
+    monkeypatch.setattr("convoy.machine.progress.EVERY", 0)
+    monkeypatch.setattr("stages.ingest.near.duplicates.BLOCK", 4)
+    monkeypatch.setattr("stages.ingest.near.duplicates.cores", lambda: 2)
+    monkeypatch.setattr("stages.ingest.near.duplicates.PAIR", 10.0)
     pairs(prints(scenes(12)), title="ingest@photos")
     said = capsys.readouterr().out.splitlines()
     assert re.match("ingest@photos: compares pictures with each other, [0-9]+ pairs: [0-9]+ min, ", said[0])

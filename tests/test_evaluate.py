@@ -7,12 +7,14 @@ from conftest import run_of
 from PIL import Image
 from scipy.special import softmax
 
-from stages import memory, tracking
+from convoy.data.shards import Shards
+from convoy.machine import room
+from convoy.tracking import tracking
 from stages.augment.augment import augment
-from stages.evaluate import classification, intervals, pictures
 from stages.evaluate.evaluate import evaluate
+from stages.evaluate.evaluators import classification, intervals
+from stages.evaluate.report import pictures
 from stages.ingest.ingest import ingest
-from stages.shards import Shards
 from stages.train.train import train
 
 LABELS = np.array([0] * 8 + [1] * 2)
@@ -63,13 +65,13 @@ def test_intervals_are_those_of_resampling_with_scikit_learn():
 
 
 def test_of_a_thousand_classes_the_interval_of_f1_takes_little_memory():
-    rng, before = np.random.default_rng(0), memory.peak()
+    rng, before = np.random.default_rng(0), room.peak()
     labels = rng.integers(1000, size=3000)
     counts = np.zeros((1000, 1000), int)
     np.add.at(counts, (labels, np.where(rng.random(3000) < 0.8, labels, rng.integers(1000, size=3000))), 1)
     low, high = intervals.macro_f1(counts)
     assert 0.7 < low < high < 0.9
-    assert memory.peak() - before < 500 * 2**20  # a table of them for each resample has 8 GB
+    assert room.peak() - before < 500 * 2**20  # a table of them for each resample has 8 GB
 
 
 def test_a_class_without_examples_has_an_f1_of_its_wrong_answers_and_no_auc():

@@ -9,11 +9,11 @@ import pytest
 from keras import layers
 from test_architectures import NAMES, example
 
-from stages.errors import ConfigurationError
-from stages.evaluate import explain
-from stages.predictor import Predictor
-from stages.shards import Shards, write_shards
-from stages.tokens import UNKNOWN, Vocabulary
+from convoy.data.shards import Shards, write_shards
+from convoy.data.vocabulary import UNKNOWN, Vocabulary
+from convoy.errors import ConfigurationError
+from convoy.model.predictor import Predictor
+from stages.evaluate.evaluators import explain
 
 RNG = np.random.default_rng(0)
 

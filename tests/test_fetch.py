@@ -10,8 +10,8 @@ from conftest import ROOT
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from stages import checksums
-from stages.errors import ConfigurationError, InputRefusedError, IntegrityError, ServiceError
+from convoy import checksums
+from convoy.errors import ConfigurationError, InputRefusedError, IntegrityError, ServiceError
 from stages.fetch import folders
 from stages.fetch.fetch import fetch
 

@@ -23,13 +23,14 @@ from prefect.exceptions import TerminationSignal
 from prefect.states import Cancelling
 from ruamel.yaml import YAML
 
+from convoy.errors import BusyError, ServiceError
 from flows import __main__ as command
-from flows import devices, server
 from flows import pipeline as module
-from flows.alone import HERE
+from flows import session
 from flows.pipeline import StageFailedError, pipeline
-from flows.server import free_port
-from stages.errors import BusyError, ServiceError
+from flows.run import devices
+from flows.run.exclusive import HERE
+from flows.session import free_port
 
 # A stage that notes when it began and ended and how it went, as ours do in the journal.
 STAGE = """
@@ -80,7 +81,7 @@ def toy(workspace, monkeypatch):
     monkeypatch.setattr(module, "RETRY_SECONDS", [0.1, 0.1])
     monkeypatch.setattr(module.tracking, "end_abandoned", lambda: None)
     monkeypatch.setattr(module.devices.tempfile, "gettempdir", lambda: str(workspace))
-    monkeypatch.setattr(module.stages_command, "check", lambda: None)
+    monkeypatch.setattr(module.check, "check", lambda: None)
     (workspace / "stage.py").write_text(STAGE)
     (workspace / "dvc.yaml").write_text(GRAPH)
     dvc("init", "--no-scm", "-q")
@@ -241,9 +242,9 @@ FLOW = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 from flows import __main__, pipeline
-from stages import __main__ as stages_command
+from stages import check
 from stages import params, tracking
-stages_command.check = tracking.end_abandoned = lambda: None
+check.check = tracking.end_abandoned = lambda: None
 params.load = lambda: {NO_ENTRIES!r}
 pipeline.devices.tempfile.gettempdir = os.getcwd
 sys.exit(__main__.main(["pipeline", "--slots", "1"]))
@@ -306,7 +307,7 @@ def test_the_slot_of_a_killed_training_is_taken_at_once(started, toy):
 
 def test_the_page_of_a_run_lists_every_stage_by_its_name(started, toy, monkeypatch):
     toy(a=(0, 0), b=(0, 0))
-    address = server.start(ui=True)
+    address = session.start(ui=True)
     monkeypatch.setenv("PREFECT_API_URL", address)
     assert started().wait(120) == 0
     [run] = httpx.post(f"{address}/flow_runs/filter", json={}).json()
@@ -327,7 +328,7 @@ def test_fault_22_a_server_that_goes_away_meanwhile_costs_a_warning_and_no_work(
     monkeypatch.setenv("PREFECT_HOME", str(Path.cwd() / "prefect"))
     monkeypatch.setenv("PREFECT_API_URL", address)
     try:
-        wait_for(lambda: server.away(address) is None, 120)
+        wait_for(lambda: session.away(address) is None, 120)
         toy(a=(5, 0))
         process = started()
         wait_for(lambda: "train@a" in ran(), 90)
@@ -353,7 +354,7 @@ def lost(toy, monkeypatch):
     monkeypatch.setenv(command.BEGUN, "")  # what the command sets is gone after the test
     monkeypatch.delenv(command.BEGUN)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.setattr(server, "reporting", lambda: nullcontext("http://127.0.0.1:9/api"))
+    monkeypatch.setattr(session, "reporting", lambda: nullcontext("http://127.0.0.1:9/api"))
 
     def replaced(*_):
         raise Replaced
@@ -369,7 +370,7 @@ def lost(toy, monkeypatch):
                 raise httpx.ConnectError("refused")
 
         monkeypatch.setattr(module, "pipeline", flow)
-        monkeypatch.setattr(server, "away", lambda _: "refused" if gone else None)
+        monkeypatch.setattr(session, "away", lambda _: "refused" if gone else None)
         return command.main(["pipeline", *words])
 
     return run

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from stages import compute
-from stages.entries import prepare
-from stages.errors import ConfigurationError
-from stages.shards import Shards, write_shards
-from stages.train import gradients, policy
+from convoy.data.shards import Shards, write_shards
+from convoy.errors import ConfigurationError
+from convoy.model import backend
+from convoy.schema import prepare
+from stages.train.speed import gradients, policy
 from stages.train.train import fitting, opened, pace
 
 ENTRY = {"dataset": "bars", "architecture": "plain_cnn", "sizes": {"width": 0.1}, "epochs": 2, "learning_rate": 0.01}
@@ -46,7 +46,7 @@ def broken(monkeypatch):
             found[1][0] = np.nan
         return found
 
-    monkeypatch.setattr(compute, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(backend, "multiplies_bfloat16", lambda: True)
     monkeypatch.setattr(gradients, "_gradients", gradient)
 
 

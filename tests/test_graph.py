@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from flows import graph
-from stages.errors import ConfigurationError
+from convoy.errors import ConfigurationError
+from convoy.repo import graph
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from filelock import FileLock, Timeout
 
-from flows import guard
+from convoy.machine import guard
 
 # Like a stage under dvc: a process with one of its own, which writes down who it is and works on.
 TREE = """

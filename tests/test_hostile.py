@@ -20,8 +20,8 @@ from conftest import ROOT
 from hostile import CANARY, CASES, IMAGES, good
 from ruamel.yaml import YAML
 
+from convoy.data.shards import Shards
 from stages.__main__ import main
-from stages.shards import Shards
 
 SECONDS = 10  # of a bomb
 BYTES = 512 * 10**6  # of memory, above what the process has when all is imported
@@ -35,7 +35,7 @@ from importlib import import_module
 from pathlib import Path
 from stages.__main__ import main
 for stage in ("images", "text", "report"):
-    import_module(f"stages.ingest.{stage}")
+    import_module(f"stages.ingest.finders.{stage}")
 seconds, limit, *workspaces = sys.argv[1:]
 for workspace in workspaces:
     child = os.fork()

@@ -11,13 +11,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from stages.errors import ConfigurationError, InputRefusedError, IntegrityError
-from stages.ingest import images
+from convoy.data.shards import Shards
+from convoy.errors import ConfigurationError, InputRefusedError, IntegrityError
+from convoy.kinds import images
 from stages.ingest import ingest as ingest_module
 from stages.ingest.ingest import check_options, ingest, split_of
 from stages.ingest.reading import Found
 from stages.register.model import prepared
-from stages.shards import Shards
 
 OPTIONS = {"kind": "images", "size": (12, 12), "mode": "grey"}
 

@@ -13,7 +13,7 @@ import zlib
 import pytest
 from conftest import ROOT
 
-from stages.errors import InputRefusedError
+from convoy.errors import InputRefusedError
 from stages.ingest.formats import archives
 from stages.ingest.formats.archives import prepared, unpack
 from stages.ingest.formats.compressed import open_bytes
@@ -309,7 +309,7 @@ def test_fault_30_bombs_end_within_10_seconds_and_512_mb_and_leave_nothing(tmp_p
         "import resource, sys, time\n"
         "from pathlib import Path\n"
         "resource.setrlimit(resource.RLIMIT_AS, (512 * 10**6, 512 * 10**6))\n"
-        "from stages.errors import InputRefusedError\n"
+        "from convoy.errors import InputRefusedError\n"
         "from stages.ingest.formats.archives import unpack\n"
         "for name in sys.argv[1:]:\n"
         "    start = time.monotonic()\n"

@@ -13,16 +13,18 @@ from itertools import product
 import numpy as np
 import pytest
 
-from stages.errors import ConfigurationError, InputRefusedError
-from stages.ingest import images, volumes
-from stages.ingest.formats import arrays, cifar, containers
+from convoy.errors import ConfigurationError, InputRefusedError
+from convoy.kinds import arrays, images
+from stages.ingest.finders import images as finder
+from stages.ingest.finders import volumes
+from stages.ingest.formats import cifar, containers
 from stages.ingest.records import Source
 
 RNG = np.random.default_rng(0)
 
 
 def found(folder, **options):
-    return list(images.find(Source(folder, **options)))
+    return list(finder.find(Source(folder, **options)))
 
 
 def pixels(*shape):

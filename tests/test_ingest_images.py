@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, PngImagePlugin
 
-from stages.errors import ConfigurationError, InputRefusedError
-from stages.ingest import images
-from stages.ingest.formats import pictures
+from convoy.errors import ConfigurationError, InputRefusedError
+from convoy.kinds import images, pictures
+from stages.ingest.finders import images as finder
 from stages.ingest.records import Source
 
 RNG = np.random.default_rng(0)
@@ -28,7 +28,7 @@ def source(folder, **options):
 
 
 def found(folder, **options):
-    return list(images.find(source(folder, **options)))
+    return list(finder.find(source(folder, **options)))
 
 
 def save(path, value=0, size=(6, 5)):
@@ -81,7 +81,7 @@ def test_split_folders_are_known_in_other_spellings_too(tmp_path):
     for split in ("Training", "TEST", "valid"):
         save(tmp_path / split / "cat/1.png")
     raw = source(tmp_path)
-    assert {(item.split, item.label) for item in images.find(raw)} == {(s, "cat") for s in ("train", "val", "test")}
+    assert {(item.split, item.label) for item in finder.find(raw)} == {(s, "cat") for s in ("train", "val", "test")}
     assert raw.notes["layout"] == "class folders in TEST, Training, valid"
     (tmp_path / "predict").mkdir()
     with pytest.raises(InputRefusedError, match=r"split folders .* and beside them \['predict'\]"):
@@ -187,7 +187,7 @@ def test_a_table_gives_classes_and_splits_to_the_pictures_that_it_names(tmp_path
         "4.png,,train\n"
     )
     raw = source(tmp_path)
-    items = list(images.find(raw))
+    items = list(finder.find(raw))
     good = [(item.path, item.label, item.split, item.files) for item in items if not item.problem]
     assert good == [
         ("images/1.png", "cat", "train", ("images/1.png",)),
@@ -231,7 +231,7 @@ def test_a_table_without_paths_does_not_hide_class_folders_and_columns_name_othe
     save(tmp_path / "dog/2.png")
     (tmp_path / "notes.csv").write_text("id,breed\n1,tabby\n2,pug\n")
     raw = source(tmp_path)
-    assert [item.label for item in images.find(raw)] == ["cat", "dog"]
+    assert [item.label for item in finder.find(raw)] == ["cat", "dog"]
     assert raw.notes["tables left out"] == ["notes.csv"]
     items = found(tmp_path, columns={"path": "id", "label": "breed"})
     assert [(item.path, item.label) for item in items] == [("cat/1.png", "tabby"), ("dog/2.png", "pug")]

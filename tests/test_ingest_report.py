@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from markup import HOSTILE, Page, values
 
-from stages.ingest.report import report
-from stages.page import share, shown
-from stages.shards import ShardWriter, objects, write_sealed
+from convoy.data.shards import ShardWriter, objects, write_sealed
+from convoy.pages.page import share, shown
+from stages.ingest.report.report import report
 
 SPLITS = ("train", "val", "test")
 KINDS = {
@@ -342,14 +342,14 @@ def test_caps_hold(tmp_path):
 def test_the_page_takes_no_pixels_but_those_it_shows(tmp_path, monkeypatch):
     write(tmp_path, examples=3000)
     rows = []
-    monkeypatch.setattr("stages.ingest.report.Shards", lambda *a, **b: Counting(rows, *a, **b))
+    monkeypatch.setattr("stages.ingest.report.report.Shards", lambda *a, **b: Counting(rows, *a, **b))
     report(tmp_path)
     assert sum(rows) < 300  # of 3000: two averages of 100, and some single ones
 
 
 class Counting:
     def __init__(self, rows, *arguments, **options):
-        from stages.shards import Shards
+        from convoy.data.shards import Shards
 
         self.shards, self.rows = Shards(*arguments, **options), rows
 

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.errors import ConfigurationError, InputRefusedError
-from stages.ingest.formats import encodings, tables
+from convoy.errors import ConfigurationError, InputRefusedError
+from stages.ingest.formats import tables, text_files
 from stages.ingest.records import Source
 
 
@@ -118,7 +118,7 @@ def test_a_row_or_line_that_would_fill_memory_is_refused(tmp_path, monkeypatch):
     assert read(tmp_path, "x.jsonl", '{"text": "12345678901", "label": 2}\n') == [
         (1, "line 1: 11 characters in the column text; allowed are 10")
     ]
-    monkeypatch.setattr(encodings, "LINE_CHARACTERS", 1000)
+    monkeypatch.setattr(text_files, "LINE_CHARACTERS", 1000)
     with pytest.raises(InputRefusedError, match="x.jsonl, line 2 has 1,000 characters or more"):
         read(tmp_path, "x.jsonl", '{"text": 1, "label": 2}\n' + " " * 2000)
 
@@ -309,27 +309,27 @@ LANGUAGES = [  # a reading that is clearly better than the others is chosen
 
 @pytest.mark.parametrize(("encoding", "text"), LANGUAGES)
 def test_an_encoding_is_found_out_where_one_reading_is_clearly_best(tmp_path, encoding, text):
-    assert encodings.decode(text.encode(encoding), None) == text
+    assert text_files.decode(text.encode(encoding), None) == text
     (tmp_path / "x.txt").write_bytes(text.encode(encoding))
     source = Source(tmp_path)
-    found = encodings.encoding_of(source, "x.txt")
+    found = text_files.encoding_of(source, "x.txt")
     assert source.notes["encodings"] == {"x.txt": found}
-    assert [line for _, line in encodings.lines(tmp_path / "x.txt", found)] == text.removesuffix("\n").split("\n")
+    assert [line for _, line in text_files.lines(tmp_path / "x.txt", found)] == text.removesuffix("\n").split("\n")
 
 
 def test_an_encoding_that_could_be_several_has_to_be_given(tmp_path):
     data = "この映画はとても面白かったです。俳優の演技も素晴らしいですが、結末は残念でした。".encode("cp932")
     with pytest.raises(InputRefusedError, match=r"byte 0 \(line 1\) is 0x82.*may be .*cp932.*e.g. encoding: cp1252"):
-        encodings.decode(data, None)
-    assert encodings.decode(data, "cp932") == data.decode("cp932")
+        text_files.decode(data, None)
+    assert text_files.decode(data, "cp932") == data.decode("cp932")
     with pytest.raises(InputRefusedError, match="is not UTF-8"):
-        encodings.decode(bytes(np.random.default_rng(0).integers(128, 256, 3000, np.uint8)), None)
+        text_files.decode(bytes(np.random.default_rng(0).integers(128, 256, 3000, np.uint8)), None)
 
 
 def test_one_damaged_byte_does_not_make_another_encoding_of_utf8(tmp_path):
     (tmp_path / "x.txt").write_bytes("Le film était très réussi.\n".encode() * 9 + b"l'\xe9t\xe9\n")
     with pytest.raises(InputRefusedError, match=r"x.txt is UTF-8 but for byte 272 \(line 10\) is 0xe9"):
-        encodings.encoding_of(Source(tmp_path), "x.txt")
+        text_files.encoding_of(Source(tmp_path), "x.txt")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "gb18030", "big5", "euc_jp"])
@@ -337,20 +337,20 @@ def test_the_place_of_a_byte_that_does_not_fit_is_right_in_large_files(tmp_path,
     good = ("語" * 1000 + "\n").encode(encoding) * 60  # several blocks of reading, which cut characters
     (tmp_path / "x.txt").write_bytes(good + b"abc\xff\n" + good)
     with pytest.raises(InputRefusedError, match=rf"byte {len(good) + 3} \(line 61\) is 0xff"):
-        encodings.encoding_of(Source(tmp_path, encoding=encoding), "x.txt")
+        text_files.encoding_of(Source(tmp_path, encoding=encoding), "x.txt")
 
 
 def test_only_line_feeds_end_lines(tmp_path):
     (tmp_path / "x.txt").write_bytes("\ufeffa\x85b\u2028c\x0cd\re\r\n\n\nf".encode())
-    lines = [*encodings.lines(tmp_path / "x.txt", "utf-8")]
+    lines = [*text_files.lines(tmp_path / "x.txt", "utf-8")]
     assert lines == [(1, "a\x85b\u2028c\x0cd\re"), (2, ""), (3, ""), (4, "f")]
 
 
 def test_real_data_has_the_encodings_and_lines_that_are_known_of_it(datasets):
     for file in ("rt-polarity.pos", "rt-polarity.neg"):
         source = Source(datasets / "rt-polarity")
-        assert encodings.encoding_of(source, file) == "cp1252"
-        assert sum(1 for _ in encodings.lines(source.folder / file, "cp1252")) == 5331
-    found = encodings.encoding_of(Source(datasets / "trec"), "train_5500.label")
+        assert text_files.encoding_of(source, file) == "cp1252"
+        assert sum(1 for _ in text_files.lines(source.folder / file, "cp1252")) == 5331
+    found = text_files.encoding_of(Source(datasets / "trec"), "train_5500.label")
     assert b"\xf0".decode(found) == "\u00f0"  # a Western reading of its one odd byte
-    assert encodings.encoding_of(Source(datasets / "multi30k-en-de"), "train.de.gz") == "utf-8"
+    assert text_files.encoding_of(Source(datasets / "multi30k-en-de"), "train.de.gz") == "utf-8"

@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.errors import ConfigurationError, InputRefusedError
-from stages.ingest import text
+from convoy.errors import ConfigurationError, InputRefusedError
+from convoy.kinds import text
+from stages.ingest.finders import text as finder
 from stages.ingest.formats.archives import prepared
 from stages.ingest.records import Source
 
@@ -19,7 +20,9 @@ def found(folder, raw=None, **options):
     for name, content in (raw or {}).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    return [(i.path, i.label, i.split, i.problem or i.payload or i.files) for i in text.find(Source(folder, **options))]
+    return [
+        (i.path, i.label, i.split, i.problem or i.payload or i.files) for i in finder.find(Source(folder, **options))
+    ]
 
 
 def test_a_table_gives_text_class_and_split(tmp_path):
@@ -117,7 +120,7 @@ def test_folders_of_texts_are_classes_and_unsup_is_left_out(tmp_path):
     for name, content in (files | litter).items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
-    items = list(text.find(source))
+    items = list(finder.find(source))
     assert {item.path: (item.split, item.label, item.files) for item in items} == {
         name: (*name.split("/")[:2], (name,)) for name in files
     }

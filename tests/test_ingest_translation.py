@@ -4,8 +4,9 @@ from collections import Counter
 
 import pytest
 
-from stages.errors import ConfigurationError, InputRefusedError
-from stages.ingest import translation
+from convoy.errors import ConfigurationError, InputRefusedError
+from convoy.kinds import translation
+from stages.ingest.finders import translation as finder
 from stages.ingest.records import Source
 
 NAMES = {"source": "en", "target": "de"}
@@ -16,7 +17,7 @@ def found(folder, raw=None, **options):
     for name, content in (raw or {}).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    items = list(translation.find(Source(folder, **options)))
+    items = list(finder.find(Source(folder, **options)))
     assert {item.label for item in items} <= {None}
     return [(item.path, item.split, item.problem or item.payload) for item in items]
 

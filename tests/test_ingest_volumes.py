@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.errors import InputRefusedError
-from stages.ingest import volumes
+from convoy.errors import InputRefusedError
+from convoy.kinds import volumes
+from stages.ingest.finders import volumes as finder
 from stages.ingest.records import Source
 
 RNG = np.random.default_rng(0)
 
 
 def found(folder, **options):
-    return list(volumes.find(Source(Path(folder), **options)))
+    return list(finder.find(Source(Path(folder), **options)))
 
 
 def voxels(*shape):

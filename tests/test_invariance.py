@@ -9,15 +9,15 @@ import pandas as pd
 import pytest
 from keras import layers
 
+from convoy.data.shards import Shards, objects
+from convoy.data.vocabulary import Vocabulary
+from convoy.model.predictor import Predictor
 from stages.augment.augment import augment
-from stages.evaluate.changed import Sample
 from stages.evaluate.evaluate import evaluate
-from stages.evaluate.invariance import exchanged, filled, moved, shifts
-from stages.evaluate.slices import parts, slices
+from stages.evaluate.evaluators.changed import Sample
+from stages.evaluate.evaluators.invariance import exchanged, filled, moved, shifts
+from stages.evaluate.evaluators.slices import parts, slices
 from stages.ingest.ingest import ingest
-from stages.predictor import Predictor
-from stages.shards import Shards, objects
-from stages.tokens import Vocabulary
 from stages.train.train import train
 
 SIDE = 16  # of pictures, which therefore move by up to 2 pixels

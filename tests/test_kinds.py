@@ -9,17 +9,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flows.predict import predict
-from stages import tracking
-from stages.__main__ import check
+from convoy.data.shards import Shards, read_sealed
+from convoy.data.vocabulary import Vocabulary
+from convoy.errors import ConfigurationError, InputRefusedError
+from convoy.model.predictor import Predictor
+from convoy.tracking import tracking
+from flows.serve.predict import predict
 from stages.augment.augment import augment
-from stages.errors import ConfigurationError, InputRefusedError
+from stages.check import check
 from stages.evaluate.evaluate import evaluate
 from stages.ingest.ingest import ingest
-from stages.predictor import Predictor
 from stages.register.register import register
-from stages.shards import Shards, read_sealed
-from stages.tokens import Vocabulary
 from stages.train.train import preset, train
 
 GOOD, BAD = ("good", "great", "lovely", "fine"), ("bad", "awful", "dull", "poor")
@@ -201,7 +201,7 @@ def test_few_texts_are_one_batch_and_long_ones_are_predicted_one_by_one(raw, mon
     train("words", **entry, sizes={"embedding": 8, "maps": 4})
     predictor, val = Predictor.load(raw / "data/train/opinions/words"), Shards(raw / "data/ingest/opinions/val")
     found = predictor.probabilities(val)
-    monkeypatch.setattr("stages.predictor.SIGNS", 1)
+    monkeypatch.setattr("convoy.model.predictor.SIGNS", 1)
     assert {len(rows) for rows in predictor._blocks(val, 512, "text")} == {1}
     np.testing.assert_allclose(predictor.probabilities(val), found, atol=1e-6)
 

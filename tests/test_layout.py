@@ -9,22 +9,18 @@ import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
 
-from stages import params
+from convoy import dependencies, params
 
 DVC = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
 LOCKS = ("requirements.lock", "requirements-gpu.lock", "requirements-benchmarks.lock")
-SHARED = {
-    "beam", "busy", "checksums", "compute", "doctor", "entries", "errors", "interrupt", "lineage", "lock", "masking",
-    "memory", "networks", "page", "params", "parent", "predictor", "progress", "ranges", "record", "relocation",
-    "scores", "shards", "tokens", "tracking", "verify", "workers",
-}  # fmt: skip
+FILES = {"__init__", "__main__", "check", "lineage", "search_space"}  # of stages, beside the folders of stages
 
 
-def test_a_folder_of_stages_is_a_stage_and_a_file_a_shared_tool():
+def test_a_folder_of_stages_is_a_stage():
     folders = {path.name for path in (ROOT / "stages").iterdir() if path.is_dir() and path.name != "__pycache__"}
     files = {path.stem for path in (ROOT / "stages").glob("*.py")}
     assert folders == set(params.STAGES) == set(DVC)
-    assert files == SHARED | {"__init__", "__main__"}
+    assert files == FILES
 
 
 @pytest.mark.parametrize("stage", params.STAGES)
@@ -42,6 +38,18 @@ def test_dvc_iterates_over_the_section_and_depends_on_code_that_exists(stage):
         for entry in entries.values():
             path = re.sub(r"\$\{item\.(\w+)\}", lambda key, entry=entry: entry[key[1]], dep)
             assert path.startswith("data/") or (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("stage", params.STAGES)
+def test_dvc_depends_on_the_code_that_can_change_the_result_and_on_no_other(stage):
+    architecture = "lenet5" if stage == "train" else None
+    found = set()
+    for dep in DVC[stage]["do"]["deps"]:
+        path = ROOT / dep.replace("${item.architecture}", "lenet5")
+        if not dep.startswith("data/"):
+            found |= {*path.rglob("*.py")} if path.is_dir() else {path}
+    found = {path.relative_to(ROOT) for path in found if path.name != "__init__.py"}
+    assert found == {*map(dependencies.file, dependencies.stage(stage, architecture))}
 
 
 @pytest.mark.parametrize("stage", params.STAGES)
@@ -69,7 +77,8 @@ def test_an_architecture_is_one_file_with_a_build_function_and_no_class(path):
 def test_no_file_names_a_registry_host_or_a_folder_of_one_machine():
     hosts = re.compile(r"(py" + r"pi|python" + r"hosted|npm" + r"js)\.org|/(ro" + r"ot|ho" + r"me)/\w")
     files = [ROOT / name for name in ("Makefile", *LOCKS, "params.yaml", "dvc.yaml")]
-    files += [path for folder in ("stages", "flows", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    folders = ("convoy", "stages", "flows", "tests", "benchmarks")
+    files += [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     files += list(ROOT.glob("*.md")) + list((ROOT / "benchmarks").glob("*.md"))
     assert [path.name for path in files if hosts.search(path.read_text())] == []
 

@@ -12,10 +12,11 @@ import pytest
 from conftest import NO_ENTRIES, ROOT
 from PIL import Image
 
-from flows import guard
+from convoy.errors import ConfigurationError, IntegrityError
+from convoy.machine import guard
+from convoy.tracking import tracking
 from stages import __main__ as command
-from stages import lineage, tracking
-from stages.errors import ConfigurationError, IntegrityError
+from stages import lineage
 
 ENTRY = "{dataset: bars, architecture: plain_cnn, sizes: {width: 0.1}, learning_rate: 0.01, epochs: %d, seed: %d}"
 PARAMS = """
@@ -51,7 +52,8 @@ def checkout(tmp_path_factory):
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(folder / f"{number:02d}.png")
     folder = top / "checkout"
-    shutil.copytree(ROOT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    for package in ("convoy", "stages"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copyfile(ROOT / name, folder / name)
     (folder / "data").mkdir()

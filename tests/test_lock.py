@@ -8,9 +8,9 @@ import pytest
 from conftest import NO_ENTRIES
 from ruamel.yaml import YAML
 
-from stages import __main__ as command
-from stages import busy, lock
-from stages.errors import BusyError, IntegrityError
+from convoy.errors import BusyError, IntegrityError
+from convoy.repo import busy, lockfile
+from stages import check as command
 
 WHOLE = """schema: '2.0'
 stages:
@@ -39,12 +39,12 @@ def checkout(workspace):
 
 
 def test_a_whole_one_is_read_and_none_is_none(checkout):
-    assert lock.stages() == {}
+    assert lockfile.stages() == {}
     Path("dvc.lock").write_text(WHOLE)
-    assert list(lock.stages()) == ["fetch@a"]
+    assert list(lockfile.stages()) == ["fetch@a"]
     assert command.main("check") == 0
     Path("dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
-    assert lock.stages() == {}
+    assert lockfile.stages() == {}
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_whole_one_is_read_and_none_is_none(checkout):
 def test_fault_15_a_damaged_one_is_named_and_not_overwritten(checkout, capsys, content, said):
     Path("dvc.lock").write_text(content)
     with pytest.raises(IntegrityError):
-        lock.stages()
+        lockfile.stages()
     assert command.main("check") == IntegrityError.status
     error = capsys.readouterr().err
     assert said in error
@@ -75,11 +75,11 @@ def test_fault_15_what_a_kill_or_a_full_disk_left_of_it_is_mended_from_the_copy_
     unseen = []
     for cut in range(len(two)):
         Path("dvc.lock").write_text(two)
-        lock.keep()
+        lockfile.keep()
         Path("dvc.lock").write_text(two[:cut])
-        lock.mend()
+        lockfile.mend()
         if Path("dvc.lock").read_text() == two:
-            assert lock.CUT.read_text() == two[:cut]
+            assert lockfile.CUT.read_text() == two[:cut]
             assert "It is again what it was at 20" in capsys.readouterr().err
         else:
             unseen.append(two[:cut])
@@ -89,7 +89,7 @@ def test_fault_15_what_a_kill_or_a_full_disk_left_of_it_is_mended_from_the_copy_
 
 def test_fault_15_where_there_was_none_yet_there_is_none_again(checkout, capsys):
     Path(".dvc/tmp").mkdir(parents=True)
-    lock.keep()
+    lockfile.keep()
     Path("dvc.lock").write_text("")
     assert command.main("check") == 0
     assert "It is again not there, as at 20" in capsys.readouterr().err
@@ -100,18 +100,18 @@ def test_fault_15_where_there_was_none_yet_there_is_none_again(checkout, capsys)
 def test_fault_15_what_people_wrote_is_left_to_them_though_there_is_a_copy(checkout, edited):
     Path(".dvc/tmp").mkdir(parents=True)
     Path("dvc.lock").write_text(WHOLE)
-    lock.keep()
+    lockfile.keep()
     Path("dvc.lock").write_text(edited)
     assert command.main("check") == IntegrityError.status
     assert Path("dvc.lock").read_text() == edited
-    lock.keep()
-    assert lock.KEPT.read_text() == WHOLE
+    lockfile.keep()
+    assert lockfile.KEPT.read_text() == WHOLE
 
 
 def test_fault_15_what_is_being_written_is_neither_kept_nor_mended(checkout, monkeypatch):
     Path(".dvc/tmp").mkdir(parents=True)
     Path("dvc.lock").write_text(WHOLE)
-    lock.keep()
+    lockfile.keep()
     Path("dvc.lock").write_text(WHOLE[:100])
     monkeypatch.setattr(busy, "PATIENCE", 0.1)
     script = "import sys, zc.lockfile; l = zc.lockfile.LockFile('.dvc/tmp/lock'); print(flush=True); sys.stdin.read()"
@@ -128,7 +128,7 @@ def test_a_stage_keeps_a_copy_when_it_begins(checkout):
     Path(".dvc/tmp").mkdir(parents=True)
     Path("dvc.lock").write_text(WHOLE)
     assert command.main("ingest", "nothing") == 2  # no entry
-    assert lock.KEPT.read_text() == WHOLE
+    assert lockfile.KEPT.read_text() == WHOLE
 
 
 def test_the_lock_that_dvc_writes_is_whole(checkout):
@@ -138,4 +138,4 @@ def test_the_lock_that_dvc_writes_is_whole(checkout):
     Path("a").write_text("1")
     YAML().dump({"stages": {"one": stage, "two": {"cmd": "true"}}}, Path("dvc.yaml"))
     subprocess.run([sys.executable, "-m", "dvc", "repro"], check=True, capture_output=True)
-    assert list(lock.stages()) == ["one", "two"]
+    assert list(lockfile.stages()) == ["one", "two"]

@@ -10,8 +10,8 @@ import pytest
 from conftest import NO_ENTRIES, ROOT, bars
 from ruamel.yaml import YAML
 
+from convoy.errors import ConfigurationError, ServiceError
 from stages.__main__ import main
-from stages.errors import ConfigurationError, ServiceError
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ import pytest
 from keras import ops
 from test_architectures import SMALL, build, example
 
-from stages import memory, networks
-from stages.errors import InputRefusedError
-from stages.train import loop
+from convoy.errors import InputRefusedError
+from convoy.machine import room
+from convoy.model import safe_load
+from stages.train.fit import fit
 
 
 @pytest.fixture
@@ -46,13 +47,13 @@ def changed(path, config=None, weights=None, more=None):
 @pytest.mark.parametrize("name", SMALL)
 def test_what_the_architectures_build_is_loaded(name, tmp_path, monkeypatch):
     model = build(name, **example(name, 1, 1)[0])
-    loop.save(model, tmp_path / "model.keras")
-    monkeypatch.setattr(networks, "try_elsewhere", lambda path: None)  # seconds for each
-    assert networks.load(tmp_path / "model.keras").count_params() == model.count_params()
+    fit.save(model, tmp_path / "model.keras")
+    monkeypatch.setattr(safe_load, "try_elsewhere", lambda path: None)  # seconds for each
+    assert safe_load.load(tmp_path / "model.keras").count_params() == model.count_params()
 
 
 def test_a_network_is_loaded_elsewhere_first(plain):
-    assert networks.load(plain).count_params() == 15
+    assert safe_load.load(plain).count_params() == 15
 
 
 @pytest.mark.parametrize(
@@ -67,12 +68,12 @@ def test_fault_38_what_only_loading_shows_is_refused_and_this_process_unharmed(p
     def other(config):
         config["config"]["layers"][1]["config"].update(layer)
 
-    before = memory.peak()
+    before = room.peak()
     with pytest.raises(
         InputRefusedError, match=rf"was not loaded by a process with 1.0 GiB for it and 120 s: .*({said})"
     ):
-        networks.load(changed(plain, other))
-    assert memory.peak() - before < 2**28
+        safe_load.load(changed(plain, other))
+    assert room.peak() - before < 2**28
 
 
 def test_fault_38_the_process_that_loads_first_knows_no_secret_and_writes_nothing(plain, monkeypatch, tmp_path):
@@ -86,9 +87,9 @@ def test_fault_38_the_process_that_loads_first_knows_no_secret_and_writes_nothin
         return real([sys.executable, "-c", program, *command[3:], str(tmp_path / "written")], env=env, **options)
 
     real = subprocess.run
-    monkeypatch.setattr(networks.subprocess, "run", run)
+    monkeypatch.setattr(safe_load.subprocess, "run", run)
     with pytest.raises(InputRefusedError, match="File too large"):
-        networks.try_elsewhere(plain)
+        safe_load.try_elsewhere(plain)
     assert "A_TOKEN" not in asked
     assert (tmp_path / "written").read_bytes() == b""
 
@@ -121,7 +122,7 @@ def layer(**values):
 def test_fault_38_what_is_not_listed_is_named_and_refused(plain, config, named, monkeypatch):
     monkeypatch.setattr(keras.saving, "load_model", None)  # nothing is loaded
     with pytest.raises(InputRefusedError, match="networks of stock layers without code are allowed") as error:
-        networks.load(changed(plain, config))
+        safe_load.load(changed(plain, config))
     assert named in str(error.value)
 
 
@@ -144,7 +145,7 @@ def hdf5(write):
 )
 def test_fault_38_weights_elsewhere_or_larger_than_their_file_are_refused(plain, write, said):
     with pytest.raises(InputRefusedError, match=said):
-        networks.check(changed(plain, weights=hdf5(write)))
+        safe_load.check(changed(plain, weights=hdf5(write)))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ def test_fault_38_weights_elsewhere_or_larger_than_their_file_are_refused(plain,
 )
 def test_fault_38_other_members_bombs_and_damage_are_refused(plain, change, said):
     with pytest.raises(InputRefusedError, match=said):
-        networks.check(changed(plain, **change))
+        safe_load.check(changed(plain, **change))
 
 
 def test_fault_38_other_formats_are_refused(tmp_path):
@@ -168,7 +169,7 @@ def test_fault_38_other_formats_are_refused(tmp_path):
     (tmp_path / "model.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     for path in (tmp_path / "model.h5", tmp_path / "model.pkl"):
         with pytest.raises(InputRefusedError, match=r"is no \.keras file"):
-            networks.load(path)
+            safe_load.load(path)
 
 
 def test_no_flipped_byte_leaves_a_traceback(plain):
@@ -177,5 +178,5 @@ def test_no_flipped_byte_leaves_a_traceback(plain):
         content[place] ^= 0xFF
         plain.write_bytes(content)
         with suppress(InputRefusedError):
-            networks.check(plain)
+            safe_load.check(plain)
         content[place] ^= 0xFF

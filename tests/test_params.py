@@ -1,8 +1,8 @@
 import pytest
 from conftest import ROOT
 
-from stages import params
-from stages.errors import ConfigurationError
+from convoy import params
+from convoy.errors import ConfigurationError
 
 
 def write(workspace, text):

@@ -48,8 +48,8 @@ def test_fault_02_the_stage_of_a_killed_dvc_ends_within_a_second(killed):
 
 
 def test_without_dvc_nothing_is_watched(monkeypatch):
-    from stages import parent
+    from convoy.machine import orphans
 
     monkeypatch.delenv("DVC_STAGE", raising=False)
-    monkeypatch.setattr(parent.threading, "Thread", None)
-    parent.watch()
+    monkeypatch.setattr(orphans.threading, "Thread", None)
+    orphans.watch()

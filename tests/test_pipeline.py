@@ -15,7 +15,7 @@ from conftest import ROOT
 from mlflow import MlflowClient
 from ruamel.yaml import YAML
 
-from stages.scores import scaled
+from convoy.model.scores import scaled
 
 ENTRIES = {  # of the shipped params.yaml, smaller
     "lenet5": {"epochs": 2},

@@ -12,10 +12,12 @@ import pytest
 from conftest import NO_ENTRIES, ROOT
 from ruamel.yaml import YAML
 
-from stages import compute, record
-from stages.entries import prepare
-from stages.shards import Shards
-from stages.train import loop, policy
+from convoy.data.shards import Shards
+from convoy.model import backend as compute
+from convoy.schema import prepare
+from convoy.tracking import outbox
+from stages.train.fit import fit
+from stages.train.speed import policy
 from stages.train.train import fitting, opened, train
 
 FIRST = {"precision": "float32", "jit_compile": False, "steps_per_execution": 1, "threads": None}
@@ -159,10 +161,10 @@ def test_a_training_of_few_steps_is_not_measured_and_says_so(ready, monkeypatch,
 
 def test_the_pace_is_that_of_steps_without_what_is_between_epochs(monkeypatch):
     clock = iter(range(10**6))
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: 0.25 * next(clock))
-    meter = loop.Pace(20)
+    monkeypatch.setattr(fit.time, "perf_counter", lambda: 0.25 * next(clock))
+    meter = fit.Pace(20)
     meter.set_params({"steps": 10})
-    with pytest.raises(loop.Enough):
+    with pytest.raises(fit.Enough):
         for epoch in range(9):
             meter.on_epoch_begin(epoch)
             for batch in (3, 7, 11):  # four steps per execution; the last has two
@@ -214,7 +216,7 @@ def test_the_number_of_steps_per_execution_changes_nothing_but_the_speed(ready):
         )
         facts = json.loads((folder / "run.json").read_text())
         assert (facts["steps_per_execution"], facts["policy"]) == (steps, "rule")
-        assert record.measured(facts)["examples_per_second"] > 0
+        assert outbox.measured(facts)["examples_per_second"] > 0
     (one, first), (several, second) = found
     for a, b in zip(one, several, strict=True):
         np.testing.assert_array_equal(a, b)

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from keras import layers
 
-from stages.errors import ConfigurationError
-from stages.evaluate.receptive import Everything, central, receptive_fields, table
+from convoy.errors import ConfigurationError
+from stages.evaluate.evaluators.receptive import Everything, central, receptive_fields, table
 from stages.train.architectures import alexnet, char_cnn, conv3d, googlenet, lenet5, plain_cnn, resnet, text_cnn
 
 PUBLISHED = [  # model, layer, pixels: Araujo, Norris and Sim 2019, table 1 (google-research/receptive_field)

@@ -4,7 +4,7 @@ import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
 
-from stages.entries import prepare
+from convoy.schema import prepare
 from stages.train import train
 
 RECIPES = YAML(typ="safe").load(ROOT / "benchmarks/recipes.yaml")

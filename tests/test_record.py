@@ -15,9 +15,9 @@ from conftest import ROOT, run_of, wait_for
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
-from flows.server import free_port
-from stages import record, tracking
-from stages.errors import ServiceError
+from convoy.errors import ServiceError
+from convoy.tracking import outbox, tracking
+from flows.session import free_port
 
 SPEAKS = """
 import sys, time
@@ -42,7 +42,7 @@ def speaker(seconds, **environment):
 
 
 def waiting():
-    return list(record.FOLDER.glob("*.jsonl"))
+    return list(outbox.FOLDER.glob("*.jsonl"))
 
 
 def runs():
@@ -66,7 +66,7 @@ def test_a_run_is_in_mlflow_when_its_stage_ends_and_nothing_is_left(workspace):
     )
     assert run.data.metrics["memory"] == 7
     assert curve(run) == [1, 1 / 2, 1 / 3, 1 / 4, 1 / 5]
-    assert [path.name for path in record.FOLDER.iterdir()] == ["train@a.lock"]
+    assert [path.name for path in outbox.FOLDER.iterdir()] == ["train@a.lock"]
 
 
 def test_epochs_are_seen_while_the_training_goes_on_and_a_killed_one_ends_as_killed(workspace):
@@ -83,10 +83,10 @@ def test_epochs_are_seen_while_the_training_goes_on_and_a_killed_one_ends_as_kil
 
 
 def test_fault_18_what_nobody_shipped_is_shipped_later(workspace, monkeypatch):
-    monkeypatch.setattr(record, "Shipper", lambda number, name: subprocess.Popen(["true"]))
-    with record.run("0" * 32, "train@a", "d", {}, {}) as run:
+    monkeypatch.setattr(outbox, "Shipper", lambda number, name: subprocess.Popen(["true"]))
+    with outbox.run("0" * 32, "train@a", "d", {}, {}) as run:
         run.metrics({"loss": 1.0}, 1)
-    with record.path(run.id).open("a") as file:
+    with outbox.path(run.id).open("a") as file:
         file.write('{"what": "metr')  # a line that was being written when its process died
     assert runs() == []
     assert tracking.ship() == 1
@@ -96,8 +96,8 @@ def test_fault_18_what_nobody_shipped_is_shipped_later(workspace, monkeypatch):
 
 
 def test_fault_18_a_shipper_that_dies_between_two_lines_loses_none_and_doubles_none(workspace, monkeypatch):
-    monkeypatch.setattr(record, "Shipper", lambda number, name: subprocess.Popen(["true"]))
-    with record.run("0" * 32, "train@a", "d", {}, {}) as run:
+    monkeypatch.setattr(outbox, "Shipper", lambda number, name: subprocess.Popen(["true"]))
+    with outbox.run("0" * 32, "train@a", "d", {}, {}) as run:
         for epoch in range(1, 4):
             run.metrics({"loss": 1 / epoch}, epoch)
     bring, died = tracking._Shipment._bring, []
@@ -133,10 +133,10 @@ def test_fault_18_a_server_that_is_down_costs_one_warning_and_no_time_and_no_poi
 
 @pytest.mark.parametrize("what", ["locked", "damaged"])
 def test_fault_20_a_store_that_is_locked_or_damaged_is_named_with_the_cause(workspace, monkeypatch, what):
-    with record.run("0" * 32, "train@a", "d", {}, {}):
+    with outbox.run("0" * 32, "train@a", "d", {}, {}):
         pass
-    monkeypatch.setattr(record, "Shipper", lambda number, name: subprocess.Popen(["true"]))
-    with record.run("1" * 32, "train@b", "d", {}, {}) as run:  # whose training is not held up
+    monkeypatch.setattr(outbox, "Shipper", lambda number, name: subprocess.Popen(["true"]))
+    with outbox.run("1" * 32, "train@b", "d", {}, {}) as run:  # whose training is not held up
         run.metrics({"loss": 1.0}, 1)
     database = workspace / "mlflow.db"
     whole = database.read_bytes()
@@ -161,8 +161,8 @@ def test_fault_20_a_store_that_is_locked_or_damaged_is_named_with_the_cause(work
 
 
 def test_ship_says_what_cannot_be_reached(workspace, monkeypatch):
-    monkeypatch.setattr(record, "Shipper", lambda number, name: subprocess.Popen(["true"]))
-    with record.run("0" * 32, "train@a", "d", {}, {}):
+    monkeypatch.setattr(outbox, "Shipper", lambda number, name: subprocess.Popen(["true"]))
+    with outbox.run("0" * 32, "train@a", "d", {}, {}):
         pass
     for variable, value in tracking.PATIENCE.items():
         monkeypatch.setenv(variable, value)
@@ -173,7 +173,7 @@ def test_ship_says_what_cannot_be_reached(workspace, monkeypatch):
 
 
 def test_what_mlflow_refuses_does_not_hold_up_the_rest(workspace, capsys):
-    with record.run("0" * 32, "train@a", "d", {}, {}) as run:
+    with outbox.run("0" * 32, "train@a", "d", {}, {}) as run:
         run.metrics({"not a name!": 1.0, "loss": 1.0}, 1)
         run.metrics({"loss": 0.5}, 2)
     assert "warning: MLflow refused metrics of a run: " in capsys.readouterr().err
@@ -181,16 +181,16 @@ def test_what_mlflow_refuses_does_not_hold_up_the_rest(workspace, capsys):
 
 
 def test_a_record_can_go_on_after_it_was_shipped(workspace):
-    with record.run("0" * 32, "train@a", "d", {}, {}) as run:
+    with outbox.run("0" * 32, "train@a", "d", {}, {}) as run:
         pass
     ended = runs()[0].info.end_time
     time.sleep(0.01)
     facts = {"run_id": run.id, "model": "a", "dataset": "d"}
-    with record.reopened(facts) as again:
+    with outbox.reopened(facts) as again:
         again.metrics({"test_accuracy": 0.5})
     [found] = runs()
     assert (found.data.metrics["test_accuracy"], found.info.end_time) == (0.5, ended)
-    with pytest.raises(OSError), record.reopened(facts):
+    with pytest.raises(OSError), outbox.reopened(facts):
         raise OSError  # before anything was said: the training is not to blame
     assert runs()[0].info.status == "FINISHED"
     assert run_of(facts) == found.info.run_id
@@ -198,7 +198,7 @@ def test_a_record_can_go_on_after_it_was_shipped(workspace):
 
 def test_the_same_training_once_more_is_a_run_of_its_own(workspace):
     for _ in range(2):
-        with record.run("0" * 32, "train@a", "d", {}, {}) as run:
+        with outbox.run("0" * 32, "train@a", "d", {}, {}) as run:
             run.metrics({"loss": 1.0}, 1)
         time.sleep(0.01)
     assert sorted(run.data.tags["record"] for run in runs()) == ["0" * 32, "0" * 32 + ", before"]
@@ -208,31 +208,31 @@ def test_the_same_training_once_more_is_a_run_of_its_own(workspace):
 
 def test_a_run_that_died_and_began_anew_ended_as_killed(workspace, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(record.Record, "close", lambda self, status: None)
-        patch.setattr(record, "Shipper", lambda number, name: subprocess.Popen(["true"]))
-        with record.run("0" * 32, "train@a", "d", {}, {}) as run:
+        patch.setattr(outbox.Record, "close", lambda self, status: None)
+        patch.setattr(outbox, "Shipper", lambda number, name: subprocess.Popen(["true"]))
+        with outbox.run("0" * 32, "train@a", "d", {}, {}) as run:
             run.metrics({"loss": 1.0}, 1)
     time.sleep(0.01)
-    with record.run("0" * 32, "train@a", "d", {}, {}):
+    with outbox.run("0" * 32, "train@a", "d", {}, {}):
         pass
     assert [run.info.status for run in runs()] == ["FINISHED", "KILLED"]
 
 
 def test_what_a_training_took_is_known_where_it_ran(workspace):
     facts = {"model": "a", "dataset": "d", "run_id": "0" * 32}
-    assert record.measured(facts) == {}
-    record.keep(facts, {"seconds": 1.5})
-    assert record.measured(facts) == {"seconds": 1.5}
-    assert record.measured(facts | {"run_id": "1" * 32}) == {}  # of another training
+    assert outbox.measured(facts) == {}
+    outbox.keep(facts, {"seconds": 1.5})
+    assert outbox.measured(facts) == {"seconds": 1.5}
+    assert outbox.measured(facts | {"run_id": "1" * 32}) == {}  # of another training
 
 
 def test_a_line_is_whole_json_and_on_the_disk_before_the_work_goes_on(workspace, monkeypatch):
     synced = []
-    monkeypatch.setattr(record.os, "fsync", lambda number: synced.append(number))
-    monkeypatch.setattr(record, "Shipper", lambda number, name: subprocess.Popen(["true"]))
-    with record.run("0" * 32, "train@a", "d", {"words": "ä"}, {}) as run:
+    monkeypatch.setattr(outbox.os, "fsync", lambda number: synced.append(number))
+    monkeypatch.setattr(outbox, "Shipper", lambda number, name: subprocess.Popen(["true"]))
+    with outbox.run("0" * 32, "train@a", "d", {"words": "ä"}, {}) as run:
         run.metrics({"loss": float("inf")}, 1)
-    lines = [json.loads(line) for line in record.path(run.id).read_text().splitlines()]
+    lines = [json.loads(line) for line in outbox.path(run.id).read_text().splitlines()]
     assert [line["what"] for line in lines] == ["open", "metrics", "close"]
     assert len(synced) == 3
 
@@ -240,12 +240,12 @@ def test_a_line_is_whole_json_and_on_the_disk_before_the_work_goes_on(workspace,
 @pytest.fixture
 def unshipped(workspace, monkeypatch):
     """A function that records a run which nobody has shipped yet."""
-    monkeypatch.setattr(record, "Shipper", lambda number, name: subprocess.Popen(["true"]))
+    monkeypatch.setattr(outbox, "Shipper", lambda number, name: subprocess.Popen(["true"]))
 
     def unshipped(digit, name="train@a"):
-        with record.run(digit * 32, name, "d", {"rate": 0.1}, {}) as run:
+        with outbox.run(digit * 32, name, "d", {"rate": 0.1}, {}) as run:
             run.metrics({"loss": 1.0}, 1)
-        return record.path(run.id)
+        return outbox.path(run.id)
 
     return unshipped
 
@@ -317,7 +317,7 @@ def test_fault_43_a_record_set_aside_replaces_none(unshipped):
         file = unshipped("0")
         file.write_bytes(b"no JSON\n")
         assert tracking.ship() == 0
-    assert [one.name for one in record.aside()] == [f"{file.name}.aside", f"{file.name}1.aside"]
+    assert [one.name for one in outbox.aside()] == [f"{file.name}.aside", f"{file.name}1.aside"]
 
 
 def test_fault_43_one_record_that_is_refused_for_now_keeps_no_other_waiting(unshipped, monkeypatch):

@@ -19,18 +19,20 @@ from markup import Page
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from flows.predict import predict
-from flows.serve import serve
-from stages import __main__, tracking
+from convoy import dependencies
+from convoy.data.shards import Shards
+from convoy.errors import InputRefusedError, IntegrityError, ServiceError
+from convoy.model.scores import scaled
+from convoy.tracking import tracking
+from flows.serve.predict import predict
+from flows.serve.serve import serve
+from stages import __main__
 from stages.augment.augment import augment
-from stages.errors import InputRefusedError, IntegrityError, ServiceError
 from stages.evaluate.evaluate import evaluate
 from stages.ingest.ingest import ingest
 from stages.register import card, packaging
 from stages.register import register as module
 from stages.register.register import register
-from stages.scores import scaled
-from stages.shards import Shards
 from stages.train.train import train
 
 OTHERS = "fetch: {}\ningest: {}\naugment: {}\nregister: {}\n"
@@ -186,26 +188,25 @@ def test_a_registered_model_takes_raw_pictures(road):
 
 
 def test_what_is_served_is_all_that_it_imports(tmp_path):
-    package = packaging.code(tmp_path)
-    needed = "import sys, stages.predictor, stages.register.model, stages.ingest.images, stages.ingest.volumes\n"
-    needed += "print(*sys.modules)"
+    packages = packaging.code(tmp_path)
+    assert {package.name for package in packages} == {"convoy", "stages"}
+    needed = "import sys, convoy.kinds.images, convoy.kinds.volumes, convoy.kinds.translation, stages.register.model\n"
+    needed += "import convoy.model.predictor\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", needed], cwd=tmp_path, capture_output=True, text=True, check=True)
     loaded = done.stdout.split()
+    own = {name for name in loaded if name.split(".")[0] in ("convoy", "stages", "flows")}
     written = set()
-    for name in (name for name in loaded if name.startswith("stages.")):
-        file = tmp_path / name.replace(".", "/")
-        file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
-        for node in ast.walk(ast.parse(file.read_text())):
+    for file in map(dependencies.file, own):
+        for node in ast.walk(ast.parse((tmp_path / file).read_text())):
             names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             written |= {name.split(".")[0] for name in names}
-    external = {name for name in written & {*loaded} if name not in sys.stdlib_module_names} - {"stages", "tensorflow"}
+    external = {name for name in written & {*loaded} if name not in sys.stdlib_module_names}
+    external -= {"convoy", "stages", "tensorflow"}
     provided = {one.lower().replace("_", "-") for name in external for one in packages_distributions()[name]}
     assert {"keras", "pillow", "pyarrow"} <= provided <= set(packaging.LIBRARIES)
-    files = {file.relative_to(package).with_suffix("").as_posix() for file in package.rglob("*.py")}
-    modules = {name.removeprefix("stages").removeprefix(".").replace(".", "/") for name in loaded
-               if name.split(".")[0] == "stages"}  # fmt: skip
-    assert {name.removesuffix("__init__").rstrip("/") for name in files} == modules
+    copied = {file.relative_to(tmp_path) for file in tmp_path.rglob("*.py")}
+    assert copied == {*map(dependencies.file, own)}
 
 
 def test_a_stored_model_that_predicts_otherwise_is_not_accepted(road, monkeypatch):

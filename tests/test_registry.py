@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import stored
 
-from flows import serve as serving
-from flows.predict import predict
-from flows.serve import serve
-from flows.server import free_port
-from stages import lineage, tracking
-from stages.errors import ConfigurationError, IntegrityError
+from convoy.errors import ConfigurationError, IntegrityError
+from convoy.tracking import tracking
+from flows.serve import serve as serving
+from flows.serve.predict import predict
+from flows.serve.serve import serve
+from flows.session import free_port
+from stages import lineage
 
 
 @pytest.fixture

@@ -8,8 +8,10 @@ import pytest
 import stored
 from conftest import ROOT
 
-from stages import __main__, doctor, relocation, tracking
-from stages.errors import ConfigurationError, ServiceError
+from convoy import doctor
+from convoy.errors import ConfigurationError, ServiceError
+from convoy.tracking import relocation, tracking
+from stages import __main__
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,11 @@ from browser import browser
 from markup import HOSTILE, Page, values
 from PIL import Image
 
-from stages.evaluate import classification, pictures, report
-from stages.page import measured_js
+from convoy.data.shards import Shards, objects, write_shards
+from convoy.pages.page import measured_js
+from stages.evaluate.evaluators import classification
+from stages.evaluate.report import pictures, report
 from stages.register import comparison
-from stages.shards import Shards, objects, write_shards
 
 KINDS = ("images", "volumes", "text", "translation")
 CLASSES = ("cat", "dog", "cow")

@@ -4,10 +4,10 @@ import keras
 import numpy as np
 import pytest
 
-from stages.shards import Shards, write_shards
-from stages.tokens import SPECIAL, Ragged
-from stages.train import resident
-from stages.train.batches import Labelled, Pairs
+from convoy.data.shards import Shards, write_shards
+from convoy.data.vocabulary import SPECIAL, Ragged
+from stages.train.fit import resident
+from stages.train.fit.batches import Labelled, Pairs
 from stages.train.train import train
 
 ENTRY = {"dataset": "bars", "architecture": "plain_cnn", "sizes": {"width": 0.1}, "epochs": 3, "learning_rate": 0.01}
@@ -68,7 +68,7 @@ def test_pictures_are_streamed_several_batches_at_a_time(ready, monkeypatch, dev
     )
     batches.reorder(1)
     expected = [batches[number] for number in range(len(batches))]
-    monkeypatch.setattr("stages.train.batches.TOGETHER", 2 * 16 * 12 * 12)
+    monkeypatch.setattr("stages.train.fit.batches.TOGETHER", 2 * 16 * 12 * 12)
     monkeypatch.setattr(shards, "take", lambda *given: reads.append(given) or Shards.take(shards, *given))
     found = list(resident.streamed(batches).as_numpy_iterator())
     assert len(reads) == 2 + 3  # two tell the sizes, and five batches are read two by two

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from flows import results
-from stages import record
+from convoy.tracking import outbox
+from flows.show import results
 
 FACTS = {"model": "lenet5", "dataset": "digits", "run_id": "0" * 32}
 
@@ -33,7 +33,7 @@ def finished(workspace):
         folder = workspace / "data" / stage / "digits/lenet5"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text(json.dumps(content))
-    record.keep(FACTS, {"seconds": 12.3})
+    outbox.keep(FACTS, {"seconds": 12.3})
     return workspace
 
 

@@ -13,11 +13,12 @@ import pytest
 from conftest import NO_ENTRIES, ROOT, wait_for
 from test_kinds import raw  # noqa: F401 - a fixture
 
-from stages import record, tracking
+from convoy.errors import ServiceError
+from convoy.tracking import outbox, tracking
 from stages.augment.augment import augment
-from stages.errors import ServiceError
 from stages.ingest.ingest import ingest
-from stages.train import checkpoints, loop
+from stages.train.fit import fit
+from stages.train.running import checkpoints
 from stages.train.train import preset, train
 
 SMALL = {"dataset": "bars", "epochs": 4, "learning_rate": 0.01, "batch": 16}
@@ -51,7 +52,7 @@ class Killed(BaseException):
 
 def killed(monkeypatch, epoch, model, **entry):
     """Trains until an epoch is over."""
-    metrics = record.Record.metrics
+    metrics = outbox.Record.metrics
 
     def dies(self, numbers, step=None):
         metrics(self, numbers, step)
@@ -59,7 +60,7 @@ def killed(monkeypatch, epoch, model, **entry):
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(record.Record, "metrics", dies)
+        patch.setattr(outbox.Record, "metrics", dies)
         with pytest.raises(Killed):
             train(model, **entry)
 
@@ -151,7 +152,7 @@ def test_fault_06_who_is_asked_to_end_says_where_it_goes_on(ready):
 
 def test_fault_46_ctrl_c_ends_a_training_after_its_step_and_a_second_one_at_once(workspace):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    keep = loop.Keep(checkpoints.Checkpoints("d", "m", {}), None, [], None)
+    keep = fit.Keep(checkpoints.Checkpoints("d", "m", {}), None, [], None)
     keep.on_train_begin()
     keep.on_epoch_begin(0)
     keep.on_train_batch_end(0)

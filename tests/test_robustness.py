@@ -5,10 +5,20 @@ import numpy as np
 import pytest
 from keras import layers
 
-from stages.evaluate.changed import Sample
-from stages.evaluate.robustness import LEVELS, PICTURES, SIDE, blur, contrast, corruptions, noise, pixelation, typing
-from stages.predictor import Predictor
-from stages.shards import objects
+from convoy.data.shards import objects
+from convoy.model.predictor import Predictor
+from stages.evaluate.evaluators.changed import Sample
+from stages.evaluate.evaluators.robustness import (
+    LEVELS,
+    PICTURES,
+    SIDE,
+    blur,
+    contrast,
+    corruptions,
+    noise,
+    pixelation,
+    typing,
+)
 
 
 def photos(*shape):

@@ -18,8 +18,9 @@ from conftest import NO_ENTRIES, ROOT
 from ruamel.yaml import YAML
 from servers import answering
 
-from flows import guard, schedule
-from flows.server import free_port
+from convoy.machine import guard
+from flows import nightly
+from flows.session import free_port
 
 GRAPH = """
 stages:
@@ -41,7 +42,7 @@ def checkout(workspace):
     (workspace / "dvc.yaml").write_text(GRAPH)
     (workspace / "origin").write_text("1")
     (workspace / "data/raw").mkdir()
-    for name in ("flows", "stages"):
+    for name in ("flows", "stages", "convoy"):
         (workspace / name).symlink_to(ROOT / name)
     dvc("init", "--no-scm", "-q")
     dvc("import-url", str(workspace / "origin"), "data/raw/source")
@@ -76,28 +77,28 @@ def test_a_night_takes_new_data_works_sends_and_tells_of_a_new_champion(
 ):
     storage = tmp_path_factory.mktemp("storage")
     dvc("remote", "add", "-d", "storage", str(storage))
-    monkeypatch.setattr(schedule.params, "load", lambda: NO_ENTRIES | {"register": {"digits": {}}})
+    monkeypatch.setattr(nightly.params, "load", lambda: NO_ENTRIES | {"register": {"digits": {}}})
     holders = iter([None, SimpleNamespace(version="3", tags={"model": "resnet"})])
-    monkeypatch.setattr(schedule.tracking, "champion", lambda dataset: next(holders))
-    monkeypatch.setattr("flows.pipeline.stages_command.check", lambda: None)
+    monkeypatch.setattr(nightly.tracking, "champion", lambda dataset: next(holders))
+    monkeypatch.setattr("flows.pipeline.check.check", lambda: None)
     with listening() as (address, told):
-        monkeypatch.setenv(schedule.WEBHOOK, address)
-        assert schedule.nightly(return_state=True).is_completed()
+        monkeypatch.setenv(nightly.WEBHOOK, address)
+        assert nightly.nightly(return_state=True).is_completed()
         assert told == [{"text": "digits: champion is now version 3 (resnet), before nobody"}]
         assert ran() == {"first": 1, "second": 1}
         assert any(path.is_file() for path in storage.rglob("*"))  # it was sent
 
         (checkout / "origin").write_text("2")
-        monkeypatch.setattr(schedule.tracking, "champion", lambda dataset: None)
-        assert schedule.nightly(return_state=True).is_completed()
+        monkeypatch.setattr(nightly.tracking, "champion", lambda dataset: None)
+        assert nightly.nightly(return_state=True).is_completed()
         assert ran() == {"first": 2, "second": 2}
         assert Path("second").read_text() == "2"
         assert len(told) == 1  # nobody new
 
-        monkeypatch.setenv(schedule.WEBHOOK, "http://127.0.0.1:9/secret")
+        monkeypatch.setenv(nightly.WEBHOOK, "http://127.0.0.1:9/secret")
         champions = iter("12")
-        monkeypatch.setattr(schedule, "_champion", lambda dataset: next(champions))
-        assert schedule.nightly(return_state=True).is_completed()
+        monkeypatch.setattr(nightly, "_champion", lambda dataset: next(champions))
+        assert nightly.nightly(return_state=True).is_completed()
         assert "the webhook did not take it: ConnectError" in caplog.text
         assert "/secret" not in caplog.text
 

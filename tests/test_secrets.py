@@ -21,10 +21,12 @@ from ruamel.yaml import YAML
 from servers import answering
 
 from benchmarks import kills
-from flows import guard
-from flows.server import free_port, keep
-from stages import masking, record, verify
-from stages.errors import ConfigurationError
+from convoy import secrets
+from convoy.errors import ConfigurationError
+from convoy.machine import guard
+from convoy.repo import verify
+from convoy.tracking import outbox
+from flows.session import free_port, keep
 from stages.fetch.addresses import File, check_files
 
 NUMBERS = iter(range(1000))
@@ -236,7 +238,7 @@ def test_fault_41_a_note_of_verify_names_a_remote_without_its_login():
 FAILS = """
 import os, sys
 from stages import __main__ as command
-from stages.errors import ServiceError
+from convoy.errors import ServiceError
 
 def fails():
     raise {kind}(os.environ["SAID"])
@@ -262,9 +264,9 @@ def test_fault_26_an_error_says_none(workspace, kind):
 
 def test_fault_26_parameters_that_are_secret_by_name_are_not_recorded(workspace):
     parameters = {"api_key": canary(), "sizes": {"auth_token": canary(), "width": 2}, "tokens": "words", "key": "a"}
-    with record.run("0" * 32, "train@a", "d", parameters | {"from": f"https://me:{canary()}@x.example/a"}, {}) as run:
+    with outbox.run("0" * 32, "train@a", "d", parameters | {"from": f"https://me:{canary()}@x.example/a"}, {}) as run:
         run.facts({"place": f"s3://{canary()}:{canary()}@bucket/key", "secret": canary()})
-        kept = record.path(run.id).read_text()
+        kept = outbox.path(run.id).read_text()
     assert said_or_left(workspace, kept) == {}
     assert '"sizes.width": 2, "tokens": "words", "key": "a", "from": "https://***@x.example/a"' in kept
 
@@ -331,13 +333,13 @@ NO_SECRET = (
 @pytest.mark.parametrize("name", SECRET)
 def test_fault_26_what_the_environment_holds_under_such_a_name_is_in_no_message(name, monkeypatch):
     monkeypatch.setenv(name, "canary7")
-    assert masking.redacted("no answer to canary7", code=True) == "no answer to ***"
+    assert secrets.redacted("no answer to canary7", code=True) == "no answer to ***"
 
 
 @pytest.mark.parametrize("name", NO_SECRET)
 def test_fault_47_what_it_holds_under_other_names_is_shown(name, monkeypatch):
     monkeypatch.setenv(name, "canary7")
-    assert masking.redacted("no answer to canary7") == "no answer to canary7"
+    assert secrets.redacted("no answer to canary7") == "no answer to canary7"
 
 
 @pytest.mark.parametrize(
@@ -350,15 +352,15 @@ def test_fault_47_what_it_holds_under_other_names_is_shown(name, monkeypatch):
     ],
 )  # fmt: skip
 def test_fault_47_keys_of_parameters_that_are_secret_and_that_are_not(name, secret):
-    assert masking.is_secret(name) is secret
+    assert secrets.is_secret(name) is secret
 
 
 def test_fault_47_a_message_keeps_the_path_of_the_checkout(workspace, monkeypatch):
     monkeypatch.setenv("PWD", str(workspace))
     text = f"error: {workspace}/params.yaml has no train: 'a'"
-    assert masking.redacted(text) == text
+    assert secrets.redacted(text) == text
     patch = f"diff --git a/run.py b/run.py\n+ROOT = '{workspace}'\n"
-    assert masking.redacted_patch(patch) == patch
+    assert secrets.redacted_patch(patch) == patch
 
 
 @pytest.mark.parametrize("value", ["{here}", "{here}/key.json", "{here}/not/there", "{parent}", "~", "{home}/.key"])
@@ -366,13 +368,13 @@ def test_fault_47_a_path_is_shown_whatever_the_variable_is_called(workspace, mon
     (workspace / "not").mkdir()
     value = value.format(here=workspace, parent=workspace.parent, home=Path.home())
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", value)
-    assert masking.redacted(f"cannot read {value}: no such file") == f"cannot read {value}: no such file"
+    assert secrets.redacted(f"cannot read {value}: no such file") == f"cannot read {value}: no such file"
 
 
 @pytest.mark.parametrize("value", ["/wJalrXUtnFEMI+K7MDENG", "/wJalr/XUtnFEMI+K7MDENG", "wJalr/XUtnFEMI"])
 def test_fault_47_a_secret_that_looks_like_a_path_is_not(workspace, monkeypatch, value):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", value)
-    assert masking.redacted(f"refused {value}") == "refused ***"
+    assert secrets.redacted(f"refused {value}") == "refused ***"
 
 
 @pytest.mark.parametrize(
@@ -387,8 +389,8 @@ def test_fault_47_a_common_word_is_shown(workspace, monkeypatch, value):
     (workspace / "checkout7/data").symlink_to(workspace / "data")
     monkeypatch.setenv("USER", "somebody")
     monkeypatch.setenv("DB_PASSWORD", value)
-    assert masking.redacted(f"data/{value} has one {value} too many") == f"data/{value} has one {value} too many"
-    assert masking.redacted(f"postgresql://me:{value}@db.example/a") == "postgresql://***@db.example/a"
+    assert secrets.redacted(f"data/{value} has one {value} too many") == f"data/{value} has one {value} too many"
+    assert secrets.redacted(f"postgresql://me:{value}@db.example/a") == "postgresql://***@db.example/a"
 
 
 @pytest.mark.parametrize(
@@ -405,7 +407,7 @@ def test_fault_47_a_common_word_is_shown(workspace, monkeypatch, value):
 )
 def test_fault_47_a_word_is_hidden_as_a_word_and_other_secrets_wherever_they_stand(monkeypatch, value, text, shown):
     monkeypatch.setenv("DB_PASSWORD", value)
-    assert masking.redacted(text) == shown
+    assert secrets.redacted(text) == shown
 
 
 @pytest.mark.parametrize(
@@ -430,7 +432,7 @@ def test_fault_47_a_word_is_hidden_as_a_word_and_other_secrets_wherever_they_sta
 )  # fmt: skip
 def test_fault_41_the_login_of_an_address_in_the_environment_is_in_no_message(name, value, text, shown, monkeypatch):
     monkeypatch.setenv(name, value)
-    assert masking.redacted(text, code=True) == shown
+    assert secrets.redacted(text, code=True) == shown
 
 
 @pytest.mark.parametrize(
@@ -445,9 +447,9 @@ def test_fault_41_the_login_of_an_address_in_the_environment_is_in_no_message(na
     ],
 )
 def test_fault_41_an_address_is_shown_without_its_login(url, shown):
-    assert masking.masked(url) == shown
-    assert masking.mask_in(f"no answer of {url}: refused", url) == f"no answer of {shown}: refused"
-    assert masking.redacted(f"no answer of {url.partition('?')[0]}") == f"no answer of {shown.partition('?')[0]}"
+    assert secrets.masked(url) == shown
+    assert secrets.mask_in(f"no answer of {url}: refused", url) == f"no answer of {shown}: refused"
+    assert secrets.redacted(f"no answer of {url.partition('?')[0]}") == f"no answer of {shown.partition('?')[0]}"
 
 
 @pytest.mark.parametrize(
@@ -463,11 +465,11 @@ def test_fault_41_an_address_is_shown_without_its_login(url, shown):
     ],
 )
 def test_what_is_masked_and_what_is_not(text, code, shown):
-    assert masking.redacted(text, code) == shown
+    assert secrets.redacted(text, code) == shown
 
 
 @pytest.mark.parametrize("secret", ["~x9f8secretQ", "/root/" + "k" * 300, "~" + "y" * 300, "/nowhere/at\x00all"])
 def test_fault_47_no_value_keeps_a_message_from_being_masked(secret, monkeypatch):
     monkeypatch.setattr(os, "environ", {"DB_PASSWORD": secret})
-    masking._of_environment.cache_clear()
-    assert secret not in masking.redacted(f"failed with {secret} here")
+    secrets._of_environment.cache_clear()
+    assert secret not in secrets.redacted(f"failed with {secret} here")

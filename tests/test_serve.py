@@ -14,11 +14,11 @@ import pytest
 from conftest import NO_ENTRIES, ROOT
 from mlflow.entities.model_registry import ModelVersionTag
 
-from flows.serve import serve
-from flows.server import free_port
-from stages import tracking
+from convoy.errors import ConfigurationError
+from convoy.tracking import tracking
+from flows.serve.serve import serve
+from flows.session import free_port
 from stages.augment.augment import augment
-from stages.errors import ConfigurationError
 from stages.evaluate.evaluate import evaluate
 from stages.ingest.ingest import ingest
 from stages.register.register import register

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from convoy.data.shards import INDEX, Shards, ShardWriter, read_sealed, working, write_sealed, write_shards
+from convoy.errors import BusyError, InputRefusedError, IntegrityError
 from stages.augment.augment import augment
-from stages.errors import BusyError, InputRefusedError, IntegrityError
 from stages.ingest.ingest import ingest
-from stages.shards import INDEX, Shards, ShardWriter, read_sealed, working, write_sealed, write_shards
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_texts_of_any_length_and_script_are_stored(tmp_path, monkeypatch):
     write_shards(tmp_path / "s", [{"text": part} for part in np.split(texts, [1, 20])], shard_bytes=700)
     shards = Shards(tmp_path / "s")
     assert shards.column("text").tolist() == texts.tolist()
-    monkeypatch.setattr("stages.shards.TEXTS", 3)
+    monkeypatch.setattr("convoy.data.shards.TEXTS", 3)
     assert list(shards.texts("text")) == texts.tolist()
     assert shards.text_bytes("text").tolist() == [len(text.encode()) for text in texts]
     rows = [44, 0, 3, 3, 21]

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import pytest
 import servers
 
+from convoy.errors import ConfigurationError, ServiceError
+from convoy.tracking import outbox, tracking
 from flows import __main__ as flows_command
-from flows.server import free_port
-from stages import __main__, record, tracking
-from stages.errors import ConfigurationError, ServiceError
+from flows.session import free_port
+from stages import __main__
 
 LOGIN = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>Who are you?</body></html>"
 
@@ -132,8 +133,8 @@ def test_fault_45_a_server_that_becomes_another_in_between_ends_in_a_line_too(ki
 
 @pytest.mark.parametrize("kind", sorted({*SERVERS} - {"drips"}))
 def test_fault_45_no_line_of_a_record_goes_to_whoever_answers_in_place_of_mlflow(kind, monkeypatch, capsys):
-    monkeypatch.setattr(record, "Shipper", lambda number, name: SimpleNamespace(wait=lambda seconds: None))
-    with record.run("0" * 32, "train@a", "d", {}, {}) as run:
+    monkeypatch.setattr(outbox, "Shipper", lambda number, name: SimpleNamespace(wait=lambda seconds: None))
+    with outbox.run("0" * 32, "train@a", "d", {}, {}) as run:
         run.metrics({"loss": 1.0}, 1)
     with servers.answering(SERVERS[kind][0]) as port:
         address = use(monkeypatch, port)
@@ -141,8 +142,8 @@ def test_fault_45_no_line_of_a_record_goes_to_whoever_answers_in_place_of_mlflow
             tracking._greeted.update({address} if greeted else ())
             assert __main__.main("ship") == SERVERS[kind][1].status
             assert "waits in" in said(capsys)
-            assert record.path(run.id).exists()
-            assert not record.path(run.id).with_suffix(".shipped").exists()  # none counts as brought
+            assert outbox.path(run.id).exists()
+            assert not outbox.path(run.id).with_suffix(".shipped").exists()  # none counts as brought
 
 
 def test_fault_45_a_server_that_takes_connections_and_never_answers_is_told_of_at_once(monkeypatch, capsys):

@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT, run_of
 from mlflow.exceptions import MlflowException
 
-from stages import record, tracking
+from convoy.tracking import outbox, tracking
 
 
 def test_fault_19_eight_processes_that_start_at_once_share_one_fresh_store(workspace):
@@ -62,10 +62,10 @@ def test_the_commit_and_what_is_not_committed_go_with_the_run(workspace, monkeyp
     assert (workspace / "code.py").read_text() == "2\n"
     git("checkout", "code.py")
     (workspace / "new.py").write_text("3\n")
-    assert record.git()[1:] == (True, "")  # git does not know the file, but the code is another
+    assert outbox.git()[1:] == (True, "")  # git does not know the file, but the code is another
     (workspace / "inner").mkdir()
     monkeypatch.chdir(workspace / "inner")
-    assert record.git() == ("none", False, "")  # a folder that some other repository contains
+    assert outbox.git() == ("none", False, "")  # a folder that some other repository contains
 
 
 def test_the_address_is_absolute_and_the_environment_has_the_last_word(workspace, monkeypatch):
@@ -79,7 +79,7 @@ def test_the_address_is_absolute_and_the_environment_has_the_last_word(workspace
 @pytest.fixture
 def trained(workspace):
     """What run.json says of a run that has ended."""
-    with record.run("0" * 32, "train@a", "d", {}, {}) as run:
+    with outbox.run("0" * 32, "train@a", "d", {}, {}) as run:
         pass
     time.sleep(0.01)
     return {"run_id": run.id, "dataset": "d", "model": "a"}

@@ -8,8 +8,8 @@ from conftest import NO_ENTRIES
 from mlflow.exceptions import MlflowException
 from ruamel.yaml import YAML
 
-from flows.predict import predict
-from stages import tracking
+from convoy.tracking import tracking
+from flows.serve.predict import predict
 from stages.augment.augment import augment
 from stages.evaluate.evaluate import evaluate
 from stages.ingest.ingest import ingest

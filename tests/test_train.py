@@ -10,14 +10,14 @@ import pandas as pd
 import pytest
 from conftest import ROOT, run_of
 
-from stages import tracking
+from convoy.data.shards import Shards, write_shards
+from convoy.errors import ConfigurationError, DivergedError
+from convoy.tracking import tracking
 from stages.augment.augment import augment
-from stages.errors import ConfigurationError, DivergedError
 from stages.ingest.ingest import ingest
-from stages.shards import Shards, write_shards
-from stages.train import loop
-from stages.train.batches import Labelled
-from stages.train.progress import Progress
+from stages.train.fit import fit as loop
+from stages.train.fit.batches import Labelled
+from stages.train.running.progress import Progress
 from stages.train.train import train
 
 ENTRY = {"dataset": "bars", "architecture": "plain_cnn", "sizes": {"width": 0.1}, "epochs": 2, "learning_rate": 0.01}
@@ -66,7 +66,7 @@ SEVERAL = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from stages.shards import Shards
+from convoy.data.shards import Shards
 from stages.train import cost, loop
 entry = json.loads(sys.argv[1])
 takes = {"kind": "images", "array": "image", "classes": ["a", "b", "c"]}
@@ -211,12 +211,10 @@ def test_leaves_a_model_its_history_and_its_run(ready):
     assert {"git.commit", "git.dirty", "dataset", "stage"} <= set(run.data.tags)
     assert {tag for tag in run.data.tags if tag.startswith("input.")} == {
         "input.data/augment/bars/train/index.json", "input.data/ingest/bars/val/index.json",
-        "input.stages/compute.py", "input.stages/shards.py", "input.stages/tokens.py",
-        "input.stages/train/__init__.py", "input.stages/train/architectures/plain_cnn.py",
-        "input.stages/train/augmentation.py", "input.stages/train/batches.py", "input.stages/train/checkpoints.py",
-        "input.stages/train/cost.py", "input.stages/train/gradients.py", "input.stages/train/loop.py",
-        "input.stages/train/policy.py", "input.stages/train/progress.py", "input.stages/train/resident.py",
-        "input.stages/train/train.py", "input.stages/train/vectors.py",
+        "input.convoy/checksums.py", "input.convoy/data/shards.py", "input.convoy/data/vocabulary.py",
+        "input.convoy/model/backend.py", "input.stages/train/architectures/plain_cnn.py",
+        "input.stages/train/fit/augmentation.py", "input.stages/train/fit/batches.py", "input.stages/train/fit/fit.py",
+        "input.stages/train/fit/resident.py", "input.stages/train/fit/vectors.py", "input.stages/train/train.py",
     }  # fmt: skip
     curve = tracking._connect().get_metric_history(run_of(facts), "loss")
     np.testing.assert_allclose([point.value for point in curve], history["loss"])
@@ -346,7 +344,7 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(ready, capsys):
 
 def test_progress_foretells_the_time_of_a_long_training_once(capsys, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("stages.train.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("stages.train.running.progress.time.monotonic", lambda: now[0])
     progress = Progress("t", 10, 4000, 100, lambda *_: None, None)
     progress.on_train_begin()
     progress.on_epoch_begin(0)

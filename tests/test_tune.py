@@ -18,14 +18,15 @@ from conftest import ROOT, wait_for
 from optuna.trial import TrialState
 from ruamel.yaml import YAML
 
-from flows import devices
-from flows import tune as module
-from flows.alone import alone
-from flows.tune import TrialFailedError, read, tune
-from stages import __main__ as stages_command
-from stages import params, tracking
+from convoy import params
+from convoy.errors import BusyError, ConfigurationError
+from convoy.tracking import tracking
+from flows.run import devices
+from flows.run.exclusive import alone
+from flows.tune import tune as module
+from flows.tune.tune import TrialFailedError, read, tune
+from stages import check
 from stages.augment.augment import augment
-from stages.errors import BusyError, ConfigurationError
 from stages.ingest.ingest import ingest
 from stages.train.train import train
 
@@ -176,7 +177,7 @@ def test_values_are_within_their_ranges_and_short_enough_to_read(bars):
 def test_a_range_that_cannot_be_is_refused_by_check_before_any_work(bars, text, message):
     ranges(text)
     with pytest.raises(ConfigurationError, match=rf"params.yaml, tune.m: .*({message})"):
-        stages_command.check()
+        check.check()
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ def test_a_range_that_cannot_be_is_refused_by_check_before_any_work(bars, text, 
 )
 def test_a_range_without_the_entrys_value_stops_the_search_and_nothing_else(bars, text, own, capsys):
     ranges(text)
-    stages_command.check()
+    check.check()
     assert f"{own}, which the entry has, is not in it" in capsys.readouterr().err
     with pytest.raises(ConfigurationError, match=f"{own}, which the entry has, is not in it"):
         tune("m")
@@ -223,7 +224,7 @@ def test_whole_numbers_and_fractions_are_two_searches(bars):
 def test_a_search_of_a_model_that_does_not_exist_is_refused(bars):
     ranges("{train: {batch: [32, 128]}}", model="n")
     with pytest.raises(ConfigurationError, match="train has no model 'n'. It has: m"):
-        stages_command.check()
+        check.check()
     with pytest.raises(ConfigurationError, match=r"no tune entry 'm'. Entries: n\. .*README.md, Search"):
         read("m")
 

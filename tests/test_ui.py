@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 from flows.__main__ import main
-from flows.server import free_port
+from flows.session import free_port
 
 
 @pytest.fixture

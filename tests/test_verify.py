@@ -10,9 +10,9 @@ import pytest
 from conftest import ROOT
 from dvc.repo import Repo
 
+from convoy.errors import ConfigurationError, IntegrityError, ServiceError
+from convoy.repo.verify import pull, push, verify
 from stages import __main__ as command
-from stages.errors import ConfigurationError, IntegrityError, ServiceError
-from stages.verify import pull, push, verify
 
 GRAPH = """\
 stages:

@@ -6,9 +6,9 @@ import dask.config
 import pytest
 from distributed import LocalCluster
 
-from stages import workers
+from convoy.errors import ServiceError
+from convoy.machine import workers
 from stages.augment.augment import augment
-from stages.errors import ServiceError
 from stages.ingest import reading
 from stages.ingest.ingest import ingest
 

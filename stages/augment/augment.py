@@ -15,14 +15,15 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from stages import tokens, workers
+from convoy import dependencies
+from convoy.data import vocabulary
+from convoy.data.shards import Arrays, Shards, read_sealed, working, write_sealed, write_shards
+from convoy.data.shards import swap as swap_folders
+from convoy.errors import ConfigurationError, InputRefusedError, IntegrityError
+from convoy.machine import workers
+from convoy.machine.progress import track
+from convoy.params import Amount, Count, Positive, Seed, Share
 from stages.augment.draws import Draws
-from stages.checksums import sha256
-from stages.errors import ConfigurationError, InputRefusedError, IntegrityError
-from stages.params import Amount, Count, Positive, Seed, Share
-from stages.progress import track
-from stages.shards import Arrays, Shards, read_sealed, working, write_sealed, write_shards
-from stages.shards import swap as swap_folders
 
 BLOCK_PIXELS = 2**20  # changed at a time; with some 60 bytes of intermediate results for each, bounds memory
 TEXTS = 4096  # texts or pairs changed at a time
@@ -106,7 +107,7 @@ def augment(
         facts["options"] = {key: about["options"][key] for key in ("size", "mode", "fit")}
     else:
         columns = [column for column in ("text", "source", "target") if column in train.names]
-        facts["vocabulary"] = {column: tokens.describe(_texts(train, column), subwords) for column in columns}
+        facts["vocabulary"] = {column: vocabulary.describe(_texts(train, column), subwords) for column in columns}
     # With that of ingest: the same content is stored as another picture in another size, mode or fit.
     changes = options | {"seed": seed, "ingest": read_sealed(source / "key.json")["key"]}
     if options.get("insert"):
@@ -223,7 +224,7 @@ def _known(target: Path, key: str) -> Known:
 
 def _key(changes: dict[str, Any]) -> str:
     """Returns a SHA-256 of all that decides what a copy looks like: options, code and libraries."""
-    code = [sha256(path) for path in (*sorted(Path(__file__).parent.glob("*.py")), Path(tokens.__file__))]
+    code = dependencies.checksums(dependencies.stage("augment"))
     libraries = {name: version(name) for name in ("numpy", "scipy")}
     options = {name: value for name, value in changes.items() if name != "flip"}  # that stands beside each content
     return hashlib.sha256(json.dumps([options, code, libraries], sort_keys=True).encode()).hexdigest()

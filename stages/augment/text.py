@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from convoy.data.vocabulary import MASK
 from stages.augment.draws import Draws
-from stages.tokens import MASK
 
 ARRAY = "text"
 OPTIONS = ("swap", "delete", "insert", "misspell", "mask", "span")

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from stages import compute, record, scores
-from stages.checksums import sha256
-from stages.evaluate import pictures, report
-from stages.predictor import Predictor
-from stages.shards import INDEX, Shards, read_json
+from convoy.checksums import sha256
+from convoy.data.shards import INDEX, Shards, read_json
+from convoy.model import backend, scores
+from convoy.model.predictor import Predictor
+from convoy.tracking import outbox
+from stages.evaluate.report import pictures, report
 
 
 def evaluate(model: str, *, dataset: str) -> None:
@@ -32,13 +33,13 @@ def evaluate(model: str, *, dataset: str) -> None:
     trained, source = Path("data/train", dataset, model), Path("data/ingest", dataset)
     target, title = Path("data/evaluate", dataset, model), f"{model} on {dataset}"
     facts = read_json(trained / "run.json")
-    with record.reopened(facts) as run:
-        compute.prepare()
+    with outbox.reopened(facts) as run:
+        backend.prepare()
         predictor = Predictor.load(trained)
         if predictor.kind == "translation":
-            from stages.evaluate.translation import assess
+            from stages.evaluate.evaluators.translation import assess
         else:
-            from stages.evaluate.classification import assess
+            from stages.evaluate.evaluators.classification import assess
 
         test, val = Shards(source / "test"), Shards(source / "val")
         shutil.rmtree(target, ignore_errors=True)

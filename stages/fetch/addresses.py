@@ -9,9 +9,9 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from stages.checksums import SUMS, is_ignored
-from stages.errors import ConfigurationError
-from stages.masking import is_secret, masked
+from convoy.checksums import SUMS, is_ignored
+from convoy.errors import ConfigurationError
+from convoy.secrets import is_secret, masked
 
 SIGNED = ("x-amz-", "x-goog-")  # of addresses that a store signed for some hours
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")

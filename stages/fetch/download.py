@@ -12,11 +12,11 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
-from stages.checksums import digest, sha256
-from stages.errors import InputRefusedError, IntegrityError, ServiceError
+from convoy.checksums import digest, sha256
+from convoy.errors import InputRefusedError, IntegrityError, ServiceError
+from convoy.secrets import masked
 from stages.fetch.addresses import File
 from stages.fetch.progress import Progress
-from stages.masking import masked
 
 
 class Part:

@@ -16,14 +16,14 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ByteSize, Field
 from rich.filesize import decimal
 
-from stages import checksums
-from stages.errors import ConfigurationError, InputRefusedError, IntegrityError
+from convoy import checksums
+from convoy.errors import ConfigurationError, InputRefusedError, IntegrityError
+from convoy.secrets import masked
 from stages.fetch.addresses import File, check_files
 from stages.fetch.catalogue import entries
 from stages.fetch.download import download, find
 from stages.fetch.folders import synchronise
 from stages.fetch.samples import SAMPLES
-from stages.masking import masked
 
 GIB = 2**30
 

@@ -6,8 +6,8 @@ import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from stages.checksums import SUMS, is_ignored, sha256
-from stages.errors import InputRefusedError, ServiceError
+from convoy.checksums import SUMS, is_ignored, sha256
+from convoy.errors import InputRefusedError, ServiceError
 from stages.fetch.download import need_room
 from stages.fetch.progress import Progress
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stages import workers
+from convoy.machine import workers
 
 LIBRARIES = ("keras", "matplotlib", "mlflow", "numpy", "pandas", "prefect", "scipy", "sklearn")
 SENTENCES = 1500  # per library

@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from stages.errors import ConfigurationError, ServiceError, StageError
+from convoy.errors import ConfigurationError, ServiceError, StageError
+from convoy.secrets import mask_in
 from stages.fetch.download import Part
-from stages.masking import mask_in
 
 PIECE = 8 * 2**20  # bytes of one request: an object store answers each a little late
 

@@ -20,9 +20,9 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from rich.filesize import decimal
 from yarl import URL
 
-from stages.errors import ConfigurationError, InputRefusedError, ServiceError
+from convoy.errors import ConfigurationError, InputRefusedError, ServiceError
+from convoy.secrets import mask_in, masked
 from stages.fetch.download import Part
-from stages.masking import mask_in, masked
 
 HOPS = 10  # redirects that are followed
 LOGIN = "~/.netrc, or ${NAME}@ in the address, with NAME in the environment"

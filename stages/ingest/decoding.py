@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.errors import InputRefusedError
-from stages.ingest.records import Payload, decode_with
-from stages.shards import Arrays, objects
+from convoy.data.shards import Arrays, objects
+from convoy.errors import InputRefusedError
+from convoy.kinds.base import Payload, decode_with
 
 FILE_BYTES = 2**30  # largest file that is one example; above, a worker's memory would not be bounded
 FINGERPRINT = "fingerprint"  # the array of them in the staging shards; it is not part of the output

@@ -16,19 +16,22 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from stages.checksums import sha256
-from stages.errors import ConfigurationError, InputRefusedError
-from stages.ingest import duplicates, previous, reading
+from convoy import dependencies
+from convoy.checksums import sha256
+from convoy.data.shards import Arrays, Shards, ShardWriter, swap, working, write_sealed, write_shards
+from convoy.errors import ConfigurationError, InputRefusedError
+from convoy.kinds.base import UNEXPECTED
+from convoy.kinds.fingerprints import HASHES
+from convoy.pages.page import many
+from convoy.params import Positive, Share
+from stages.ingest import decoding, previous, reading
 from stages.ingest.decoding import FINGERPRINT
-from stages.ingest.fingerprints import HASHES
 from stages.ingest.formats import archives
+from stages.ingest.near import duplicates
 from stages.ingest.previous import Known
 from stages.ingest.reading import Found
-from stages.ingest.records import UNEXPECTED, Source, natural
-from stages.ingest.report import report
-from stages.page import many
-from stages.params import Positive, Share
-from stages.shards import Arrays, Shards, ShardWriter, swap, working, write_sealed, write_shards
+from stages.ingest.records import Source, natural
+from stages.ingest.report.report import report
 
 SPLITS = ("train", "val", "test")
 RANK = {"test": 0, "val": 1}  # of equal and nearly equal examples the one stays that the raw data gives for the test
@@ -103,7 +106,7 @@ def ingest(
         sums = reading.read_sums(source)
         reading.check_sums(source, sums, lambda name: "/" not in name)  # archives and tables, before they are opened
 
-        reader = import_module(f"stages.ingest.{kind}")
+        reader = import_module(f"stages.ingest.finders.{kind}")
         folder = archives.prepared(source, scratch / "unpacked")
         raw = Source(folder, columns, {split: _plain(pattern) for split, pattern in files.items()}, encoding)
         items = reader.find(raw)
@@ -212,11 +215,10 @@ def leading(contents: Iterable[bytes]) -> bytes:
 
 def _key(kind: str, options: Mapping[str, Any]) -> str:
     """Returns a SHA-256 of all that decides what an example decodes to: options, code and libraries."""
-    code = sorted(path for path in Path(__file__).parent.rglob("*.py") if path.stem != "report")
     facts = {
         "kind": kind,
         "options": options,
-        "code": [sha256(path) for path in code],
+        "code": dependencies.checksums(dependencies.of([decoding.__name__])),
         "libraries": {name: version(name) for name in ("numpy", "pillow", "scipy", "pyarrow", "charset-normalizer")},
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stages.checksums import sha256
-from stages.errors import InputRefusedError, IntegrityError
-from stages.shards import Shards, read_sealed, write_sealed
+from convoy.checksums import sha256
+from convoy.data.shards import Shards, read_sealed, write_sealed
+from convoy.errors import InputRefusedError, IntegrityError
 
 COLUMNS = ("stat", "digest", "path", "reason", "content", "place")
 COARSE = 10**8  # nanoseconds; clocks of file systems tick every 1 to 10 ms, some network ones slower

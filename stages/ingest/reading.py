@@ -11,13 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from stages import checksums, workers
-from stages.errors import InputRefusedError, IntegrityError
+from convoy import checksums
+from convoy.data.shards import ShardWriter
+from convoy.errors import InputRefusedError, IntegrityError
+from convoy.kinds.base import Payload
+from convoy.machine import workers
+from convoy.machine.progress import track
 from stages.ingest.decoding import Decoded, Task, decode_block, digest_of, read_file
 from stages.ingest.previous import COLUMNS, Known, stat_of
-from stages.ingest.records import Item, Payload, class_of
-from stages.progress import track
-from stages.shards import ShardWriter
+from stages.ingest.records import Item, class_of
 
 BLOCK = 256  # examples that a worker decodes at a time, at the most: with fewer small ones it would wait for more
 BLOCK_BYTES = 4 * 2**20  # what is sent to it, or back, at a time; bounds memory

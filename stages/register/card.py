@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from stages.record import measured
-from stages.scores import shown, with_interval
+from convoy.model.scores import shown, with_interval
+from convoy.tracking.outbox import measured
 
 WEAKEST = 3  # classes that are named
 READS = {

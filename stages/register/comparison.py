@@ -7,10 +7,11 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
-from stages import params, scores
-from stages.checksums import sha256
-from stages.page import later, many, template, uri, words
-from stages.shards import read_json
+from convoy import params
+from convoy.checksums import sha256
+from convoy.data.shards import read_json
+from convoy.model import scores
+from convoy.pages.page import later, many, template, uri, words
 
 # Metrics whose numbers are better the smaller they are; of all others, the larger. Parameters and seconds likewise.
 SMALLER = ("val_loss", "log_loss", "ece", "ece_scaled")

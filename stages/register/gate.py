@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy.stats import binom, binomtest
 
-from stages import scores
-from stages.scores import shown
+from convoy.model import scores
+from convoy.model.scores import shown
 
 RELEVANT = 0.01  # the gain in accuracy whose chance of being found is told
 RESAMPLES = 1000  # of the test split, where no exact test exists

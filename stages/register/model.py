@@ -6,17 +6,16 @@ nothing differs between training and serving.
 """
 
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from stages.errors import InputRefusedError
-from stages.ingest.records import decode_with
-from stages.ingest.text import normalised
-from stages.shards import objects
+from convoy.data.shards import objects
+from convoy.errors import InputRefusedError
+from convoy.kinds.base import decode_with
+from convoy.kinds.text import normalised
 
 COLUMNS = {"images": "image", "volumes": "volume", "text": "text", "translation": "source"}  # of raw examples, by kind
 BLOCK = 256  # examples predicted at a time; bounds memory
@@ -32,8 +31,9 @@ class Servable:
     """
 
     def __init__(self, folder: Path) -> None:
-        compute, predictor = (import_module(f"stages.{name}") for name in ("compute", "predictor"))  # import Keras
-        compute.prepare()
+        from convoy.model import backend, predictor  # they import Keras
+
+        backend.prepare()
         self._predictor = predictor.Predictor.load(folder)
         self._column = COLUMNS[self._predictor.kind]
 

@@ -13,19 +13,18 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from stages import lock, networks, scores, tracking
-from stages.errors import IntegrityError
+from convoy import CODE, PACKAGES, dependencies
+from convoy.data.shards import Shards, spread
+from convoy.errors import IntegrityError
+from convoy.model import safe_load, scores
+from convoy.repo import lockfile
+from convoy.tracking import tracking
 from stages.register.model import COLUMNS
-from stages.shards import Shards, spread
 
 TOLERANCE = 1e-3  # of a probability; the same network differs in the last bits of float32, on some devices of TF32
 EXAMPLES = 100  # of the test split that the copy is asked
 CHAIN = ("fetch", "ingest", "augment", "train", "evaluate")  # of stages, from raw files to a version
-SERVED = (  # of stages: the code that it runs
-    "__init__.py", "beam.py", "checksums.py", "compute.py", "errors.py", "predictor.py", "scores.py", "shards.py",
-    "tokens.py", "ingest/__init__.py", "ingest/fingerprints.py", "ingest/formats/*.py", "ingest/images.py",
-    "ingest/records.py", "ingest/text.py", "ingest/volumes.py", "register/__init__.py", "register/model.py",
-)  # fmt: skip
+LOADER = "stages.register.model"  # the module that MLflow calls
 LIBRARIES = (  # that this code imports, beside Keras' backend
     "charset-normalizer", "filelock", "keras", "mlflow", "numpy", "pandas", "pillow", "pyarrow", "scipy",
     "sentencepiece",
@@ -63,7 +62,7 @@ def store(
         IntegrityError: it does not load, or answers otherwise.
         InputRefusedError: as of ``networks.check``.
     """
-    networks.check(Path("data/train", dataset, model, "model.keras"))  # or nobody could load what is registered
+    safe_load.check(Path("data/train", dataset, model, "model.keras"))  # or nobody could load what is registered
     trained, test = Path("data/train", dataset, model), Shards(Path("data/ingest", dataset, "test"))
     if "temperature" in metrics:
         takes = takes | {"temperature": metrics["temperature"]}
@@ -78,7 +77,7 @@ def store(
         address = tracking.log_model(
             model,
             folder,
-            "stages.register.model",
+            LOADER,
             code(Path(scratch)),
             *signature(takes["kind"]),
             example=asked[:1],
@@ -99,7 +98,7 @@ def recorded(dataset: str, model: str) -> dict[str, Any]:
     ``lock``: their entries of dvc.lock; ``names``: kind of stage -> stage; ``files``: .dvc files of raw data.
     """
     names = {kind: f"{kind}@{model if kind in ('train', 'evaluate') else dataset}" for kind in CHAIN}
-    raw, stages = Path(f"data/raw/{dataset}.dvc"), lock.stages()
+    raw, stages = Path(f"data/raw/{dataset}.dvc"), lockfile.stages()
     return {
         "names": names,
         "lock": {"schema": "2.0", "stages": {name: stages[name] for name in names.values() if name in stages}},
@@ -133,14 +132,13 @@ def raw_examples(
     return pd.DataFrame({column: sent}), files
 
 
-def code(scratch: Path) -> Path:
-    """Returns a copy of this package with what the servable model runs, and no more."""
-    package = Path(__file__).parents[1]
-    for file in sorted({file for pattern in SERVED for file in package.glob(pattern)}):
-        place = scratch / package.name / file.relative_to(package)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, place)
-    return scratch / package.name
+def code(scratch: Path) -> list[Path]:
+    """Copies what the servable model runs, and no more; returns the packages."""
+    for file in {dependencies.file(module) for module in dependencies.of([LOADER], neutral=True)}:
+        for one in (file, *(folder / "__init__.py" for folder in file.parents if folder.name)):
+            (scratch / one).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(CODE / one, scratch / one)
+    return [scratch / package for package in PACKAGES if (scratch / package).exists()]
 
 
 def signature(kind: str) -> tuple[dict[str, str], dict[str, str]]:

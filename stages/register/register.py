@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages import params, scores, tracking
-from stages.checksums import sha256
-from stages.errors import InputRefusedError
-from stages.params import Above, Amount, Part
+from convoy import params
+from convoy.checksums import sha256
+from convoy.data.shards import INDEX, Shards, read_json, read_sealed
+from convoy.errors import InputRefusedError
+from convoy.model import scores
+from convoy.params import Above, Amount, Part
+from convoy.tracking import tracking
 from stages.register import card, comparison, gate, packaging
-from stages.shards import INDEX, Shards, read_json, read_sealed
 
 
 def register(
@@ -196,10 +198,10 @@ def champions(holder: tracking.ModelVersion, test: Shards, kind: str, expected: 
 
     It may have been trained on other classes: its answers are compared by name.
     """
-    from stages import compute  # imports Keras, which is seldom needed and takes seconds
-    from stages.predictor import Predictor
+    from convoy.model import backend  # imports Keras, which is seldom needed and takes seconds
+    from convoy.model.predictor import Predictor
 
-    compute.prepare()
+    backend.prepare()
     network, takes = tracking.load_model(holder)
     if takes is None or takes["kind"] != kind:
         return None

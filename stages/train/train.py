@@ -17,12 +17,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from stages import memory, record
-from stages.checksums import sha256
-from stages.errors import ConfigurationError
-from stages.params import Above, Amount, Part, Positive, Seed, Share
-from stages.shards import INDEX, Shards, read_sealed
-from stages.tokens import Unit, Vocabulary
+from convoy import dependencies
+from convoy.checksums import sha256
+from convoy.data.shards import INDEX, Shards, read_sealed
+from convoy.data.vocabulary import Unit, Vocabulary
+from convoy.errors import ConfigurationError
+from convoy.machine import room
+from convoy.params import Above, Amount, Part, Positive, Seed, Share
+from convoy.tracking import outbox
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
 ARRAYS = {"images": "image", "volumes": "volume"}  # kind -> array of the shards
@@ -114,7 +116,7 @@ def train(
             before a long training, from a measurement; see ``policy.py``.
         steps_per_execution: that the device takes before Python looks again.
         threads: of the CPU that one operation is divided into.
-        tokens: what texts are divided into: words, characters or subwords; see ``tokens.py``.
+        tokens: what texts are divided into: words, characters or subwords; see ``vocabulary.py``.
         vocabulary: the most frequent words or characters that are known; by default all of the training split.
         min_count: how often a word or character has to occur there.
         case: words and characters keep it: "The" is another word than "the". Subwords and translations always do.
@@ -138,18 +140,19 @@ def train(
     read = {str(path): sha256(path) for path in (data.folder / INDEX, val.folder / INDEX)} | code(architecture)
     if word_vectors is not None and word_vectors.is_file():
         read["word_vectors"] = sha256(word_vectors)
-    from stages import compute  # here, since `check` has no use for Keras' seconds of start-up
-    from stages.train import cost, loop, policy
-    from stages.train.checkpoints import Checkpoints
+    from convoy.model import backend  # here, since `check` has no use for Keras' seconds of start-up
+    from stages.train.fit import fit
+    from stages.train.running.checkpoints import Checkpoints
+    from stages.train.speed import cost, policy
 
     title, settings = f"train@{model}", fitting(arguments)
-    depends = {"dataset": dataset, "arguments": arguments, "read": read, "libraries": loop.libraries()}
+    depends = {"dataset": dataset, "arguments": arguments, "read": read, "libraries": fit.libraries()}
     checkpoints = Checkpoints(dataset, model, depends | {"model": model})
     state = checkpoints.newest()
     former = state.facts if state else {"seconds": 0.0}
     if state:
         print(f"resuming {title} from epoch {state.epochs + 1}", flush=True)
-    with record.run(checkpoints.key, title, dataset, arguments, read, anew=state is None) as run:
+    with outbox.run(checkpoints.key, title, dataset, arguments, read, anew=state is None) as run:
         for context, split in (("training", data), ("validation", val)):
             run.data(context, dataset, split.folder, read[str(split.folder / INDEX)])
         started = time.time() - former["seconds"]
@@ -161,11 +164,11 @@ def train(
         kept = {"policy": chosen, "source": source}
         checkpoints.facts = lambda: kept | {"seconds": time.time() - started}
         with cost.guarded(spent, title):
-            result = loop.fit(
+            result = fit.fit(
                 data, val, takes, title=title, log=run.metrics, checkpoints=checkpoints, state=state, **settings
             )
             seconds = time.time() - started
-            loop.save(result.model, target / "model.keras")
+            fit.save(result.model, target / "model.keras")
         result.history.to_csv(target / "history.csv", index=False)
         (target / "input.json").write_text(json.dumps(takes, ensure_ascii=False), encoding="utf-8")
         facts = {
@@ -178,18 +181,18 @@ def train(
             "epochs": len(result.history),
             **chosen,
             "policy": source,
-            **loop.environment(),
+            **fit.environment(),
         }
         measured = {
             "examples_per_second": round(result.examples_per_second),
             "validation_examples_per_second": round(result.validation_examples_per_second),
-            "memory": round(memory.peak() / 2**20),  # MiB
-            **({"device_memory": round(most / 2**20)} if (most := compute.peak_memory()) else {}),  # MiB of a GPU
+            "memory": round(room.peak() / 2**20),  # MiB
+            **({"device_memory": round(most / 2**20)} if (most := backend.peak_memory()) else {}),  # MiB of a GPU
             "seconds": round(seconds, 1),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         run.facts(facts | measured)
-    record.keep(facts, measured)
+    outbox.keep(facts, measured)
     (target / "run.json").write_text(json.dumps(facts, indent=1))
     checkpoints.remove()
 
@@ -206,15 +209,15 @@ def planned(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
         ConfigurationError: as of ``train``.
     """
     data, _, takes = opened(model, arguments["dataset"], arguments, verify=False)
-    from stages import compute  # here, for the reason in the first lines
-    from stages.train import cost, policy
+    from convoy.model import backend  # here, for the reason in the first lines
+    from stages.train.speed import cost, policy
 
-    compute.prepare()
+    backend.prepare()
     settings = fitting(arguments)
     settings |= policy.choose(model, data, takes, settings, worth=math.inf)[0]
     found = cost.estimate(data, takes, **settings)
     others = {key: arguments[key] for key in ("architecture", "epochs")}
-    return asdict(found) | others | {"memory": found.memory, "device": compute.devices()[0]}
+    return asdict(found) | others | {"memory": found.memory, "device": backend.devices()[0]}
 
 
 def trial(model: str, *, dataset: str, **arguments: Any) -> None:
@@ -224,7 +227,8 @@ def trial(model: str, *, dataset: str, **arguments: Any) -> None:
     ``kept`` the epoch whose weights ``train`` would keep.
     """
     data, val, takes = opened(model, dataset, arguments)
-    from stages.train import cost, loop, policy  # as in train
+    from stages.train.fit import fit
+    from stages.train.speed import cost, policy  # as in train
 
     def say(row: dict[str, float], _epoch: int = 0) -> None:
         print(ROW + json.dumps(row), flush=True)
@@ -233,7 +237,7 @@ def trial(model: str, *, dataset: str, **arguments: Any) -> None:
     chosen, _, spent = policy.settle(model, title, data, takes, settings, worth=math.inf)
     settings |= chosen
     with cost.guarded(spent, title):
-        result = loop.fit(data, val, takes, title=title, log=say, **settings)
+        result = fit.fit(data, val, takes, title=title, log=say, **settings)
     losses = result.history["val_loss"]
     kept = len(losses) if arguments["patience"] is None else int(losses.argmin()) + 1
     say({"kept": kept, "parameters": result.parameters})
@@ -242,7 +246,7 @@ def trial(model: str, *, dataset: str, **arguments: Any) -> None:
 def measure(model: str, *, dataset: str, **arguments: Any) -> None:
     """Measures how a training computes fastest, which every later one then does: see ``policy.py``."""
     data, _, takes = opened(model, dataset, arguments)
-    from stages.train import policy  # as in train
+    from stages.train.speed import policy  # as in train
 
     chosen, source = policy.choose(model, data, takes, fitting(arguments), worth=0.0, anew=True)
     print(f"train@{model}  will compute in {policy.told(chosen)} ({source})")
@@ -259,12 +263,13 @@ def pace(model: str, steps: int, chosen: dict[str, Any], *, dataset: str, **argu
         arguments: likewise.
     """
     data, val, takes = opened(model, dataset, arguments)
-    from stages.train import cost, loop, policy  # as in train
+    from stages.train.fit import fit
+    from stages.train.speed import cost, policy  # as in train
 
     settings, title = fitting(arguments) | chosen, f"pace@{model}"
     _, _, spent = policy.settle(model, title, data, takes, settings)
     with cost.guarded(spent, title):
-        start, step = loop.pace(steps, data=data, val=val, takes=takes, title=title, **settings)
+        start, step = fit.pace(steps, data=data, val=val, takes=takes, title=title, **settings)
     print(PACE + json.dumps({"start": start, "step": step}), flush=True)
 
 
@@ -292,11 +297,8 @@ def fitting(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def code(architecture: str) -> dict[str, str]:
-    """Returns the files of this checkout that a training runs: path -> SHA-256."""
-    top = Path(__file__).parents[2]
-    files = [*Path(__file__).parent.glob("*.py"), ARCHITECTURES / f"{architecture}.py"]
-    files += [top / "stages" / file for file in ("compute.py", "shards.py", "tokens.py")]
-    return {str(path.relative_to(top)): sha256(path) for path in sorted(files)}
+    """Returns the files of this checkout that decide what a training yields: path -> SHA-256."""
+    return dependencies.checksums(dependencies.stage("train", architecture))
 
 
 def inputs(

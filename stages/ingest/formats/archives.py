@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
-from stages.errors import InputRefusedError
+from convoy.errors import InputRefusedError
 from stages.ingest.formats import tar
 from stages.ingest.formats.compressed import CHUNK, FLOOR_BYTES, RATIO, Budget
 from stages.ingest.formats.folders import check_special

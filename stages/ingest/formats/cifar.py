@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from stages.errors import ConfigurationError, InputRefusedError
-from stages.ingest.formats import arrays
+from convoy.errors import ConfigurationError, InputRefusedError
+from convoy.kinds import arrays
 from stages.ingest.formats.folders import printable
 from stages.ingest.records import Item, Source
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from stages.errors import InputRefusedError
+from convoy.errors import InputRefusedError
 
 CHUNK = 2**16  # bytes read at a time
 

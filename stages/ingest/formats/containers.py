@@ -1,15 +1,14 @@
 """Finds examples in files of many: IDX (MNIST), .npz (Keras, MedMNIST), .npy (pairs; one per class: Quick Draw)."""
 
-import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from stages.errors import InputRefusedError
-from stages.ingest.formats import arrays
-from stages.ingest.formats.arrays import Stored
+from convoy.errors import InputRefusedError
+from convoy.kinds import arrays
+from convoy.kinds.arrays import Stored, arrangement, factor, to_bytes
 from stages.ingest.formats.folders import SPLIT_FOLDERS, printable
 from stages.ingest.formats.splits import split_of
 from stages.ingest.records import Item, Source
@@ -180,56 +179,6 @@ def _items(source: Source, layout: str, parts: list[Part], axes: int) -> Iterato
                     row += 1
 
     return items()
-
-
-def arrangement(images: Stored, axes: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns the function that brings rows of ``images`` to (rows, [depth,] height, width[, channels])."""
-    row = images.shape[1:]
-    if len(row) == axes or (len(row) == axes + 1 and row[-1] in (1, 3, 4)):
-        return lambda block: block
-    if len(row) == axes + 1 and row[0] in (1, 3):  # channels first
-        return lambda block: np.moveaxis(block, 1, -1)
-    side = math.isqrt(row[0]) if len(row) == 1 else 0
-    if axes == 2 and side and side * side == row[0]:  # flattened squares, as in Quick Draw
-        return lambda block: block.reshape(-1, side, side)
-    shape = "depth, height, width" if axes == 3 else "height, width"
-    raise InputRefusedError(
-        f"{images.name} has the shape {images.shape}. Allowed: (examples, {shape}); with 1, 3 or 4 channels last, or 1 "
-        f"or 3 channels first{'; (examples, height * height)' if axes == 2 else ''}."
-    )
-
-
-def factor(images: list[Stored]) -> int:
-    """Returns what numbers other than bytes, 16 bits and bool are multiplied with: 255 if all are within 0 and 1.
-
-    Raises:
-        InputRefusedError: they are not within 0 and 255 either.
-    """
-    high = None
-    for stored in images:
-        if stored.dtype.kind in "US":
-            raise InputRefusedError(f"{stored.name} holds texts ({stored.dtype}), not pixels.")
-        if stored.dtype.kind == "b" or stored.dtype.name in ("uint8", "uint16"):
-            continue
-        for block in stored.blocks():
-            if not (block.min() >= 0 and block.max() <= 255):  # also if one is NaN
-                raise InputRefusedError(
-                    f"{stored.name} holds {stored.dtype} from {block.min()} to {block.max()}: no known range. Allowed: "
-                    "0 to 1, 0 to 255, uint16."
-                )
-            high = max(block.max(), -1 if high is None else high)
-    return 255 if high is not None and high <= 1 else 1
-
-
-def to_bytes(block: np.ndarray, times: int) -> np.ndarray:
-    """Returns ``block`` as uint8 or uint16."""
-    if block.dtype.name in ("uint8", "uint16"):
-        return block.astype(block.dtype.name, copy=False)  # in this machine's byte order
-    if block.dtype.kind == "b":
-        return block.astype(np.uint8) * 255
-    if block.dtype.kind in "iu":
-        return block.astype(np.uint8) * np.uint8(times)  # 255 is no int8
-    return np.rint(block * times).astype(np.uint8)
 
 
 def _read_labels(stored: Stored) -> list[str]:

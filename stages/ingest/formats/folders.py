@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.errors import ConfigurationError, InputRefusedError
+from convoy.errors import ConfigurationError, InputRefusedError
 from stages.ingest.records import Item, natural
 
 SPLIT_FOLDERS = {

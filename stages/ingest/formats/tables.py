@@ -18,10 +18,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.errors import ConfigurationError, InputRefusedError
+from convoy.errors import ConfigurationError, InputRefusedError
 from stages.ingest.formats.compressed import FLOOR_BYTES, RATIO
-from stages.ingest.formats.encodings import encoding_of, lines
 from stages.ingest.formats.folders import SPLIT_FOLDERS, check_name, printable
+from stages.ingest.formats.text_files import encoding_of, lines
 from stages.ingest.records import Source
 
 SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".parquet")

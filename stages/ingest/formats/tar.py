@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from stages.errors import InputRefusedError
+from convoy.errors import InputRefusedError
 from stages.ingest.formats.compressed import CHUNK, open_bytes
 
 BLOCK = 512  # bytes; every part of a tar file begins at a multiple of it

@@ -1,0 +1,1 @@
+"""What is stored of examples: shards, and the vocabularies of texts."""

@@ -1,0 +1,1 @@
+"""Networks: the backend, loading, predicting and scoring."""

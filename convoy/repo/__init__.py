@@ -1,0 +1,1 @@
+"""The only door to DVC: its graph, lock files, cache and remotes."""

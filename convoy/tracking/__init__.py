@@ -1,0 +1,1 @@
+"""The only door to MLflow: what is recorded, shipped and registered."""

@@ -1,0 +1,39 @@
+"""Both pages to look at, MLflow's and Prefect's, on loopback: ``make ui``."""
+
+import time
+from contextlib import suppress
+
+from prefect.settings import PREFECT_API_URL
+
+from convoy.secrets import without_login
+from convoy.tracking import tracking
+from flows import session
+
+
+def serve(port: int, prefect_port: int) -> None:
+    """Starts what is not running elsewhere, waits until it answers, prints the addresses, and ends it with Ctrl-C.
+
+    Args:
+        port: of MLflow.
+        prefect_port: of Prefect.
+
+    Raises:
+        ConfigurationError: another program listens on a port.
+        ServiceError: a server does not start.
+    """
+    mlflow, prefect = tracking.uri(), PREFECT_API_URL.value()
+    if not mlflow.startswith("http"):
+        session.check_free(port, "make ui PORT=...")
+        place = ["--host", "127.0.0.1", "--port", str(port)]
+        store = {"MLFLOW_BACKEND_STORE_URI": mlflow}  # which, unlike arguments, other users of the machine cannot read
+        mlflow = f"http://127.0.0.1:{port}"
+        session.keep(["mlflow", "server", *place], f"{mlflow}/health", store)
+    if not prefect:
+        session.check_free(prefect_port, "make ui PREFECT_PORT=...")
+        prefect = session.start(prefect_port, ui=True)
+        print(f"To have flows appear there: export PREFECT_API_URL={prefect}")
+    pages = without_login(mlflow), without_login(prefect.removesuffix("/api"))
+    print(f"MLflow:  {pages[0]}\nPrefect: {pages[1]}\nCtrl-C ends them.", flush=True)
+    with suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(3600)
