@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 
 from convoy.errors import BusyError, IntegrityError
 from convoy.repo import busy, lockfile
-from stages import check as command
+from stages import __main__ as command
 
 WHOLE = """schema: '2.0'
 stages:
