@@ -28,10 +28,13 @@ SLEEP = 20.0
 FLOW = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
-from flows import __main__, devices, pipeline, results
-from stages import __main__ as stages_command
-from stages import params, tracking
-stages_command.check = tracking.end_abandoned = lambda: None
+from flows import __main__, pipeline
+from flows.run import devices
+from flows.show import results
+from convoy import params
+from convoy.tracking import runs
+from stages import check
+check.check = runs.end_abandoned = lambda: None
 results.show = lambda since: None
 params.load = lambda: {{"train": {{}}}}
 devices.tempfile.gettempdir = os.getcwd

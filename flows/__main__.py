@@ -130,7 +130,7 @@ def _command(words: Sequence[str]) -> int:
         return error.status
     except Exception as error:
         # Only where MLflow was used; it takes seconds to import.
-        if (tracking := sys.modules.get("convoy.tracking.tracking")) and (said := tracking.explained(error)):
+        if (store := sys.modules.get("convoy.tracking.store")) and (said := store.explained(error)):
             print(f"error: {redacted(str(said))}", file=sys.stderr)
             return said.status
         raise

@@ -19,7 +19,7 @@ from convoy.errors import ServiceError, StageError
 from convoy.machine import guard
 from convoy.repo import graph, lockfile
 from convoy.secrets import redacted
-from convoy.tracking import tracking
+from convoy.tracking import registry
 from flows import session
 from flows.pipeline import pipeline
 
@@ -106,7 +106,7 @@ def serve(cron: str, targets: list[str], slots: int | None, cluster: str | None)
 
 
 def _champion(dataset: str) -> str | None:
-    version = tracking.champion(dataset)
+    version = registry.champion(dataset)
     return None if version is None else f"version {version.version} ({version.tags.get('model', 'unknown')})"
 
 

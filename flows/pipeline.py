@@ -21,7 +21,7 @@ from convoy import params
 from convoy.errors import BusyError, ConfigurationError, ServiceError, StageError
 from convoy.machine import guard
 from convoy.repo import graph
-from convoy.tracking import tracking
+from convoy.tracking import runs
 from flows.run import devices
 from flows.run.exclusive import alone
 from flows.run.runner import MEMORY, Here, Listener, Outcome, Wanted
@@ -84,7 +84,7 @@ def pipeline(
         Cluster(cluster, nodes) if cluster else nullcontext(Here(devices.found(slots))) as place,
         Board(nodes, place.trainings) as shown,
     ):
-        tracking.end_abandoned()
+        runs.end_abandoned()
 
         @task(
             task_run_name="{stage}",

@@ -47,7 +47,7 @@ def main(*words: str) -> int:
             print(f"error: {error.strerror}: {error.filename or 'the disk'}. Make room and run again.", file=sys.stderr)
             return ServiceError.status
         # Only where MLflow was used; it takes seconds to import.
-        if (tracking := sys.modules.get("convoy.tracking.tracking")) and (said := tracking.explained(error)):
+        if (store := sys.modules.get("convoy.tracking.store")) and (said := store.explained(error)):
             print(f"error: {_one_line(redacted(str(said)))}", file=sys.stderr)
             return said.status
         raise
@@ -76,12 +76,12 @@ def _command(words: Sequence[str]) -> None:
         case ["pull"] | ["pull", _]:
             import_module("convoy.repo.verify").pull(*words[1:])
         case ["ship"]:
-            count = import_module("convoy.tracking.tracking").ship()
+            count = import_module("convoy.tracking.shipping").ship()
             aside = len(outbox.aside())
             rest = f"{aside} records in {outbox.FOLDER} are set aside" if aside else "nothing waits any more"
             print(f"brought {count} runs to MLflow; {rest}")
         case ["ship", number, name]:
-            import_module("convoy.tracking.tracking").follow(number, name)
+            import_module("convoy.tracking.shipping").follow(number, name)
         case ["trace" | "rebuild" as command, name]:
             getattr(import_module("stages.lineage"), command)(name)
         case ["rollback", dataset, "--to", number, "--reason", *reason]:

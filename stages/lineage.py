@@ -30,7 +30,7 @@ from convoy.checksums import sha256
 from convoy.errors import ConfigurationError, IntegrityError, ServiceError, StageError
 from convoy.model.scores import with_interval
 from convoy.repo.verify import opened
-from convoy.tracking import tracking
+from convoy.tracking import registry, retention
 
 LINEAGE = "lineage.json"
 CHAIN = {"fetch": "raw files", "ingest": "shards", "augment": "augmentation", "train": "training",
@@ -43,8 +43,8 @@ def trace(name: str) -> None:
     Args:
         name: data set and version or alias: ``digits@champion``, ``digits@3``.
     """
-    found = tracking.find_version(*_parted(name))
-    recorded, run, tags = _recorded(found), tracking.run_of(found), found.tags
+    found = registry.find_version(*_parted(name))
+    recorded, run, tags = _recorded(found), registry.run_of(found), found.tags
     stages = {stage.split("@")[0]: entry for stage, entry in recorded["lock"]["stages"].items()}
     aliases = f" ({', '.join(found.aliases)})" if found.aliases else ""
     tree = Tree(f"{found.name} version {found.version}{aliases}: {tags['model']}")
@@ -84,8 +84,8 @@ def rebuild(name: str) -> None:
         ConfigurationError: its commit or its data are nowhere to be found.
         IntegrityError: the model has other bytes; the message names libraries that differ.
     """
-    found = tracking.find_version(*_parted(name))
-    recorded, run, model = _recorded(found), tracking.run_of(found), found.tags["model"]
+    found = registry.find_version(*_parted(name))
+    recorded, run, model = _recorded(found), registry.run_of(found), found.tags["model"]
     stage, commit = recorded["lock"]["stages"][f"train@{model}"], run["tags"].get("git.commit", "none")
     if commit == "none":
         raise ConfigurationError(
@@ -130,21 +130,21 @@ def rollback(dataset: str, to: str, reason: str) -> None:
         ConfigurationError: there is no such version, another tool made it, or it is the champion already.
         IntegrityError: its files were changed, or are gone.
     """
-    target, holder = tracking.find_version(dataset, to), tracking.champion(dataset)
-    if not tracking.is_ours(target):
-        raise ConfigurationError(tracking.foreign(target))
+    target, holder = registry.find_version(dataset, to), registry.champion(dataset)
+    if not registry.is_ours(target):
+        raise ConfigurationError(registry.foreign(target))
     if not reason.strip():
         raise ConfigurationError("a rollback needs a --reason; it is kept with both versions.")
     if holder is not None and holder.version == target.version:
         raise ConfigurationError(f"version {to} of {dataset} is the champion already.")
-    with tracking.checked(target):  # nothing that could not be served becomes champion
+    with registry.checked(target):  # nothing that could not be served becomes champion
         pass
     before = "no champion" if holder is None else f"version {holder.version}"
     if holder is not None:
-        tracking.describe_version(holder, {"rolled_back": reason})
-    tracking.describe_version(target, {"decision": json.dumps(f"went back to it from {before}: {reason}")})
-    tracking.forget_tag(target, "rolled_back")
-    tracking.promote(target)
+        registry.describe_version(holder, {"rolled_back": reason})
+    registry.describe_version(target, {"decision": json.dumps(f"went back to it from {before}: {reason}")})
+    registry.forget_tag(target, "rolled_back")
+    registry.promote(target)
     print(f"{dataset}: champion is version {target.version} ({target.tags['model']}), before {before}")
 
 
@@ -166,7 +166,7 @@ def clean(last: int, champions: bool, dry_run: bool) -> None:
             known what a version that stays needs. Nothing was removed.
     """
     content = params.load()
-    stay, go = tracking.unneeded(content["ingest"], last, kept_runs=_runs_of_workspace())
+    stay, go = retention.unneeded(content["ingest"], last, kept_runs=_runs_of_workspace())
     held = [one for name in content["ingest"] for one in [known for known in stay if known.name == name][last:]]
     if held and not champions:
         named = ", ".join(f"{one.name}@{one.version} ({one.tags.get('model')})" for one in held)
@@ -180,7 +180,7 @@ def clean(last: int, champions: bool, dry_run: bool) -> None:
         print(f"{would}: {one.name} version {one.version} ({one.tags.get('model')})")
     print(f"{would}: {len(go.versions)} versions, {len(go.runs)} runs, {len(go.models)} stored models")
     if not dry_run:
-        tracking.remove(go)
+        retention.remove(go)
     objects, size = _clean_cache(lineages, dry_run)
     print(f"{would}: {objects:,} objects of DVC's cache, {_megabytes(size)}")
     for place in Path("data/train/.cache/checkpoints").glob("*/*"):
@@ -199,10 +199,10 @@ def _parted(name: str) -> tuple[str, str]:
     return dataset, which
 
 
-def _recorded(found: tracking.ModelVersion) -> dict[str, Any]:
-    if not tracking.is_ours(found):
-        raise ConfigurationError(tracking.foreign(found))
-    text = tracking.text_of(found, LINEAGE)
+def _recorded(found: registry.ModelVersion) -> dict[str, Any]:
+    if not registry.is_ours(found):
+        raise ConfigurationError(registry.foreign(found))
+    text = registry.text_of(found, LINEAGE)
     if text is None:
         raise ConfigurationError(
             f"version {found.version} of {found.name} was registered without its lineage, by an older convoy."
@@ -216,7 +216,7 @@ def _recorded(found: tracking.ModelVersion) -> dict[str, Any]:
     return content
 
 
-def _lineages(stay: Sequence[tracking.ModelVersion], mentioned: Container[str]) -> list[dict[str, Any]]:
+def _lineages(stay: Sequence[registry.ModelVersion], mentioned: Container[str]) -> list[dict[str, Any]]:
     """Returns what versions need, each lineage once.
 
     Args:
@@ -233,7 +233,7 @@ def _lineages(stay: Sequence[tracking.ModelVersion], mentioned: Container[str]) 
     for one in stay:
         try:
             lineage = _recorded(one)
-        except (StageError, tracking.MlflowException, OSError, ValueError) as error:
+        except (StageError, registry.MlflowException, OSError, ValueError) as error:
             if isinstance(error, ConfigurationError) and not one.aliases and one.name not in mentioned:
                 continue
             if isinstance(error, IntegrityError) and not one.aliases:  # nothing of it can be had again

@@ -53,9 +53,11 @@ def pytest_unconfigure():
 
 def run_of(facts):
     """Returns MLflow's id of the run that a training recorded, given its run.json."""
-    from convoy.tracking import tracking  # for the reason below
+    from convoy.tracking import (
+        store,
+    )
 
-    client = tracking._connect()
+    client = store.connect()
     experiment = client.get_experiment_by_name(facts["dataset"]).experiment_id
     [run, *_] = client.search_runs([experiment], f"tags.record = '{facts['run_id']}'")
     return run.info.run_id
@@ -75,15 +77,18 @@ def bars(folder, side):
 
 def _ship(empty):
     """Ships to the workspace's store, which is a copy of the database ``empty``: to make one takes a second."""
-    from convoy.tracking import tracking  # seconds that only trainings are worth
+    from convoy.tracking import (
+        shipping,  # seconds that only trainings are worth
+        store,
+    )
 
     if "MLFLOW_TRACKING_URI" not in os.environ and not Path("mlflow.db").exists():
         if not empty.exists():
-            tracking._connect()
+            store.connect()
             shutil.copy("mlflow.db", empty)
         else:
             shutil.copy(empty, "mlflow.db")
-    tracking.ship()
+    shipping.ship()
 
 
 def wait_for(condition, seconds=30):

@@ -4,7 +4,7 @@ import json
 
 import pandas as pd
 
-from convoy.tracking import tracking
+from convoy.tracking import registry, runs
 
 
 def register(folder, dataset="d", content="weights", tags=None):
@@ -22,10 +22,10 @@ def register(folder, dataset="d", content="weights", tags=None):
     (files / "weights.txt").write_text(content)
     (files / "lineage.json").write_text(json.dumps({"content": content}))
     (code / "__init__.py").write_text("def _load_pyfunc(folder):\n    raise SystemExit(folder)\n")
-    with tracking.run("train@m", dataset, {}, {}) as run_id:
-        address = tracking.log_model(
+    with runs.run("train@m", dataset, {}, {}) as run_id:
+        address = registry.log_model(
             "m", files, "code", code, {"text": "string"}, {"label": "string"}, pd.DataFrame({"text": ["x"]}), ["numpy"]
         )
-    with tracking.fetched(address) as copy:
-        own = {"model": "m", "model_sha256": content, "kind": "text", tracking.STORED: tracking.fingerprint(copy)}
-    return tracking.add_version(dataset, address, run_id, own | (tags or {}))
+    with registry.fetched(address) as copy:
+        own = {"model": "m", "model_sha256": content, "kind": "text", registry.STORED: registry.fingerprint(copy)}
+    return registry.add_version(dataset, address, run_id, own | (tags or {}))

@@ -19,11 +19,11 @@ TRAINING = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from stages import compute
 from convoy.data.shards import Shards
-from stages.train import loop
+from convoy.model import backend
+from stages.train.fit import fit as loop
 takes, entry = json.loads(sys.argv[1])
-entry["jit_compile"] = compute.compilation()
+entry["jit_compile"] = backend.compilation()
 result = loop.fit(Shards("a"), Shards("b"), takes, **entry, title="t", log=lambda *_: None)
 loop.save(result.model, Path("model.keras"))
 np.save("answers.npy", result.model.predict(np.load("examples.npy"), verbose=0))

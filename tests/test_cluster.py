@@ -79,7 +79,7 @@ stages:
 def clones(tmp_path, monkeypatch):
     """Clones "coordinator", "one", "two" and "alone" of a small project with a remote; works in the first."""
     monkeypatch.setattr(module, "RETRY_SECONDS", [0.1])
-    monkeypatch.setattr(module.tracking, "end_abandoned", lambda: None)
+    monkeypatch.setattr(module.runs, "end_abandoned", lambda: None)
     monkeypatch.setattr(module.check, "check", lambda: None)
     monkeypatch.setattr(module.params, "load", lambda: NO_ENTRIES)
     for name in ("AUTHOR", "COMMITTER"):
@@ -244,8 +244,9 @@ FLOW = f"""
 import sys
 from flows import __main__
 from stages import check
-from stages import params, tracking
-check.check = tracking.end_abandoned = lambda: None
+from convoy import params
+from convoy.tracking import runs
+check.check = runs.end_abandoned = lambda: None
 params.load = lambda: {NO_ENTRIES!r}
 sys.exit(__main__.main(["pipeline", "--cluster", sys.argv[1]]))
 """

@@ -109,7 +109,7 @@ def test_the_processor_is_named_with_its_cores(monkeypatch):
 
 def test_on_a_cpu_equal_steps_give_equal_numbers_and_threads_are_as_many_as_asked():
     script = (
-        "from stages import compute; compute.prepare(threads=1); import tensorflow as tf\n"
+        "from convoy.model import backend; backend.prepare(threads=1); import tensorflow as tf\n"
         "from tensorflow.python.framework import config\n"
         "print(config.is_op_determinism_enabled(), tf.config.threading.get_intra_op_parallelism_threads())"
     )
@@ -148,7 +148,7 @@ def test_what_other_threads_draw_changes_no_weights():
 
 def test_keras_starts_quietly_and_without_what_is_not_used():
     script = (
-        "import sys; from stages import compute\n"
+        "import sys; from convoy.model import backend\n"
         "assert not {'sklearn', 'matplotlib'} & set(sys.modules)\n"
         "import sklearn.metrics, matplotlib.pyplot"
     )

@@ -9,7 +9,7 @@ from scipy.special import softmax
 
 from convoy.data.shards import Shards
 from convoy.machine import room
-from convoy.tracking import tracking
+from convoy.tracking import store
 from stages.augment.augment import augment
 from stages.evaluate.evaluate import evaluate
 from stages.evaluate.evaluators import classification, intervals
@@ -135,7 +135,7 @@ def test_writes_scores_of_the_test_split_with_one_row_per_example(evaluated):
 def test_scores_and_pictures_reach_the_run_of_the_training(evaluated):
     facts = json.loads((evaluated / "train/bars/small/run.json").read_text())
     metrics = json.loads((evaluated / "evaluate/bars/small/metrics.json").read_text())
-    client = tracking._connect()
+    client = store.connect()
     run = client.get_run(run_of(facts))
     assert run.data.metrics["test_accuracy"] == metrics["accuracy"]
     assert run.data.metrics["final_val_accuracy"] == metrics["val_accuracy"]
@@ -148,6 +148,6 @@ def test_a_model_trained_elsewhere_gets_one_run_here(evaluated):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"run_id": "0" * 32}))
     for _ in range(2):
         evaluate("small", dataset="bars")
-    client = tracking._connect()
+    client = store.connect()
     runs = client.search_runs([client.get_experiment_by_name("bars").experiment_id])
     assert sorted(run.data.tags["record"] == "0" * 32 for run in runs) == [False, True]

@@ -79,7 +79,7 @@ stages:
 def toy(workspace, monkeypatch):
     """A checkout whose stages sleep, and a function that sets what each does: (seconds, status)."""
     monkeypatch.setattr(module, "RETRY_SECONDS", [0.1, 0.1])
-    monkeypatch.setattr(module.tracking, "end_abandoned", lambda: None)
+    monkeypatch.setattr(module.runs, "end_abandoned", lambda: None)
     monkeypatch.setattr(module.devices.tempfile, "gettempdir", lambda: str(workspace))
     monkeypatch.setattr(module.check, "check", lambda: None)
     (workspace / "stage.py").write_text(STAGE)
@@ -243,8 +243,9 @@ import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 from flows import __main__, pipeline
 from stages import check
-from stages import params, tracking
-check.check = tracking.end_abandoned = lambda: None
+from convoy import params
+from convoy.tracking import runs
+check.check = runs.end_abandoned = lambda: None
 params.load = lambda: {NO_ENTRIES!r}
 pipeline.devices.tempfile.gettempdir = os.getcwd
 sys.exit(__main__.main(["pipeline", "--slots", "1"]))

@@ -78,7 +78,7 @@ def test_a_network_that_memory_has_no_room_for_is_refused_before(bars, broken, m
 
 def test_threads_are_set_before_gradients_are_computed(ready, workspace):
     script = (
-        "from stages import compute; compute.multiplies_bfloat16 = lambda: True\n"
+        "from convoy.model import backend; backend.multiplies_bfloat16 = lambda: True\n"
         "from stages.train.train import train\n"
         f"train('one', precision='auto', threads=1, **{ENTRY!r})"
     )

@@ -6,10 +6,10 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import psutil
 import pytest
+from conftest import ROOT
 from filelock import FileLock, Timeout
 
 from convoy.machine import guard
@@ -25,7 +25,7 @@ child.wait()
 PARENT = """
 import sys, time
 sys.path.insert(0, {root!r})
-from flows import guard
+from convoy.machine import guard
 started = guard.start([sys.executable, "-c", {tree!r}, {folder!r}])
 open({folder!r} + "/guard", "w").write(str(started.pid))
 time.sleep(60)
@@ -65,7 +65,7 @@ def test_output_and_status_come_through():
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_parent_that_dies_takes_everything_along(tmp_path, how):
-    code = PARENT.format(root=str(Path(guard.__file__).parents[1]), tree=TREE, folder=str(tmp_path))
+    code = PARENT.format(root=str(ROOT), tree=TREE, folder=str(tmp_path))
     parent = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     pids = [number(tmp_path / name) for name in ("guard", "outer", "inner")]
     parent.send_signal(how)

@@ -13,7 +13,7 @@ from convoy.data.shards import Shards, read_sealed
 from convoy.data.vocabulary import Vocabulary
 from convoy.errors import ConfigurationError, InputRefusedError
 from convoy.model.predictor import Predictor
-from convoy.tracking import tracking
+from convoy.tracking import registry
 from flows.serve.predict import predict
 from stages.augment.augment import augment
 from stages.check import check
@@ -76,7 +76,7 @@ def files(workspace, dataset, model):
     assert len(table) == metrics["examples"]
     decision = json.loads((workspace / "data/register" / dataset / "decision.json").read_text())
     assert decision["promoted"]
-    assert tracking.champion(dataset).tags["model"] == model
+    assert registry.champion(dataset).tags["model"] == model
     return metrics, table, folder
 
 

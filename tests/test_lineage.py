@@ -14,7 +14,7 @@ from PIL import Image
 
 from convoy.errors import ConfigurationError, IntegrityError
 from convoy.machine import guard
-from convoy.tracking import tracking
+from convoy.tracking import registry, retention, store
 from stages import __main__ as command
 from stages import lineage
 
@@ -81,7 +81,7 @@ def test_trace_prints_the_chain(inside, capsys):
     assert command.main("trace", "bars@1") == 0
     said = capsys.readouterr().out
     commit = sh("git", "rev-parse", "HEAD").strip()
-    recorded = json.loads(tracking.text_of(tracking.find_version("bars", "1"), lineage.LINEAGE))
+    recorded = json.loads(registry.text_of(registry.find_version("bars", "1"), lineage.LINEAGE))
     [raw] = recorded["lock"]["stages"]["fetch@bars"]["outs"]
     for part in (f"commit {commit}", raw["md5"][:12], "61 files", "ingest.bars = ",
                  "data/augment/bars", '"epochs": 12', "keras ", "accuracy ", "the first champion"):  # fmt: skip
@@ -103,7 +103,7 @@ def test_rebuild_takes_the_patch_too_and_gives_the_same_bytes(inside, capsys):
 
 
 def test_rebuild_says_what_is_otherwise(inside, monkeypatch):
-    found = tracking.find_version("bars", "1")
+    found = registry.find_version("bars", "1")
     other = dict(found.tags) | {"model_sha256": "0" * 64}
     monkeypatch.setattr(type(found), "tags", property(lambda self: other))
     monkeypatch.setattr(lineage, "version", lambda library: "9.9")
@@ -112,34 +112,34 @@ def test_rebuild_says_what_is_otherwise(inside, monkeypatch):
 
 
 def test_fault_25_rollback_is_kept_and_not_undone_by_register(inside, capsys):
-    if str(tracking.champion("bars").version) == "1":  # by chance the gate did not take 2, the model of the workspace
+    if str(registry.champion("bars").version) == "1":  # by chance the gate did not take 2, the model of the workspace
         assert command.main("rollback", "bars", "--to", "2", "--reason", "to begin with") == 0
     assert command.main("rollback", "bars", "--to", "2", "--reason", "x") == ConfigurationError.status
     assert command.main("rollback", "bars", "--to", "1", "--reason", "") == ConfigurationError.status
     assert command.main("rollback", "bars", "--to", "1", "--reason", "wrong", "in", "the", "dark") == 0
-    now = tracking.champion("bars")
+    now = registry.champion("bars")
     assert str(now.version) == "1"
     assert now.tags["decision"] == json.dumps("went back to it from version 2: wrong in the dark")
-    assert tracking.find_version("bars", "2").tags["rolled_back"] == "wrong in the dark"
+    assert registry.find_version("bars", "2").tags["rolled_back"] == "wrong in the dark"
 
     assert command.main("register", "bars") == 0  # 2 is the best of the workspace
-    assert str(tracking.champion("bars").version) == "1"
+    assert str(registry.champion("bars").version) == "1"
     decision = json.loads(Path("data/register/bars/decision.json").read_text())
     assert (decision["version"], decision["promoted"]) == (2, False)
     assert decision["reason"] == "version 2 was taken back: wrong in the dark"
     assert command.main("rollback", "bars", "--to", "2", "--reason", "it was the lamp") == 0
-    assert "rolled_back" not in tracking.find_version("bars", "2").tags
+    assert "rolled_back" not in registry.find_version("bars", "2").tags
 
 
 def test_fault_14_clean_leaves_what_a_copy_under_another_name_needs(inside):
-    client = tracking._connect()
+    client = store.connect()
     client.copy_model_version("models:/bars/2", "production")
     command.main("rollback", "bars", "--to", "1", "--reason", "so that 2 may go")
-    _, go = tracking.unneeded(["bars"], 0, kept_runs=())
+    _, go = retention.unneeded(["bars"], 0, kept_runs=())
     assert [str(one.version) for one in go.versions] == ["2"]
     assert (go.models, go.runs) == ([], [])
     client.delete_registered_model("production")
-    _, go = tracking.unneeded(["bars"], 0, kept_runs=())
+    _, go = retention.unneeded(["bars"], 0, kept_runs=())
     assert (len(go.models), len(go.runs)) == (1, 1)
 
 
@@ -148,7 +148,7 @@ def test_fault_14_clean_leaves_what_an_alias_needs(inside, capsys, caplog):
     Path("data/old").write_text("of a data set that nobody has any more")
     sh(sys.executable, "-m", "dvc", "add", "-q", "data/old")
     Path("data/old.dvc").unlink()
-    client = tracking._connect()
+    client = store.connect()
     client.create_registered_model("of somebody else")
     client.create_model_version("of somebody else", "s3://elsewhere/model", tags={"model": "theirs"})
     other = client.create_run(
@@ -173,25 +173,25 @@ def test_fault_14_clean_leaves_what_an_alias_needs(inside, capsys, caplog):
     assert "would go: checkpoints of gone on bars, which params.yaml has no more" in said
     assert "missing version info" not in caplog.text  # DVC's warning of every output that no commit has
     assert {path for path in cache.rglob("*") if path.is_file()} == before
-    assert tracking.find_version("bars", "2")
+    assert registry.find_version("bars", "2")
 
     stored = Path("mlartifacts/bars/models")
     assert len(list(stored.glob("*/artifacts/MLmodel"))) == 3
     assert command.main("clean", "--keep", "champion,last:0") == 0
     left = {f"models:/{file.parts[-3]}" for file in stored.glob("*/artifacts/MLmodel")}
-    assert left == {tracking.champion("bars").source, theirs.model_uri}  # that of 2 went, though its run stays
+    assert left == {registry.champion("bars").source, theirs.model_uri}  # that of 2 went, though its run stays
     assert [path.name for path in Path("data/train/.cache/checkpoints/bars").iterdir()] == ["model"]
     assert len(before - {path for path in cache.rglob("*") if path.is_file()}) == 2
     assert "2 objects of DVC's cache" in capsys.readouterr().out
     with pytest.raises(ConfigurationError, match=r"no bars@2"):
-        tracking.find_version("bars", "2")
+        registry.find_version("bars", "2")
     assert client.get_model_version("of somebody else", "1").tags["model"] == "theirs"
     assert client.get_run(other).info.lifecycle_stage == "active"
     cached = ("fetch@bars", "ingest@bars", "augment@bars", "train@model", "evaluate@model")
     sh(sys.executable, "-m", "dvc", "status", "-q", *cached)  # the workspace's data is all there
     shutil.rmtree("data/ingest/bars")
     sh(sys.executable, "-m", "dvc", "checkout", "-q", "data/ingest/bars")
-    _, takes = tracking.load_model(tracking.champion("bars"))
+    _, takes = registry.load_model(registry.champion("bars"))
     assert takes["classes"] == ["across", "down"]
     assert command.main("rebuild", "bars@champion") == 0
     assert "equal, byte by byte" in capsys.readouterr().out  # version 1 had no patch
@@ -212,7 +212,7 @@ def cached():
 
 
 def test_fault_40_clean_keeps_what_a_champion_needs_whose_data_set_left_params(left_params, capsys):
-    client, before = tracking._connect(), cached()
+    client, before = store.connect(), cached()
     client.create_registered_model("old")
     client.create_model_version("old", str(left_params / "gone"), tags={"model": "m", "model_sha256": "0"})
     client.set_registered_model_alias("old", "production", "1")
@@ -227,7 +227,7 @@ def test_fault_40_clean_keeps_what_a_champion_needs_whose_data_set_left_params(l
     assert {one.version for one in client.search_model_versions("name = 'bars'")} == versions
     with lineage.opened() as repo:
         for version in versions:
-            recorded = json.loads(tracking.text_of(tracking.find_version("bars", version), lineage.LINEAGE))
+            recorded = json.loads(registry.text_of(registry.find_version("bars", version), lineage.LINEAGE))
             outs = [out["md5"] for stage in recorded["lock"]["stages"].values() for out in stage["outs"]]
             assert [out for out in outs if not repo.cache.local.exists(out)] == []
     assert command.main("rebuild", "bars@champion") == 0
@@ -261,10 +261,10 @@ def test_fault_40_rebuild_without_its_data_names_them_and_where_they_may_be(left
 
 
 def test_clean_leaves_versions_that_params_does_not_mention(left_params):
-    client = tracking._connect()
+    client = store.connect()
     number = client.copy_model_version("models:/bars@champion", "production").version
-    stay, go = tracking.unneeded([], 0, kept_runs=())
+    stay, go = retention.unneeded([], 0, kept_runs=())
     assert ("production", number) in {(one.name, one.version) for one in stay}
     assert not any(one.name == "of somebody else" for one in stay)
-    assert go == tracking.Unneeded([], [], [])
+    assert go == retention.Unneeded([], [], [])
     client.delete_registered_model("production")

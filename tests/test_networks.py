@@ -82,8 +82,8 @@ def test_fault_38_the_process_that_loads_first_knows_no_secret_and_writes_nothin
 
     def run(command, env, **options):
         asked.update(env)
-        program = "import sys\nfrom pathlib import Path\nfrom stages import networks\n"
-        program += "networks._load_within_limits(Path(sys.argv[1]))\nPath(sys.argv[2]).write_text('a')\n"
+        program = "import sys\nfrom pathlib import Path\nfrom convoy.model import safe_load\n"
+        program += "safe_load._load_within_limits(Path(sys.argv[1]))\nPath(sys.argv[2]).write_text('a')\n"
         return real([sys.executable, "-c", program, *command[3:], str(tmp_path / "written")], env=env, **options)
 
     real = subprocess.run

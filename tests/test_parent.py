@@ -14,8 +14,8 @@ from test_guard import gone
 STAGE = """
 import os, subprocess, sys, time
 sys.path.insert(0, {root!r})
-from stages import parent
-parent.watch()
+from convoy.machine import orphans
+orphans.watch()
 inner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 shipper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
 print(os.getpid(), inner.pid, shipper.pid, flush=True)

@@ -16,13 +16,13 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
 from convoy.errors import ServiceError
-from convoy.tracking import outbox, tracking
+from convoy.tracking import outbox, runs, shipping, store
 from flows.session import free_port
 
 SPEAKS = """
 import sys, time
-from stages import record
-with record.run("0" * 32, "train@a", "d", {"rate": 0.1, "sizes": {"width": 2}}, {"file": "0"}) as run:
+from convoy.tracking import outbox
+with outbox.run("0" * 32, "train@a", "d", {"rate": 0.1, "sizes": {"width": 2}}, {"file": "0"}) as run:
     for epoch in range(1, 6):
         started = time.perf_counter()
         run.metrics({"epoch": epoch, "loss": 1 / epoch}, epoch)
@@ -45,20 +45,20 @@ def waiting():
     return list(outbox.FOLDER.glob("*.jsonl"))
 
 
-def runs():
-    client = tracking._connect()
+def shipped():
+    client = store.connect()
     experiment = client.get_experiment_by_name("d")
     return client.search_runs([experiment.experiment_id]) if experiment else []
 
 
 def curve(run):
-    return [point.value for point in tracking._connect().get_metric_history(run.info.run_id, "loss")]
+    return [point.value for point in store.connect().get_metric_history(run.info.run_id, "loss")]
 
 
 def test_a_run_is_in_mlflow_when_its_stage_ends_and_nothing_is_left(workspace):
     speaking = speaker(0)
     assert speaking.communicate()[1] == ""
-    [run] = runs()
+    [run] = shipped()
     assert (run.info.run_name, run.info.status) == ("train@a", "FINISHED")
     assert run.data.params == {"rate": "0.1", "sizes.width": "2"}
     assert {"git.commit", "git.dirty", "process", "record", "input.file", "backend", "libraries.keras"} <= set(
@@ -72,11 +72,11 @@ def test_a_run_is_in_mlflow_when_its_stage_ends_and_nothing_is_left(workspace):
 def test_epochs_are_seen_while_the_training_goes_on_and_a_killed_one_ends_as_killed(workspace):
     speaking = speaker(20)
     try:
-        wait_for(lambda: runs() and curve(runs()[0]), 60)
-        assert runs()[0].info.status == "RUNNING"
-        wait_for(lambda: any(key.startswith("system/") for key in runs()[0].data.metrics), 60)
+        wait_for(lambda: shipped() and curve(shipped()[0]), 60)
+        assert shipped()[0].info.status == "RUNNING"
+        wait_for(lambda: any(key.startswith("system/") for key in shipped()[0].data.metrics), 60)
         speaking.send_signal(signal.SIGKILL)
-        wait_for(lambda: runs()[0].info.status == "KILLED" and not waiting(), 60)
+        wait_for(lambda: shipped()[0].info.status == "KILLED" and not waiting(), 60)
     finally:
         os.killpg(speaking.pid, signal.SIGKILL) if speaking.poll() is None else None
         speaking.communicate()
@@ -88,11 +88,11 @@ def test_fault_18_what_nobody_shipped_is_shipped_later(workspace, monkeypatch):
         run.metrics({"loss": 1.0}, 1)
     with outbox.path(run.id).open("a") as file:
         file.write('{"what": "metr')  # a line that was being written when its process died
-    assert runs() == []
-    assert tracking.ship() == 1
-    assert curve(runs()[0]) == [1.0]
-    assert tracking.ship() == 0
-    assert len(runs()) == 1
+    assert shipped() == []
+    assert shipping.ship() == 1
+    assert curve(shipped()[0]) == [1.0]
+    assert shipping.ship() == 0
+    assert len(shipped()) == 1
 
 
 def test_fault_18_a_shipper_that_dies_between_two_lines_loses_none_and_doubles_none(workspace, monkeypatch):
@@ -100,7 +100,7 @@ def test_fault_18_a_shipper_that_dies_between_two_lines_loses_none_and_doubles_n
     with outbox.run("0" * 32, "train@a", "d", {}, {}) as run:
         for epoch in range(1, 4):
             run.metrics({"loss": 1 / epoch}, epoch)
-    bring, died = tracking._Shipment._bring, []
+    bring, died = shipping._Shipment._bring, []
 
     def dies(self, client, line, watched):
         bring(self, client, line, watched)
@@ -108,11 +108,11 @@ def test_fault_18_a_shipper_that_dies_between_two_lines_loses_none_and_doubles_n
             died.append(line)
             raise KeyboardInterrupt  # after MLflow has the line, and before that is written down
 
-    monkeypatch.setattr(tracking._Shipment, "_bring", dies)
+    monkeypatch.setattr(shipping._Shipment, "_bring", dies)
     with pytest.raises(KeyboardInterrupt):
-        tracking.ship()
-    assert tracking.ship() == 1
-    [found] = runs()
+        shipping.ship()
+    assert shipping.ship() == 1
+    [found] = shipped()
     assert (curve(found), found.info.status) == ([1, 1 / 2, 1 / 3], "FINISHED")
 
 
@@ -127,8 +127,8 @@ def test_fault_18_a_server_that_is_down_costs_one_warning_and_no_time_and_no_poi
     assert warning.startswith(f"warning: http://***@127.0.0.1:{port} cannot be used now: ")
     assert "secret-word" not in errors + said
     assert f"What train@a says waits in {waiting()[0]}" in warning
-    assert tracking.ship() == 1  # to the store of the checkout, now
-    assert curve(runs()[0]) == [1, 1 / 2, 1 / 3, 1 / 4, 1 / 5]
+    assert shipping.ship() == 1  # to the store of the checkout, now
+    assert curve(shipped()[0]) == [1, 1 / 2, 1 / 3, 1 / 4, 1 / 5]
 
 
 @pytest.mark.parametrize("what", ["locked", "damaged"])
@@ -157,18 +157,18 @@ def test_fault_20_a_store_that_is_locked_or_damaged_is_named_with_the_cause(work
         holder.close()
     else:
         database.write_bytes(whole)
-    assert tracking.ship() == 1
+    assert shipping.ship() == 1
 
 
 def test_ship_says_what_cannot_be_reached(workspace, monkeypatch):
     monkeypatch.setattr(outbox, "Shipper", lambda number, name: subprocess.Popen(["true"]))
     with outbox.run("0" * 32, "train@a", "d", {}, {}):
         pass
-    for variable, value in tracking.PATIENCE.items():
+    for variable, value in store.PATIENCE.items():
         monkeypatch.setenv(variable, value)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     with pytest.raises(ServiceError, match=r"cannot be used now: .*What train@a said waits in data/runs/"):
-        tracking.ship()
+        shipping.ship()
     assert len(waiting()) == 1
 
 
@@ -177,22 +177,22 @@ def test_what_mlflow_refuses_does_not_hold_up_the_rest(workspace, capsys):
         run.metrics({"not a name!": 1.0, "loss": 1.0}, 1)
         run.metrics({"loss": 0.5}, 2)
     assert "warning: MLflow refused metrics of a run: " in capsys.readouterr().err
-    assert curve(runs()[0])[-1] == 0.5
+    assert curve(shipped()[0])[-1] == 0.5
 
 
 def test_a_record_can_go_on_after_it_was_shipped(workspace):
     with outbox.run("0" * 32, "train@a", "d", {}, {}) as run:
         pass
-    ended = runs()[0].info.end_time
+    ended = shipped()[0].info.end_time
     time.sleep(0.01)
     facts = {"run_id": run.id, "model": "a", "dataset": "d"}
     with outbox.reopened(facts) as again:
         again.metrics({"test_accuracy": 0.5})
-    [found] = runs()
+    [found] = shipped()
     assert (found.data.metrics["test_accuracy"], found.info.end_time) == (0.5, ended)
     with pytest.raises(OSError), outbox.reopened(facts):
         raise OSError  # before anything was said: the training is not to blame
-    assert runs()[0].info.status == "FINISHED"
+    assert shipped()[0].info.status == "FINISHED"
     assert run_of(facts) == found.info.run_id
 
 
@@ -201,9 +201,9 @@ def test_the_same_training_once_more_is_a_run_of_its_own(workspace):
         with outbox.run("0" * 32, "train@a", "d", {}, {}) as run:
             run.metrics({"loss": 1.0}, 1)
         time.sleep(0.01)
-    assert sorted(run.data.tags["record"] for run in runs()) == ["0" * 32, "0" * 32 + ", before"]
-    assert [curve(run) for run in runs()] == [[1.0], [1.0]]
-    assert run_of({"run_id": "0" * 32, "dataset": "d"}) == runs()[0].info.run_id  # the newest
+    assert sorted(run.data.tags["record"] for run in shipped()) == ["0" * 32, "0" * 32 + ", before"]
+    assert [curve(run) for run in shipped()] == [[1.0], [1.0]]
+    assert run_of({"run_id": "0" * 32, "dataset": "d"}) == shipped()[0].info.run_id  # the newest
 
 
 def test_a_run_that_died_and_began_anew_ended_as_killed(workspace, monkeypatch):
@@ -215,7 +215,7 @@ def test_a_run_that_died_and_began_anew_ended_as_killed(workspace, monkeypatch):
     time.sleep(0.01)
     with outbox.run("0" * 32, "train@a", "d", {}, {}):
         pass
-    assert [run.info.status for run in runs()] == ["FINISHED", "KILLED"]
+    assert [run.info.status for run in shipped()] == ["FINISHED", "KILLED"]
 
 
 def test_what_a_training_took_is_known_where_it_ran(workspace):
@@ -251,9 +251,9 @@ def unshipped(workspace, monkeypatch):
 
 
 def test_fault_43_a_store_that_is_locked_while_a_run_opens_and_free_then_gets_everything(unshipped, monkeypatch):
-    tracking._connect()
+    store.connect()
     file, tries = unshipped("0"), []
-    bring = tracking.MlflowClient.update_run
+    bring = store.MlflowClient.update_run
 
     def locked(self, *words, **more):
         tries.append(words)
@@ -261,13 +261,13 @@ def test_fault_43_a_store_that_is_locked_while_a_run_opens_and_free_then_gets_ev
             raise MlflowException("(sqlite3.OperationalError) database is locked", error_code=TEMPORARILY_UNAVAILABLE)
         return bring(self, *words, **more)
 
-    monkeypatch.setattr(tracking.MlflowClient, "update_run", locked)
-    shipment = tracking._Shipment(file.stem)  # as a shipper that tries, and tries once more
+    monkeypatch.setattr(store.MlflowClient, "update_run", locked)
+    shipment = shipping._Shipment(file.stem)  # as a shipper that tries, and tries once more
     with shipment.alone():
         assert "database is locked" in shipment.go()
         assert shipment.go() == ""
         assert shipment.leave()
-    [run] = runs()
+    [run] = shipped()
     assert (curve(run), run.data.params, run.info.status) == ([1.0], {"rate": "0.1"}, "FINISHED")
 
 
@@ -275,8 +275,8 @@ def test_fault_43_a_record_that_an_older_convoy_noted_as_brought_to_no_run_is_br
     file = unshipped("0")
     state = {"bytes": len(file.read_bytes().splitlines(keepends=True)[0]), "run": None, "open": True, "later": False}
     file.with_suffix(".shipped").write_text(json.dumps(state | {"at": 0}))
-    assert tracking.ship() == 1
-    assert curve(runs()[0]) == [1.0]
+    assert shipping.ship() == 1
+    assert curve(shipped()[0]) == [1.0]
 
 
 @pytest.mark.parametrize("damage", [b'{"what": "nothing we know", "at": 1}\n', b"[1]\n", b'{"at": 1}\n'])
@@ -284,21 +284,21 @@ def test_fault_43_a_record_that_nobody_can_bring_is_set_aside_and_named_and_hold
     bad, good = unshipped("0", "train@bad"), unshipped("1", "train@good")
     bad.write_bytes(bad.read_bytes() + damage)
     os.utime(bad, (1, 1))  # it is the first
-    assert tracking.ship() == 1
+    assert shipping.ship() == 1
     said = capsys.readouterr().err
     assert f"{bad} cannot be uploaded to sqlite:///" in said
     assert f"is named {bad}.aside now" in said
     assert not good.exists()
     assert bad.with_name(f"{bad.name}.aside").exists()
-    assert {run.info.run_name for run in runs()} == {"train@bad", "train@good"}
-    assert tracking.ship() == 0
+    assert {run.info.run_name for run in shipped()} == {"train@bad", "train@good"}
+    assert shipping.ship() == 0
     assert capsys.readouterr().err == ""
 
 
 def test_fault_43_a_record_whose_first_line_is_damaged_is_set_aside_too(unshipped, capsys):
     file = unshipped("0")
     file.write_bytes(b"\xff\x00\n" + file.read_bytes())
-    assert tracking.ship() == 0
+    assert shipping.ship() == 0
     assert f"is named {file}.aside now" in capsys.readouterr().err
 
 
@@ -307,51 +307,51 @@ def test_fault_43_a_line_that_was_cut_off_costs_that_line_alone(unshipped, capsy
     with file.open("ab") as lines:
         lines.write(b'{"what": "metrics", "numbers": {"lo')  # a full disk
     unshipped("0")  # the next process of the same run
-    assert tracking.ship() == 1
+    assert shipping.ship() == 1
     assert f"{file} has a line that was cut off" in capsys.readouterr().err
-    assert sorted(curve(run) for run in runs()) == [[1.0], [1.0]]  # it begins once more
+    assert sorted(curve(run) for run in shipped()) == [[1.0], [1.0]]  # it begins once more
 
 
 def test_fault_43_a_record_set_aside_replaces_none(unshipped):
     for _ in range(2):
         file = unshipped("0")
         file.write_bytes(b"no JSON\n")
-        assert tracking.ship() == 0
+        assert shipping.ship() == 0
     assert [one.name for one in outbox.aside()] == [f"{file.name}.aside", f"{file.name}1.aside"]
 
 
 def test_fault_43_one_record_that_is_refused_for_now_keeps_no_other_waiting(unshipped, monkeypatch):
     first, second = unshipped("0", "train@first"), unshipped("1", "train@second")
     os.utime(first, (1, 1))
-    create = tracking.MlflowClient.create_run
+    create = store.MlflowClient.create_run
 
     def refused(self, experiment, at=None, tags=None, name=None):
         if name == "train@first":
             raise MlflowException("no room for it", error_code=TEMPORARILY_UNAVAILABLE)
         return create(self, experiment, at, tags, name)
 
-    monkeypatch.setattr(tracking.MlflowClient, "create_run", refused)
+    monkeypatch.setattr(store.MlflowClient, "create_run", refused)
     with pytest.raises(ServiceError, match="no room for it.*train@first said waits"):
-        tracking.ship()
+        shipping.ship()
     assert first.exists()
     assert not second.exists()
     facts = {"run_id": second.stem, "model": "second", "dataset": "d"}
-    with tracking.reopened(facts):  # as register does
+    with runs.reopened(facts):  # as register does
         pass
 
 
 def test_fault_43_a_run_that_was_removed_for_good_while_it_was_shipped_is_begun_once_more(unshipped):
     file = unshipped("0")
-    shipment = tracking._Shipment(file.stem)
+    shipment = shipping._Shipment(file.stem)
     with shipment.alone():
         assert shipment.go() == ""
-    client = tracking._connect()
-    with sqlite3.connect("mlflow.db") as store:  # as mlflow gc does
+    client = store.connect()
+    with sqlite3.connect("mlflow.db") as database:  # as mlflow gc does
         for table in ("metrics", "latest_metrics", "params", "tags", "runs"):
-            store.execute(f"DELETE FROM {table}")
+            database.execute(f"DELETE FROM {table}")
     with file.open("a") as lines:
         lines.write(json.dumps({"what": "metrics", "at": 5, "numbers": {"loss": 0.5}, "step": 2}) + "\n")
-    assert tracking.ship() == 1
+    assert shipping.ship() == 1
     [run] = client.search_runs([client.get_experiment_by_name("d").experiment_id])
     assert sorted(curve(run)) == [0.5, 1.0]
 
@@ -361,7 +361,7 @@ def test_a_shipper_keeps_no_output_of_its_stage_open(workspace):
     with socket.socket() as hanging:  # takes connections, and never answers
         hanging.bind(("127.0.0.1", port))
         hanging.listen()
-        script = SPEAKS.replace("with record.run", "record.WAIT = 0.1\nwith record.run")
+        script = SPEAKS.replace("with outbox.run", "outbox.WAIT = 0.1\nwith outbox.run")
         began = time.monotonic()
         done = subprocess.run(
             [sys.executable, "-c", script, "0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60,

@@ -23,7 +23,7 @@ from convoy import dependencies
 from convoy.data.shards import Shards
 from convoy.errors import InputRefusedError, IntegrityError, ServiceError
 from convoy.model.scores import scaled
-from convoy.tracking import tracking
+from convoy.tracking import registry, store
 from flows.serve.predict import predict
 from flows.serve.serve import serve
 from stages import __main__
@@ -83,12 +83,12 @@ def test_the_best_is_registered_once_and_a_better_one_takes_its_place(road, caps
     register("bars")
     assert outcome(workspace)["model"] == "good"
 
-    holder = tracking.champion("bars")
+    holder = registry.champion("bars")
     assert holder.tags["model"] == "good"
     assert holder.tags["model_sha256"] == module.sha256(workspace / "data/train/bars/good/model.keras")
     assert "library.keras" in holder.tags
     assert float(holder.tags["evaluation.accuracy"]) > 0.6
-    model, takes = tracking.load_model(tracking.champion("bars"))
+    model, takes = registry.load_model(registry.champion("bars"))
     assert takes.pop("temperature") == float(holder.tags["evaluation.temperature"])
     assert takes == json.loads((workspace / "data/train/bars/good/input.json").read_text())
     test = Shards(workspace / "data/ingest/bars/test")
@@ -108,7 +108,7 @@ def test_a_challenger_that_is_not_better_is_registered_but_not_champion(road):
     assert "test examples" in found["reason"]
     assert found["p"] == 1.0
     assert set(found["slices"]) == {"class across", "class down"}
-    [version] = [one for one in tracking._connect().search_model_versions("name = 'bars'") if int(one.version) == 2]
+    [version] = [one for one in store.connect().search_model_versions("name = 'bars'") if int(one.version) == 2]
     assert (version.tags["decision.p"], "decision.power" in version.tags) == ("1", True)
 
 
@@ -119,14 +119,14 @@ def test_the_comparison_shows_the_champion_and_lies_with_the_run_of_the_best(roa
     page = Page(workspace / "data/register/bars/comparison.html")
     assert re.search(r"good champion \d+\.\d\d% .* poor \d", page.text)
     facts = json.loads((workspace / "data/train/bars/good/run.json").read_text())
-    logged = [one.path for one in tracking._connect().list_artifacts(run_of(facts), "register")]
+    logged = [one.path for one in store.connect().list_artifacts(run_of(facts), "register")]
     assert logged == ["register/comparison.html", "register/decision.json", "register/plots"]
 
 
 def test_a_champion_of_other_classes_is_compared_by_their_names(road):
     workspace = road("good", epochs=25, learning_rate=0.01)
     register("bars")
-    holder, test = tracking.champion("bars"), Shards(workspace / "data/ingest/bars/test")
+    holder, test = registry.champion("bars"), Shards(workspace / "data/ingest/bars/test")
     names = np.array(["across", "down"], object)[test.column("label")]
     found = module.champions(holder, test, "images", names)
     assert found.value == found.scores.mean() == float(holder.tags["evaluation.accuracy"])
@@ -152,14 +152,14 @@ def test_scores_of_a_known_version_are_renewed(road):
     file = workspace / "data/evaluate/bars/good/metrics.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"accuracy": 0.5}))
     register("bars")
-    assert tracking.champion("bars").tags["evaluation.accuracy"] == "0.5"
-    assert "50.00%" in tracking.champion("bars").description
+    assert registry.champion("bars").tags["evaluation.accuracy"] == "0.5"
+    assert "50.00%" in registry.champion("bars").description
 
 
 def test_a_registered_model_takes_raw_pictures(road):
     workspace = road("good", epochs=25, learning_rate=0.01)
     register("bars")
-    holder = tracking.champion("bars")
+    holder = registry.champion("bars")
     info = mlflow.models.get_model_info("models:/bars@champion")
     assert set(info.flavors) == {"python_function"}
     assert info.signature.inputs.to_dict() == [{"type": "binary", "name": "image", "required": True}]
@@ -217,7 +217,7 @@ def test_a_stored_model_that_predicts_otherwise_is_not_accepted(road, monkeypatc
     model.save(file)
     with pytest.raises(IntegrityError, match="otherwise than evaluate saw"):
         register("bars")
-    assert tracking.champion("bars") is None
+    assert registry.champion("bars") is None
     assert not (workspace / "data/register/bars").exists()
 
 
@@ -241,22 +241,22 @@ def test_fault_09_a_model_whose_metric_is_no_number_is_not_the_best(workspace, c
 def test_fault_24_a_version_whose_files_were_changed_is_not_loaded(road, monkeypatch, name):
     workspace = road("good", epochs=2)
     register("bars")
-    holder = tracking.champion("bars")
-    assert tracking.is_whole(holder)
+    holder = registry.champion("bars")
+    assert registry.is_whole(holder)
     [file] = (workspace / "mlartifacts/bars/models").rglob(name)
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     with pytest.raises(IntegrityError, match="bars version 1, .* are not those that were registered; .*rebuild bars@1"):
-        tracking.load_model(holder)
+        registry.load_model(holder)
     with pytest.raises(IntegrityError):
         predict("bars", workspace / "data/raw/bars", workspace / "out.csv")
     with pytest.raises(IntegrityError):
         serve("bars", 1)
-    tracking.add_version("bars", holder.source, holder.run_id, {tracking.STORED: "0"})
-    monkeypatch.setattr(tracking, "is_whole", lambda one: str(one.version) != "1")
+    registry.add_version("bars", holder.source, holder.run_id, {registry.STORED: "0"})
+    monkeypatch.setattr(registry, "is_whole", lambda one: str(one.version) != "1")
     with pytest.raises(IntegrityError, match="Version 2 is whole: python -m stages rollback bars --to 2"):
-        tracking.load_model(holder)
+        registry.load_model(holder)
 
 
 def test_only_models_of_params_yaml_take_part(road):
@@ -272,7 +272,7 @@ def test_only_models_of_params_yaml_take_part(road):
 def test_the_registry_has_a_model_card_and_the_run_its_data(road):
     workspace = road("good", epochs=25, learning_rate=0.01)
     register("bars")
-    holder, metrics = tracking.champion("bars"), module.best("bars")[1]
+    holder, metrics = registry.champion("bars"), module.best("bars")[1]
     text = holder.description
     for part in (
         f"test accuracy {metrics['accuracy']:.2%}", "**Decision.** the first champion", "images of 2 classes; 23 train",
@@ -301,7 +301,7 @@ def test_limits_hold_a_better_model_back(road):
     assert "exceeds max_latency = 0.001" in found["reason"]
     assert "exceeds max_size = 0.001" in found["reason"]
     assert "exceeds max_ece = 1e-09" in found["reason"]
-    assert tracking.champion("bars") is None
+    assert registry.champion("bars") is None
     register("bars", max_size=100, max_ece=1, max_latency=1e5)
     assert outcome(workspace)["promoted"]
 
@@ -328,19 +328,19 @@ def test_fault_39_a_registered_model_whose_files_are_gone_is_stored_again(road, 
     found = outcome(workspace)
     assert (found["version"], found["promoted"]) == (2, True)
     assert "the model of version 1, stored again" in found["reason"]
-    assert tracking.load_model(tracking.champion("bars"))[1]["kind"] == "images"
+    assert registry.load_model(registry.champion("bars"))[1]["kind"] == "images"
 
-    tracking.describe_version(tracking.champion("bars"), {"rolled_back": "it is bad"})
-    tracking._connect().delete_registered_model_alias("bars", "champion")
+    registry.describe_version(registry.champion("bars"), {"rolled_back": "it is bad"})
+    store.connect().delete_registered_model_alias("bars", "champion")
     shutil.rmtree(workspace / "mlartifacts")
     register("bars")  # what was taken back stays so
     assert (outcome(workspace)["version"], outcome(workspace)["promoted"]) == (3, False)
-    assert tracking.champion("bars") is None
+    assert registry.champion("bars") is None
 
 
 def test_fault_44_beside_a_champion_of_another_tool_a_model_is_registered_and_not_compared(road):
     workspace = road("good", epochs=2)
-    client = tracking._connect()
+    client = store.connect()
     client.create_registered_model("bars")
     client.create_model_version("bars", "s3://bucket/model")
     client.set_registered_model_alias("bars", "champion", 1)
@@ -364,7 +364,7 @@ def test_fault_45_a_server_that_hangs_while_a_model_is_registered_ends_it_in_a_l
         address = f"http://somebody:secret-word@127.0.0.1:{hanging.getsockname()[1]}"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         for greeted in (False, True):
-            tracking._greeted.update({address} if greeted else ())
+            store._greeted.update({address} if greeted else ())
             capsys.readouterr()
             assert __main__.main("register", "bars") == ServiceError.status
             said = "".join(capsys.readouterr())

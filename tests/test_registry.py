@@ -7,7 +7,7 @@ import pytest
 import stored
 
 from convoy.errors import ConfigurationError, IntegrityError
-from convoy.tracking import tracking
+from convoy.tracking import registry, store
 from flows.serve import serve as serving
 from flows.serve.predict import predict
 from flows.serve.serve import serve
@@ -19,7 +19,7 @@ from stages import lineage
 def version(workspace, tmp_path_factory):
     """Version 1 of d, which is whole; champion."""
     made = stored.register(tmp_path_factory.mktemp("files"), tags={"parity": "1 test example"})
-    tracking.promote(made)
+    registry.promote(made)
     return made
 
 
@@ -34,7 +34,7 @@ def alter(name="code/__init__.py"):
 
 
 def test_fault_42_what_is_altered_between_the_check_and_the_load_is_not_loaded(version, monkeypatch):
-    check = tracking._is_as_registered
+    check = registry._is_as_registered
 
     def checks_and_alters(registered, folder):
         found = check(registered, folder)
@@ -42,15 +42,15 @@ def test_fault_42_what_is_altered_between_the_check_and_the_load_is_not_loaded(v
         alter("weights.txt")
         return found
 
-    monkeypatch.setattr(tracking, "_is_as_registered", checks_and_alters)
-    with tracking.checked(version) as folder:
+    monkeypatch.setattr(registry, "_is_as_registered", checks_and_alters)
+    with registry.checked(version) as folder:
         [code], [weights] = folder.rglob("code/code/__init__.py"), folder.rglob("weights.txt")
         assert "altered" not in code.read_text()
         assert weights.read_text() == "weights"
         assert not folder.is_relative_to(Path.cwd())
         assert folder.stat().st_mode & 0o777 == 0o700  # nobody else can alter it
     assert not folder.exists()
-    with pytest.raises(IntegrityError, match="are not those that were registered"), tracking.checked(version):
+    with pytest.raises(IntegrityError, match="are not those that were registered"), registry.checked(version):
         pass
 
 
@@ -58,7 +58,7 @@ def test_fault_42_bytecode_beside_stored_code_is_neither_loaded_nor_a_reason_to_
     cache = next(folder for folder in Path("mlartifacts").rglob("code") if folder.is_dir()) / "code/__pycache__"
     cache.mkdir()
     (cache / "__init__.cpython-311.pyc").write_bytes(b"altered code")  # Python runs it where its source is unchanged
-    with tracking.checked(version) as folder:
+    with registry.checked(version) as folder:
         assert not [*folder.rglob("*.pyc")]
 
 
@@ -68,13 +68,13 @@ def test_fault_42_what_is_served_was_checked(version, monkeypatch):
     def keep(command, *_, **__):
         folder = Path(command[command.index("-m") + 1])
         alter()
-        served.append((folder, tracking.fingerprint(folder)))
+        served.append((folder, registry.fingerprint(folder)))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(serving.server, "keep", keep)
     serve("d", free_port())
     [(folder, digest)] = served
-    assert digest == version.tags[tracking.STORED]
+    assert digest == version.tags[registry.STORED]
     assert not folder.exists()
     with pytest.raises(IntegrityError):
         serve("d", free_port())
@@ -82,7 +82,7 @@ def test_fault_42_what_is_served_was_checked(version, monkeypatch):
 
 def foreign(alias="champion"):
     """Has another tool register version 2 of d, and give it an alias."""
-    client = tracking._connect()
+    client = store.connect()
     made = client.create_model_version("d", "s3://bucket/model", tags={"framework": "other"})
     client.set_registered_model_alias("d", alias, made.version)
     return made
@@ -100,13 +100,13 @@ def test_fault_44_a_champion_of_another_tool_is_named_with_the_way_out(version):
         ):
             use()
     lineage.rollback("d", "1", "another tool took the alias")
-    assert tracking.needed_champion("d").version == 1
+    assert registry.needed_champion("d").version == 1
 
 
 @pytest.mark.parametrize("damage", ["altered", "gone"])
 def test_fault_44_rollback_refuses_a_version_whose_files_are_damaged(version, tmp_path_factory, damage):
     second = stored.register(tmp_path_factory.mktemp("more"), content="others")
-    tracking.promote(second)
+    registry.promote(second)
     [file] = (file for file in files("weights.txt") if file.read_text() == "weights")
     if damage == "altered":
         file.write_text("other weights")
@@ -115,4 +115,4 @@ def test_fault_44_rollback_refuses_a_version_whose_files_are_damaged(version, tm
     said = {"altered": "are not those that were registered", "gone": "are gone"}[damage]
     with pytest.raises(IntegrityError, match=f"d version 1, .* {said}.*Version 2 is whole"):
         lineage.rollback("d", "1", "the second is bad")
-    assert tracking.champion("d").version == second.version
+    assert registry.champion("d").version == second.version

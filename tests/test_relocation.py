@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from convoy import doctor
 from convoy.errors import ConfigurationError, ServiceError
-from convoy.tracking import relocation, tracking
+from convoy.tracking import registry, relocation, runs, store
 from stages import __main__
 
 
@@ -21,7 +21,7 @@ def built(tmp_path_factory):
     place.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         enter(patch, place)
-        tracking.promote(stored.register(tmp_path_factory.mktemp("files")))
+        registry.promote(stored.register(tmp_path_factory.mktemp("files")))
     place.rename(kept)
     return kept, place
 
@@ -58,12 +58,12 @@ def test_fault_39_a_moved_checkout_works_and_moved_back_it_is_as_before(checkout
     before, moved = addresses(checkout), checkout.with_name("elsewhere")
     checkout.rename(moved)
     enter(monkeypatch, moved)
-    champion = tracking.champion("d")
+    champion = registry.champion("d")
     assert f"moved or copied from {checkout}" in capsys.readouterr().err
-    assert tracking.text_of(champion, "weights.txt") == "weights"
-    assert tracking.is_whole(champion)
-    with tracking.run("train@b", "d", {}, {}) as run_id:
-        tracking.log_file(moved / "mlflow.db.lock")
+    assert registry.text_of(champion, "weights.txt") == "weights"
+    assert registry.is_whole(champion)
+    with runs.run("train@b", "d", {}, {}) as run_id:
+        runs.log_file(moved / "mlflow.db.lock")
     assert list(moved.glob(f"mlartifacts/d/{run_id}/artifacts/*"))
     assert not checkout.exists()
     rows = str(addresses(moved))
@@ -71,10 +71,10 @@ def test_fault_39_a_moved_checkout_works_and_moved_back_it_is_as_before(checkout
     assert checkout.as_uri() not in rows
     assert capsys.readouterr().err == ""  # one line, once
 
-    tracking._connect().delete_run(run_id)
+    store.connect().delete_run(run_id)
     moved.rename(checkout)
     enter(monkeypatch, checkout)
-    assert tracking.is_whole(tracking.champion("d"))
+    assert registry.is_whole(registry.champion("d"))
     assert {key: rows[: len(before[key])] for key, rows in addresses(checkout).items()} == before
 
 
@@ -83,9 +83,9 @@ def test_fault_39_a_copy_has_its_own_files_and_the_first_keeps_its_own(checkout,
     shutil.copytree(checkout, copy)
     before = addresses(checkout)
     enter(monkeypatch, copy)
-    tracking._connect()
+    store.connect()
     shutil.rmtree(checkout / "mlartifacts")
-    assert tracking.is_whole(tracking.champion("d"))
+    assert registry.is_whole(registry.champion("d"))
     assert addresses(checkout) == before
 
 
@@ -95,7 +95,7 @@ def test_fault_39_a_copy_without_its_files_is_told_what_to_copy(checkout, monkey
     before = addresses(copy)
     enter(monkeypatch, copy)
     with pytest.raises(ConfigurationError, match=f"cp -r {checkout}/mlartifacts {copy}/mlartifacts"):
-        tracking.champion("d")
+        registry.champion("d")
     assert addresses(copy) == before
 
 
@@ -105,14 +105,14 @@ def test_the_same_checkout_under_another_name_stays_as_it_is(checkout, monkeypat
     (other / "mlflow.db").hardlink_to(checkout / "mlflow.db")  # as a second mount of the same disk shows it
     (other / "mlartifacts").symlink_to(checkout / "mlartifacts")
     enter(monkeypatch, other)
-    with tracking.run("train@b", "d", {}, {}):
+    with runs.run("train@b", "d", {}, {}):
         pass
-    assert tracking.is_whole(tracking.champion("d"))
+    assert registry.is_whole(registry.champion("d"))
     assert {key: rows[: len(before[key])] for key, rows in addresses(checkout).items()} == before
 
 
 def test_addresses_elsewhere_are_left_alone(checkout, monkeypatch):
-    client = tracking._connect()
+    client = store.connect()
     client.create_experiment("far", artifact_location="s3://bucket/mlartifacts/far")
     client.create_experiment("near", artifact_location=checkout.with_name("pets 100% more").as_uri())
     moved = checkout.with_name("elsewhere")

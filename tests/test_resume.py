@@ -14,7 +14,7 @@ from conftest import NO_ENTRIES, ROOT, wait_for
 from test_kinds import raw  # noqa: F401 - a fixture
 
 from convoy.errors import ServiceError
-from convoy.tracking import outbox, tracking
+from convoy.tracking import outbox, store
 from stages.augment.augment import augment
 from stages.ingest.ingest import ingest
 from stages.train.fit import fit
@@ -127,7 +127,7 @@ def test_fault_01_sigkill_in_a_training_of_its_own_process(ready):
     again = start("cut")
     assert "resuming train@cut from epoch " in again.communicate()[0]
     assert outcome(ready, "bars", "cut") == outcome(ready, "bars", "whole")
-    client = tracking._connect()
+    client = store.connect()
     found = client.search_runs([client.get_experiment_by_name("bars").experiment_id])
     assert {run.data.tags["model"]: run.info.status for run in found} == {"cut": "FINISHED", "whole": "FINISHED"}
     assert len(found) == 2  # what went on is the run that was begun
@@ -144,7 +144,7 @@ def test_fault_06_who_is_asked_to_end_says_where_it_goes_on(ready):
     assert time.monotonic() - started < 20
     assert cut.returncode == ServiceError.status
     assert re.search(r"error: interrupted at epoch \d+\. Run again: it goes on from epoch \d+\.", said)
-    client = tracking._connect()
+    client = store.connect()
     bars = [client.get_experiment_by_name("bars").experiment_id]
     wait_for(lambda: [run.info.status for run in client.search_runs(bars)] == ["FAILED"])  # it waits 3 s for MLflow
     assert list(checkpoints.FOLDER.rglob("*.npz"))

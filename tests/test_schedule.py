@@ -79,7 +79,7 @@ def test_a_night_takes_new_data_works_sends_and_tells_of_a_new_champion(
     dvc("remote", "add", "-d", "storage", str(storage))
     monkeypatch.setattr(nightly.params, "load", lambda: NO_ENTRIES | {"register": {"digits": {}}})
     holders = iter([None, SimpleNamespace(version="3", tags={"model": "resnet"})])
-    monkeypatch.setattr(nightly.tracking, "champion", lambda dataset: next(holders))
+    monkeypatch.setattr(nightly.registry, "champion", lambda dataset: next(holders))
     monkeypatch.setattr("flows.pipeline.check.check", lambda: None)
     with listening() as (address, told):
         monkeypatch.setenv(nightly.WEBHOOK, address)
@@ -89,7 +89,7 @@ def test_a_night_takes_new_data_works_sends_and_tells_of_a_new_champion(
         assert any(path.is_file() for path in storage.rglob("*"))  # it was sent
 
         (checkout / "origin").write_text("2")
-        monkeypatch.setattr(nightly.tracking, "champion", lambda dataset: None)
+        monkeypatch.setattr(nightly.registry, "champion", lambda dataset: None)
         assert nightly.nightly(return_state=True).is_completed()
         assert ran() == {"first": 2, "second": 2}
         assert Path("second").read_text() == "2"

@@ -15,7 +15,7 @@ from conftest import NO_ENTRIES, ROOT
 from mlflow.entities.model_registry import ModelVersionTag
 
 from convoy.errors import ConfigurationError
-from convoy.tracking import tracking
+from convoy.tracking import registry
 from flows.serve.serve import serve
 from flows.session import free_port
 from stages.augment.augment import augment
@@ -127,8 +127,8 @@ def test_a_posted_sentence_is_answered(workspace, start):
 def test_without_a_champion_or_of_an_older_one_it_is_said(workspace, monkeypatch):
     with pytest.raises(ConfigurationError, match="has no champion of 'digits'"):
         serve("digits", free_port())
-    tags = [ModelVersionTag(name, "x") for name in tracking.OURS]
-    version = tracking.ModelVersion("digits", "1", 0, tags=tags)
-    monkeypatch.setattr(tracking, "champion", lambda dataset: version)
+    tags = [ModelVersionTag(name, "x") for name in registry.OURS]
+    version = registry.ModelVersion("digits", "1", 0, tags=tags)
+    monkeypatch.setattr(registry, "champion", lambda dataset: version)
     with pytest.raises(ConfigurationError, match="version 1 of digits takes no raw examples"):
         serve("digits", free_port())

@@ -9,7 +9,7 @@ import pytest
 import servers
 
 from convoy.errors import ConfigurationError, ServiceError
-from convoy.tracking import outbox, tracking
+from convoy.tracking import outbox, store
 from flows import __main__ as flows_command
 from flows.session import free_port
 from stages import __main__
@@ -81,10 +81,10 @@ def brief(workspace, monkeypatch):
     """Waits seconds where people would wait half a minute."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(tracking, "ANSWER_SECONDS", 3.0)
-    monkeypatch.setattr(tracking, "SILENT_SECONDS", 0.5)
-    monkeypatch.setattr(tracking, "_greeted", set())
-    monkeypatch.setattr(tracking, "_named", set())
+    monkeypatch.setattr(store, "ANSWER_SECONDS", 3.0)
+    monkeypatch.setattr(store, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(store, "_greeted", set())
+    monkeypatch.setattr(store, "_named", set())
 
 
 def use(monkeypatch, port):
@@ -123,7 +123,7 @@ def test_fault_45_whoever_answers_in_place_of_mlflow_is_named_in_a_line(kind, mo
 def test_fault_45_a_server_that_becomes_another_in_between_ends_in_a_line_too(kind, monkeypatch, capsys):
     handler, error, _ = SERVERS[kind]
     with servers.answering(handler) as port:
-        tracking._greeted.add(use(monkeypatch, port))  # it was MLflow a moment ago
+        store._greeted.add(use(monkeypatch, port))  # it was MLflow a moment ago
         status = __main__.main("trace", "d@champion")
         # What a server that knows nothing of d answers: it has no version of it.
         nothing = ("nothing in JSON", "other JSON", "no content")
@@ -139,7 +139,7 @@ def test_fault_45_no_line_of_a_record_goes_to_whoever_answers_in_place_of_mlflow
     with servers.answering(SERVERS[kind][0]) as port:
         address = use(monkeypatch, port)
         for greeted in (False, True):
-            tracking._greeted.update({address} if greeted else ())
+            store._greeted.update({address} if greeted else ())
             assert __main__.main("ship") == SERVERS[kind][1].status
             assert "waits in" in said(capsys)
             assert outbox.path(run.id).exists()

@@ -8,7 +8,7 @@ from conftest import NO_ENTRIES
 from mlflow.exceptions import MlflowException
 from ruamel.yaml import YAML
 
-from convoy.tracking import tracking
+from convoy.tracking import registry, store
 from flows.serve.predict import predict
 from stages.augment.augment import augment
 from stages.evaluate.evaluate import evaluate
@@ -42,12 +42,12 @@ def test_the_whole_road_with_login_and_nothing_in_the_checkout(pictures, server,
     train("model", epochs=25, **entry)
     evaluate("model", dataset="bars")
     register("bars")
-    holder = tracking.champion("bars")
+    holder = registry.champion("bars")
     assert holder.tags["model"] == "model"
     assert "**Decision.** the first champion" in holder.description
     predictions = pd.read_parquet(workspace / "data/evaluate/bars/model/predictions.parquet")
     assert holder.tags["parity"].startswith(f"{len(predictions)} test examples")
-    paths = {one.path for one in tracking._connect().list_artifacts(holder.run_id)}
+    paths = {one.path for one in store.connect().list_artifacts(holder.run_id)}
     assert {"evaluate", "register"} <= paths
     predict("bars", pictures, workspace / "out.csv")
     out = pd.read_csv(workspace / "out.csv").set_index("path")
@@ -56,7 +56,7 @@ def test_the_whole_road_with_login_and_nothing_in_the_checkout(pictures, server,
     train("model", epochs=1, seed=1, **entry)
     evaluate("model", dataset="bars")
     register("bars")  # the champion comes from the server, to be compared
-    assert tracking.champion("bars").version == holder.version
+    assert registry.champion("bars").version == holder.version
     assert not list(workspace.glob("mlflow.db*"))
     assert not (workspace / "mlartifacts").exists()
 

@@ -12,7 +12,7 @@ from conftest import ROOT, run_of
 
 from convoy.data.shards import Shards, write_shards
 from convoy.errors import ConfigurationError, DivergedError
-from convoy.tracking import tracking
+from convoy.tracking import store
 from stages.augment.augment import augment
 from stages.ingest.ingest import ingest
 from stages.train.fit import fit as loop
@@ -203,7 +203,7 @@ def test_leaves_a_model_its_history_and_its_run(ready):
     val = Shards(ready / "ingest/bars/val")
     found = model.predict(val[:]["image"], verbose=0).argmax(axis=1)
     assert np.mean(found == val.column("label")) == pytest.approx(history["val_accuracy"].iloc[-1])
-    run = tracking._connect().get_run(run_of(facts))
+    run = store.connect().get_run(run_of(facts))
     assert run.info.run_name == "train@small"
     assert run.info.status == "FINISHED"
     assert run.data.params["sizes.width"] == "0.1"
@@ -216,7 +216,7 @@ def test_leaves_a_model_its_history_and_its_run(ready):
         "input.stages/train/fit/augmentation.py", "input.stages/train/fit/batches.py", "input.stages/train/fit/fit.py",
         "input.stages/train/fit/resident.py", "input.stages/train/fit/vectors.py", "input.stages/train/train.py",
     }  # fmt: skip
-    curve = tracking._connect().get_metric_history(run_of(facts), "loss")
+    curve = store.connect().get_metric_history(run_of(facts), "loss")
     np.testing.assert_allclose([point.value for point in curve], history["loss"])
 
 
@@ -311,7 +311,7 @@ def test_fault_08_a_diverging_training_leaves_no_model(ready):
     with pytest.raises(DivergedError, match=r"epoch \d+.* Try a smaller learning_rate"):
         train("wild", **ENTRY | {"learning_rate": 1e20, "batch": 16, "optimizer": "sgd", "schedule": "constant"})
     assert not (ready / "train/bars/wild/run.json").exists()
-    runs = tracking._connect().search_runs([tracking._connect().get_experiment_by_name("bars").experiment_id])
+    runs = store.connect().search_runs([store.connect().get_experiment_by_name("bars").experiment_id])
     assert [run.info.status for run in runs] == ["FAILED"]
 
 

@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 
 from convoy import params
 from convoy.errors import BusyError, ConfigurationError
-from convoy.tracking import tracking
+from convoy.tracking import store
 from flows.run import devices
 from flows.run.exclusive import alone
 from flows.tune import tune as module
@@ -110,7 +110,7 @@ def log():
 
 
 def runs():
-    client = tracking._connect()
+    client = store.connect()
     return client.search_runs([client.get_experiment_by_name("bars").experiment_id])
 
 
@@ -355,12 +355,12 @@ def test_mlflow_has_a_run_for_the_search_and_one_in_it_for_each_trial(quick):
     first = children["trial 0"]
     assert first.data.params == {"learning_rate": "0.001"}
     assert {first.data.tags[key] for key in ("stage", "model", "dataset")} == {"tune", "m", "bars"}
-    curve = tracking._connect().get_metric_history(first.info.run_id, "val_accuracy")
+    curve = store.connect().get_metric_history(first.info.run_id, "val_accuracy")
     assert [point.step for point in curve] == list(range(1, 10))
     assert curve[-1].value == pytest.approx(0.8 - 0.2 / 9)
     assert parent.data.params["learning_rate"] == "1e-05 to 0.1 (log)"
     assert parent.data.metrics["val_accuracy_of_entry"] == pytest.approx(0.8 - 0.2 / 9)
-    assert [one.path for one in tracking._connect().list_artifacts(parent.info.run_id)] == ["report.html"]
+    assert [one.path for one in store.connect().list_artifacts(parent.info.run_id)] == ["report.html"]
 
 
 def test_values_that_are_best_already_stay_to_the_byte(quick, capsys):
@@ -476,8 +476,9 @@ COMMAND = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from flows import __main__, devices
-from flows import tune as module
+from flows import __main__
+from flows.run import devices
+from flows.tune import tune as module
 devices.tempfile.gettempdir = os.getcwd
 if Path("code").exists():
     module.CODE = Path("code").resolve()

@@ -1,7 +1,7 @@
 """What a stage says of its work, kept in a file of this checkout whether or not MLflow can be reached.
 
 ``data/runs/<id>.jsonl`` has one line per fact, which is on the disk before the work goes on. A process beside it,
-``python -m stages ship <id> <name>`` (``tracking.follow``), brings the lines to MLflow and removes the file when all of
+``python -m stages ship <id> <name>`` (``shipping.follow``), brings the lines to MLflow and removes the file when all of
 them are there; what it cannot bring waits for the next one. So the work never waits for a server, nor for MLflow's
 seconds of start-up.
 """
@@ -159,7 +159,7 @@ def path(number: str) -> Path:
 
 
 def aside() -> list[Path]:
-    """Returns the records that no store took, which ``tracking.ship`` set aside."""
+    """Returns the records that no store took, which ``shipping.ship`` set aside."""
     return sorted(FOLDER.glob("*.aside"))
 
 

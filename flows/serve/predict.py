@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from convoy.errors import ConfigurationError, InputRefusedError
 from convoy.machine.progress import track
 from convoy.machine.workers import cores
-from convoy.tracking import tracking
+from convoy.tracking import registry
 from stages.ingest.decoding import read_file
 from stages.ingest.finders.images import PICTURE_ENDINGS
 from stages.ingest.formats import tables
@@ -55,7 +55,7 @@ def predict(dataset: str, source: Path, target: Path) -> None:
     """
     if target.suffix not in (".csv", ".parquet"):
         raise ConfigurationError(f"{target}: the ending has to be .csv or .parquet.")
-    champion = tracking.needed_champion(dataset)
+    champion = registry.needed_champion(dataset)
     kind = champion.tags.get("kind")
     if kind is None:
         raise ConfigurationError(
@@ -66,7 +66,7 @@ def predict(dataset: str, source: Path, target: Path) -> None:
         import_module(f"convoy.model.{name}") for name in ("backend", "predictor")
     )  # seconds of start-up
     backend.prepare()
-    known = predictor.Predictor(*tracking.load_model(champion))
+    known = predictor.Predictor(*registry.load_model(champion))
 
     partial = target.with_name(f"{target.name}.partial")
     tracked = track(examples, f"predict@{dataset}", "examples", total)

@@ -4,7 +4,7 @@ import tempfile
 from contextlib import suppress
 
 from convoy.errors import ConfigurationError, ServiceError
-from convoy.tracking import tracking
+from convoy.tracking import registry
 from flows import session
 from stages.register.model import COLUMNS
 
@@ -24,7 +24,7 @@ def serve(dataset: str, port: int) -> None:
         IntegrityError: its stored files were changed, or are gone.
         ServiceError: the server ended by itself.
     """
-    champion = tracking.needed_champion(dataset)
+    champion = registry.needed_champion(dataset)
     if "parity" not in champion.tags:
         raise ConfigurationError(
             f"version {champion.version} of {dataset} takes no raw examples: it was stored by an older convoy. "
@@ -33,7 +33,7 @@ def serve(dataset: str, port: int) -> None:
     session.check_free(port, f"make serve DATASET={dataset} SERVE_PORT=...")
     column = COLUMNS[champion.tags["kind"]]
     value = "$(base64 < FILE | tr -d '\\n')" if column in FILES else "A sentence."
-    with suppress(KeyboardInterrupt), tempfile.TemporaryDirectory() as elsewhere, tracking.checked(champion) as model:
+    with suppress(KeyboardInterrupt), tempfile.TemporaryDirectory() as elsewhere, registry.checked(champion) as model:
         print(f"version {champion.version} of {dataset} ({champion.tags['model']}); Ctrl-C ends it. To ask it:")
         print(
             f"""  printf '{{"dataframe_records": [{{"{column}": "%s"}}]}}' "{value}" |

@@ -13,7 +13,7 @@ from rich.table import Table
 from convoy import journal, params
 from convoy.checksums import sha256
 from convoy.model.scores import shown
-from convoy.tracking import outbox, tracking
+from convoy.tracking import outbox, registry
 
 
 def ran_since(since: int) -> dict[str, dict]:
@@ -41,7 +41,7 @@ def show(since: int | None, targets: Sequence[str] = ()) -> None:
             )
             page = Path("data/register", dataset, "comparison.html")  # a former version wrote none
             console.print(f"side by side: {page}\n" if page.exists() else "", highlight=False, soft_wrap=True)
-            if tracking.champion(dataset) is None and decision["champion"]:
+            if registry.champion(dataset) is None and decision["champion"]:
                 console.print(
                     f"warning: the registry in use has no champion of {dataset}; was mlflow.db deleted? To register "
                     f"again: dvc repro --force --single-item register@{dataset}\n",
@@ -68,7 +68,7 @@ def show(since: int | None, targets: Sequence[str] = ()) -> None:
 
 
 def _table(dataset: str, ran: dict[str, dict], with_state: bool) -> Table:
-    holder = tracking.champion(dataset)
+    holder = registry.champion(dataset)
     table = Table(title=dataset, title_justify="left", box=box.SIMPLE_HEAD)
     rows = {model: _facts(dataset, model) for model in params.models(dataset)}
     metric = next((metrics["metric"] for _, metrics in rows.values() if metrics), "accuracy")

@@ -6,7 +6,7 @@ from contextlib import suppress
 from prefect.settings import PREFECT_API_URL
 
 from convoy.secrets import without_login
-from convoy.tracking import tracking
+from convoy.tracking import store
 from flows import session
 
 
@@ -21,13 +21,15 @@ def serve(port: int, prefect_port: int) -> None:
         ConfigurationError: another program listens on a port.
         ServiceError: a server does not start.
     """
-    mlflow, prefect = tracking.uri(), PREFECT_API_URL.value()
+    mlflow, prefect = store.uri(), PREFECT_API_URL.value()
     if not mlflow.startswith("http"):
         session.check_free(port, "make ui PORT=...")
         place = ["--host", "127.0.0.1", "--port", str(port)]
-        store = {"MLFLOW_BACKEND_STORE_URI": mlflow}  # which, unlike arguments, other users of the machine cannot read
+        backend = {
+            "MLFLOW_BACKEND_STORE_URI": mlflow
+        }  # which, unlike arguments, other users of the machine cannot read
         mlflow = f"http://127.0.0.1:{port}"
-        session.keep(["mlflow", "server", *place], f"{mlflow}/health", store)
+        session.keep(["mlflow", "server", *place], f"{mlflow}/health", environment)
     if not prefect:
         session.check_free(prefect_port, "make ui PREFECT_PORT=...")
         prefect = session.start(prefect_port, ui=True)

@@ -34,7 +34,7 @@ from convoy.data.shards import INDEX, Shards
 from convoy.errors import ConfigurationError, DivergedError, ServiceError, StageError
 from convoy.machine import guard
 from convoy.schema import prepare
-from convoy.tracking import tracking
+from convoy.tracking import runs
 from flows.run import devices
 from flows.run.exclusive import alone
 from flows.run.runner import MEMORY
@@ -110,11 +110,11 @@ def tune(model: str, trials: int | None = None, minutes: float | None = None, sl
     _check_data(search)
     folder = FOLDER / model
     with alone(f"search of {model}", _say_died, folder / ".search.json"):
-        tracking.end_abandoned()
+        runs.end_abandoned()
         tuning = Tuning(search, folder, devices.found(slots))
         parameters = {name: str(one) for name, one in search.ranges.items()} | {"seed": search.seed}
         former = tuning.study.user_attrs.get(RUN)
-        with tracking.run(f"tune@{model}", search.dataset, parameters, _inputs(search), former) as run_id:
+        with runs.run(f"tune@{model}", search.dataset, parameters, _inputs(search), former) as run_id:
             tuning.study.set_user_attr(RUN, run_id)
             tuning.run(run_id)
             tuning.finish()
@@ -246,7 +246,7 @@ class Tuning:
     def _work(self, parent: str) -> None:
         while (asked := self._next()) is not None:
             trial, values = asked
-            with tracking.nested(parent, f"trial {trial.number}", values) as run:
+            with runs.nested(parent, f"trial {trial.number}", values) as run:
                 began = time.monotonic()
                 outcome = self._trained(trial, values, run)
                 trial.set_user_attr(SECONDS, round(time.monotonic() - began, 1))
@@ -278,7 +278,7 @@ class Tuning:
                 return one
         return None
 
-    def _trained(self, trial: Trial, values: Mapping[str, Any], run: tracking.Nested) -> Outcome:
+    def _trained(self, trial: Trial, values: Mapping[str, Any], run: runs.Nested) -> Outcome:
         with self._checkout(trial.number, values) as folder:
             if self._search.augments:
                 with self._started(folder, "augment", self._search.dataset) as (said, process):
@@ -292,7 +292,7 @@ class Tuning:
                 return self._followed(trial, values, run, folder, taken)
 
     def _followed(
-        self, trial: Trial, values: Mapping[str, Any], run: tracking.Nested, folder: Path, taken: devices.Taken
+        self, trial: Trial, values: Mapping[str, Any], run: runs.Nested, folder: Path, taken: devices.Taken
     ) -> Outcome:
         """Has a trial train, notes what it says, and ends it if it does not promise much."""
         outcome, last = Outcome(), deque(maxlen=50)
@@ -411,8 +411,8 @@ class Tuning:
         page = self._folder / "report.html"
         examples = len(Shards(Path("data/ingest", search.dataset, "val"), verify=False))
         report.write(page, search, tried, best, own, _importances(self.study), written, examples)
-        tracking.log_file(page)
-        tracking.log_metrics({search.objective: best.value, f"{search.objective}_of_entry": own.value})
+        runs.log_file(page)
+        runs.log_metrics({search.objective: best.value, f"{search.objective}_of_entry": own.value})
         pruned = sum(one.state == "pruned" for one in tried)
         print(f"{len(tried)} trials, {pruned} ended early; {search.objective}: best "
               f"{report.shown(search, best.value)} (trial {best.number}), with the values that the entry had "

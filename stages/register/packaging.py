@@ -18,7 +18,7 @@ from convoy.data.shards import Shards, spread
 from convoy.errors import IntegrityError
 from convoy.model import safe_load, scores
 from convoy.repo import lockfile
-from convoy.tracking import tracking
+from convoy.tracking import registry
 from stages.register.model import COLUMNS
 
 TOLERANCE = 1e-3  # of a probability; the same network differs in the last bits of float32, on some devices of TF32
@@ -74,7 +74,7 @@ def store(
         shutil.copyfile(trained / "model.keras", folder / "model.keras")
         (folder / "input.json").write_text(json.dumps(takes, ensure_ascii=False), encoding="utf-8")
         (folder / "lineage.json").write_text(json.dumps(lineage, indent=1))
-        address = tracking.log_model(
+        address = registry.log_model(
             model,
             folder,
             LOADER,
@@ -83,11 +83,11 @@ def store(
             example=asked[:1],
             libraries=[*LIBRARIES, facts["backend"]],
         )
-    with tracking.fetched(address) as copy:
-        stored = tracking.fingerprint(copy)
+    with registry.fetched(address) as copy:
+        stored = registry.fingerprint(copy)
         answers, seconds = reload(address, copy, asked)
     compare(address, answers, expected_answers(predictions.iloc[rows], takes))
-    tags = {"parity": f"{len(rows)} test examples, {files} of them raw files", tracking.STORED: stored}
+    tags = {"parity": f"{len(rows)} test examples, {files} of them raw files", registry.STORED: stored}
     tags |= {f"latency.p{part}_ms": f"{np.percentile(seconds, part) * 1000:.2f}" for part in (50, 95)}
     return address, tags
 

@@ -14,7 +14,7 @@ from convoy.data.shards import INDEX, Shards, read_json, read_sealed
 from convoy.errors import InputRefusedError
 from convoy.model import scores
 from convoy.params import Above, Amount, Part
-from convoy.tracking import tracking
+from convoy.tracking import registry, runs
 from stages.register import card, comparison, gate, packaging
 
 
@@ -72,34 +72,34 @@ def register(
         **{f"library.{name}": number for name, number in facts["libraries"].items()},
         **dependencies(lineage, f"train@{model}"),
     }
-    version = tracking.version_with(dataset, "model_sha256", digest)
+    version = registry.version_with(dataset, "model_sha256", digest)
     if version is not None and "rolled_back" in version.tags:
         tags["rolled_back"] = version.tags["rolled_back"]  # stored again, it stays taken back
-    if version is not None and not tracking.is_whole(version):
+    if version is not None and not registry.is_whole(version):
         print(f"the files of version {version.version} of {dataset} are gone or were changed: {model} is stored again")
         version = None
     if version is None or "parity" not in version.tags:  # of an older convoy, it takes no raw examples
-        with tracking.reopened(facts) as run_id:
+        with runs.reopened(facts) as run_id:
             address, found = packaging.store(dataset, model, facts, metrics, predictions, takes, lineage)
         tags |= found
-        version = tracking.add_version(dataset, address, run_id, tags)
+        version = registry.add_version(dataset, address, run_id, tags)
         print(f"registered {dataset} version {version.version}: {model}")
     else:
-        tracking.describe_version(version, tags)  # the test split may be another than at its registration
+        registry.describe_version(version, tags)  # the test split may be another than at its registration
         print(f"{model} is version {version.version} of {dataset} already; not registered again")
 
-    holder = tracking.champion(dataset)
+    holder = registry.champion(dataset)
     if holder is not None and holder.version == version.version:
         decision = gate.Decision(True, json.loads(holder.tags.get("decision", '"already champion"')))
     elif "rolled_back" in version.tags:
         decision = gate.Decision(False, f"version {version.version} was taken back: {version.tags['rolled_back']}")
     elif holder is not None and holder.tags.get("model_sha256") == digest:
         decision = gate.Decision(True, f"the model of version {holder.version}, stored again")
-        tracking.describe_version(version, {"decision": json.dumps(decision.reason)})
-        tracking.promote(version)
-    elif holder is not None and not tracking.is_ours(holder):
-        decision = gate.Decision(False, f"nothing was compared: {tracking.foreign(holder)}")
-        tracking.describe_version(version, {"decision": json.dumps(decision.reason)})
+        registry.describe_version(version, {"decision": json.dumps(decision.reason)})
+        registry.promote(version)
+    elif holder is not None and not registry.is_ours(holder):
+        decision = gate.Decision(False, f"nothing was compared: {registry.foreign(holder)}")
+        registry.describe_version(version, {"decision": json.dumps(decision.reason)})
     else:
         expected = predictions[scores.TRUTHS[kind]].to_numpy(object)
         decision = gate.decide(
@@ -124,14 +124,14 @@ def register(
         )
         numbers = {f"decision.{key}": f"{getattr(decision, key):.4g}" for key in ("p", "power")
                    if getattr(decision, key) is not None}  # fmt: skip
-        tracking.describe_version(version, {"decision": json.dumps(decision.reason)} | numbers)
+        registry.describe_version(version, {"decision": json.dumps(decision.reason)} | numbers)
         if decision.promote:
-            tracking.promote(version)
+            registry.promote(version)
     text = card.card(
         model, version.version, about, takes, facts, metrics, version.tags | tags, decision.reason, evaluated
     )
-    tracking.describe(dataset, card.data(about), version, text)
-    holder = tracking.champion(dataset)
+    registry.describe(dataset, card.data(about), version, text)
+    holder = registry.champion(dataset)
     outcome = {
         "dataset": dataset,
         "model": model,
@@ -147,13 +147,13 @@ def register(
     target.mkdir(parents=True, exist_ok=True)
     (target / "decision.json").write_text(json.dumps(outcome, indent=1))
     comparison.write(target, outcome, None if holder is None else holder.tags.get("model_sha256"))
-    with tracking.reopened(facts):
-        tracking.log_files(target)
+    with runs.reopened(facts):
+        runs.log_files(target)
     print(f"{'champion' if decision.promote else 'not champion'}: {decision.reason}")
 
 
-def _named(version: tracking.ModelVersion) -> str:
-    return version.tags["model"] if tracking.is_ours(version) else "a model of another tool"
+def _named(version: registry.ModelVersion) -> str:
+    return version.tags["model"] if registry.is_ours(version) else "a model of another tool"
 
 
 def best(dataset: str) -> tuple[str, dict]:
@@ -193,7 +193,7 @@ def slices(predictions: pd.DataFrame) -> dict[str, np.ndarray]:
     }
 
 
-def champions(holder: tracking.ModelVersion, test: Shards, kind: str, expected: np.ndarray) -> gate.Answers | None:
+def champions(holder: registry.ModelVersion, test: Shards, kind: str, expected: np.ndarray) -> gate.Answers | None:
     """Returns how a registered version does on ``test``; None: it cannot read these examples.
 
     It may have been trained on other classes: its answers are compared by name.
@@ -202,7 +202,7 @@ def champions(holder: tracking.ModelVersion, test: Shards, kind: str, expected: 
     from convoy.model.predictor import Predictor
 
     backend.prepare()
-    network, takes = tracking.load_model(holder)
+    network, takes = registry.load_model(holder)
     if takes is None or takes["kind"] != kind:
         return None
     predictor = Predictor(network, takes)
