@@ -225,7 +225,8 @@ def test_fault_46_ctrl_c_is_one_line_and_status_6_wherever_it_comes(road, monkey
 def test_fault_46_ctrl_c_is_one_line_in_the_journal_and_for_a_pool_of_processes(road):
     # A task of a worker sends it to all: the others, the fork server and this one.
     code = (
-        "import os, signal\nfrom convoy.machine import interrupt\ninterrupt.catch()\nfrom convoy.machine import workers\nfrom stages import __main__\n"
+        "import os, signal\nfrom convoy.machine import interrupt\ninterrupt.catch()\n"
+        "from convoy.machine import workers\nfrom stages import __main__\n"
         "def fetch(name, **_):\n    with workers.executor() as pool:\n"
         "        list(workers.map_ahead(pool, os.killpg, [0] * 9, signal.SIGINT))\n"
         "__main__.prepare = lambda *_: (fetch, {})\ninterrupt.leave(__main__.main('fetch', 'bars'))"

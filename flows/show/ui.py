@@ -25,9 +25,8 @@ def serve(port: int, prefect_port: int) -> None:
     if not mlflow.startswith("http"):
         session.check_free(port, "make ui PORT=...")
         place = ["--host", "127.0.0.1", "--port", str(port)]
-        backend = {
-            "MLFLOW_BACKEND_STORE_URI": mlflow
-        }  # which, unlike arguments, other users of the machine cannot read
+        # Which, unlike arguments, other users of the machine cannot read.
+        environment = {"MLFLOW_BACKEND_STORE_URI": mlflow}
         mlflow = f"http://127.0.0.1:{port}"
         session.keep(["mlflow", "server", *place], f"{mlflow}/health", environment)
     if not prefect:
