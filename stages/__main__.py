@@ -70,11 +70,11 @@ def _command(words: Sequence[str]) -> None:
         case ["verify"] | ["verify", _]:
             import_module("convoy.repo.verify").verify(*words[1:])
         case ["push", "--repair"] | ["push", "--repair", _]:
-            import_module("convoy.repo.verify").push(*words[2:], repair=True)
+            import_module("convoy.repo.transfer").push(*words[2:], repair=True)
         case ["push"] | ["push", _]:
-            import_module("convoy.repo.verify").push(*words[1:])
+            import_module("convoy.repo.transfer").push(*words[1:])
         case ["pull"] | ["pull", _]:
-            import_module("convoy.repo.verify").pull(*words[1:])
+            import_module("convoy.repo.transfer").pull(*words[1:])
         case ["ship"]:
             count = import_module("convoy.tracking.shipping").ship()
             aside = len(outbox.aside())

@@ -29,7 +29,7 @@ from convoy import params
 from convoy.checksums import sha256
 from convoy.errors import ConfigurationError, IntegrityError, ServiceError, StageError
 from convoy.model.scores import with_interval
-from convoy.repo.verify import opened
+from convoy.repo.objects import opened
 from convoy.tracking import registry, retention
 
 LINEAGE = "lineage.json"

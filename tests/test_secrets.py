@@ -24,7 +24,7 @@ from benchmarks import kills
 from convoy import secrets
 from convoy.errors import ConfigurationError
 from convoy.machine import guard
-from convoy.repo import verify
+from convoy.repo import objects
 from convoy.tracking import outbox
 from flows.session import free_port, keep
 from stages.fetch.addresses import File, check_files
@@ -229,7 +229,7 @@ def test_fault_41_what_a_library_logs_goes_without_logins_and_its_traceback_too(
 def test_fault_41_a_note_of_verify_names_a_remote_without_its_login():
     files = SimpleNamespace(unstrip_protocol=lambda path: path)
     odb = SimpleNamespace(fs=files, path="http://me:canary7@h.example/data", oid_to_path="{}".format)
-    store = verify.Store("remote far", odb, None, 1)
+    store = objects.Store("remote far", odb, None, 1)
     assert store.url == "http://***@h.example/data"
     odb.oid_to_path = "http://me:canary7@h.example/data/{}".format
     assert store.place(HashInfo("md5", "ab")) == "http://***@h.example/data/ab"

@@ -11,7 +11,8 @@ from conftest import ROOT
 from dvc.repo import Repo
 
 from convoy.errors import ConfigurationError, IntegrityError, ServiceError
-from convoy.repo.verify import pull, push, verify
+from convoy.repo.transfer import pull, push
+from convoy.repo.verify import verify
 from stages import __main__ as command
 
 GRAPH = """\

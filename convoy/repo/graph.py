@@ -12,7 +12,7 @@ from dvc.dependency.param import ParamsDependency
 from dvc.utils.serialize import load_yaml, modify_yaml
 
 from convoy.errors import ConfigurationError
-from convoy.repo.verify import opened
+from convoy.repo.objects import opened
 
 LOCK = "dvc.lock"
 
