@@ -32,7 +32,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from convoy.errors import DivergedError
 from convoy.machine.progress import track
-from convoy.machine.workers import cores
+from convoy.machine.room import cores
 from convoy.schema import prepare
 from flows.tune.tune import pruner, sampler, suggested
 from stages.augment.augment import augment
