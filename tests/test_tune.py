@@ -22,7 +22,7 @@ from convoy import params
 from convoy.errors import BusyError, ConfigurationError
 from convoy.tracking import store
 from flows.run import devices
-from flows.run.exclusive import alone
+from flows.run.exclusive import claim
 from flows.tune import tune as module
 from flows.tune.tune import TrialFailedError, read, tune
 from stages import check
@@ -449,7 +449,7 @@ def test_a_trial_whose_memory_others_have_is_done_again_once_and_ends_no_search(
 
 def test_fault_16_a_second_search_of_the_model_is_refused(quick):
     with (
-        alone("search of m", lambda _: None, Path("data/tune/m/.search.json")),
+        claim("search of m", lambda _: None, Path("data/tune/m/.search.json")),
         pytest.raises(BusyError, match=rf"another search of m runs here, since .*: process {os.getpid()}"),
     ):
         tune("m")

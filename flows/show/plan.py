@@ -34,7 +34,7 @@ def show(targets: Sequence[str], slots: int | None) -> None:
     nodes = graph.read(targets)
     changes = graph.changes(list(nodes))
     last, usual = memory(), live.usual_seconds()
-    places = devices.found(slots)
+    places = devices.find(slots)
     places_named = ", ".join(place.name for place in places[:2]) + (", ..." if len(places) > 2 else "")
     table = Table(box=box.SIMPLE_HEAD)
     for heading in ("stage", "would", "because", "device", "seconds", "MiB"):
