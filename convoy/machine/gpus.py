@@ -96,11 +96,11 @@ def _driver() -> Iterator[ModuleType | None]:
         yield None
         return
     except pynvml.NVMLError as error:
-        raise DriverError(str(error)) from error
+        raise DriverError(str(error).rstrip(".")) from error
     try:
         yield pynvml
     except pynvml.NVMLError as error:
-        raise DriverError(str(error)) from error
+        raise DriverError(str(error).rstrip(".")) from error
     finally:
         pynvml.nvmlShutdown()
 
