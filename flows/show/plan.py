@@ -33,7 +33,7 @@ def show(targets: Sequence[str], slots: int | None) -> None:
     """
     nodes = graph.read(targets)
     changes = graph.changes(list(nodes))
-    last, usual = memory(), live.usual_seconds()
+    last, usual = memory(), live.find_usual_seconds()
     places = devices.find(slots)
     places_named = ", ".join(place.name for place in places[:2]) + (", ..." if len(places) > 2 else "")
     table = Table(box=box.SIMPLE_HEAD)
