@@ -63,7 +63,7 @@ def nightly(targets: list[str] | None = None, slots: int | None = None, cluster:
     """Pulls data, runs the pipeline, pushes the results, and reports new champions.
 
     Args:
-        targets: as of ``pipeline``.
+        targets: as in ``pipeline``.
         slots: likewise.
         cluster: likewise.
 

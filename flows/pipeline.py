@@ -127,7 +127,7 @@ class _Work:
 
     def run(self, nodes: Mapping[str, Node], run_id: UUID) -> bool:
         """Has Prefect run a task for each stage; returns whether somebody cancelled the flow meanwhile."""
-        bring = task(
+        update = task(
             self._update,
             name="bring",  # Prefect's pages have it from the first version on
             task_run_name="{stage}",
@@ -143,7 +143,7 @@ class _Work:
         threading.Thread(target=watch, daemon=True).start()
         try:
             for name, node in nodes.items():
-                futures[name] = bring.submit(name, wait_for=[futures[need] for need in node.needs])
+                futures[name] = update.submit(name, wait_for=[futures[need] for need in node.needs])
             for future in futures.values():
                 future.wait()
         finally:

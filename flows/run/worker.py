@@ -32,7 +32,7 @@ def serve(address: str, slots: int | None) -> None:
 
     Args:
         address: of the scheduler; it may start later, or again.
-        slots: as of ``pipeline``.
+        slots: as in ``pipeline``.
 
     Raises:
         BusyError: a pipeline or another worker is at work in this clone.

@@ -28,7 +28,7 @@ def show(targets: Sequence[str], slots: int | None) -> None:
     """Prints every stage with what would become of it.
 
     Args:
-        targets: as of ``pipeline``.
+        targets: as in ``pipeline``.
         slots: likewise.
     """
     nodes = graph.read(targets)

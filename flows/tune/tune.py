@@ -41,7 +41,7 @@ def tune(model: str, trials: int | None = None, minutes: float | None = None, sl
         model: an entry of ``tune:``.
         trials: as there, with those of former runs of the same search.
         minutes: likewise, of this run.
-        slots: as of ``pipeline``.
+        slots: as in ``pipeline``.
 
     Raises:
         BusyError: another search of this model runs.
