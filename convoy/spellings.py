@@ -3,6 +3,7 @@
 This file and its two users' lines go away together.
 """
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -44,6 +45,14 @@ def renew(words: Sequence[str]) -> list[str]:
             last = next((part[5:] for part in kept.split(",") if part[:5] == "last:"), "0")
             return [command, "--keep-last", last, *["--keep-champions"] * ("champion" in kept.split(",")), *others]
     return list(words)
+
+
+def replace_process(words: Sequence[str]) -> None:
+    """Goes on as ``convoy`` if the words behind ``python -m stages`` are a command that is spelled so now."""
+    if words and words[0] in OF_STAGES and not (words[0] == "ship" and len(words) == 3):  # a process of ours: ID NAME
+        renewed = renew(words)
+        note(renewed)
+        os.execv(sys.executable, [sys.executable, "-m", "flows", *renewed])
 
 
 def note(words: Sequence[str]) -> None:

@@ -9,13 +9,20 @@ import gc
 import signal
 import sys
 
-from convoy import command
+from convoy import PACKAGES, command
+from convoy.errors import ConfigurationError
 
 if __name__ == "__main__":
     command.prepare_environment()
     gc.set_threshold(50_000, 20, 50)  # for the reason in stages/__main__.py
     sys.excepthook = command.show_defect
-    from flows import cli
+    try:
+        from flows import cli
+    except ModuleNotFoundError as missing:
+        if missing.name.partition(".")[0] in PACKAGES:
+            raise
+        print(f"error: {sys.executable} lacks {missing.name}. `make setup` installs it in .venv.", file=sys.stderr)
+        sys.exit(ConfigurationError.status)
 
     status = cli.main(sys.argv[1:])
     gc.freeze()

@@ -1,7 +1,7 @@
 """The command ``convoy``: all that people type.
 
 What a command acts on is positional: stages, models, data sets, versions, files. How it does that is a
-``--long-option``. A library is imported when a command needs it, so that ``--help`` is there at once.
+``--long-option``. A library is imported when a command needs it, so that ``--help`` answers at once.
 """
 
 import inspect
@@ -37,6 +37,7 @@ app = App(
     help_format="plaintext",
     help_epilogue="convoy COMMAND --help describes a command, with examples.",
     group_commands=ABOUT,
+    group_parameters=Group("Options"),
     default_parameter=Parameter(negative=(), show_default=lambda value: None if value in (False, None) else value),
 )
 FLOWS: set[Callable[..., Any]] = set()  # commands that end as asyncio and Prefect end work after Ctrl-C
@@ -48,7 +49,7 @@ def _names(section: str) -> Callable[[Any], Iterable[str]]:
     def complete(_: Any) -> Iterable[str]:
         from convoy import params
 
-        return params.load()[section]
+        return list(params.load()[section])
 
     return complete
 
@@ -130,7 +131,7 @@ def _command(group: Group, *examples: str, flow: bool = False) -> Callable[[Call
 
 @_command(PIPELINE, "run", "run train@resnet --slots 2", "run evaluate --cluster tcp://host:8786", flow=True)
 def run(*targets: Target, slots: Slots = None, force: Force = False, cluster: Cluster = None) -> int:
-    """Bring stages up to date in parallel, each training on its own device."""
+    """Run the stages that are not up to date, in parallel, each training on its own device."""
     from flows.run.command import run
 
     return run(targets, slots, force, cluster)
@@ -355,5 +356,5 @@ def _explain(error: CycloptsError) -> str:
     if isinstance(error, UnusedCliTokensError):
         problem = f"convoy {used[0]} takes no {' '.join(error.unused_tokens)}."
     if isinstance(error, MissingArgumentError):
-        problem = f"convoy {used[0]} lacks {error.argument.parameter.metavar or error.argument.name}."
+        problem = f"convoy {used[0]} lacks {error.argument.name}."
     return f"{problem} {app[used[0]].usage}"

@@ -53,7 +53,7 @@ def test_the_table_has_a_row_for_every_model_and_says_what_ran(finished, capsys)
         assert word in row
     assert "not run" in next(line for line in text.splitlines() if "resnet" in line)
     assert "1 of 5 stages ran, in " in text
-    assert "make ui" in text
+    assert "convoy ui" in text
 
 
 def test_only_the_champion_is_marked(finished, capsys, monkeypatch):

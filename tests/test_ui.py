@@ -10,7 +10,7 @@ import psutil
 import pytest
 from conftest import ROOT
 
-from flows.__main__ import main
+from flows.cli import main
 from flows.session import free_port
 
 
@@ -57,7 +57,7 @@ def test_fault_27_both_pages_answer_on_this_machine_alone_and_end_with_ctrl_c(st
     assert not alive
 
 
-@pytest.mark.parametrize("words", [["ui"], ["serve", "--dataset", "digits"]])
+@pytest.mark.parametrize("words", [["ui"], ["serve", "digits"]])
 def test_fault_27_no_server_is_started_for_others(words, capsys):
     with pytest.raises(SystemExit) as ended:
         main([*words, "--host", "0.0.0.0"])

@@ -1,4 +1,4 @@
-"""Looks for better values of a model's entry in params.yaml: ``python -m flows tune lenet5``.
+"""Looks for better values of a model's entry in params.yaml: ``convoy tune lenet5``.
 
 Optuna chooses the values (TPE), and ends poor trials early (Hyperband); a trial is a training in a process of its own,
 on a device of the flows. It has a small checkout, ``data/tune/<model>/trials/<number>``: params.yaml with its values,
