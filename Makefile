@@ -22,7 +22,7 @@ help:  ## list the commands
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
 
 .PHONY: setup
-setup: moved $(READY) .venv/bin/convoy  ## install the locked dependencies into .venv (GPU=1: with CUDA; BENCHMARKS=1: with what they compare to)
+setup: moved $(READY) .venv/bin/convoy  ## install the locked dependencies and the command convoy into .venv (GPU=1: with CUDA; BENCHMARKS=1: with what they compare to)
 
 # The lock is complete, so pip only fetches and checks hashes (--no-deps); it compiles the bytecode on the way.
 $(READY): $(LOCK)

@@ -5,6 +5,7 @@ import resource
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -159,6 +160,15 @@ def test_names_of_params_yaml_are_completed(monkeypatch, capsys):
     assert "lenet5" in capsys.readouterr().out
     assert cli.main(["__complete", "run", "train@re"]) == 0
     assert "train@resnet\n" in capsys.readouterr().out
+
+
+def test_completion_is_installed_for_the_shell_in_use(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("cyclopts.completion.detect.detect_shell", lambda: "bash")
+    assert cli.main(["--install-completion"]) == 0
+    path = capsys.readouterr().out.removeprefix("written: ").partition(";")[0]
+    assert path.startswith(str(tmp_path))
+    assert "complete -F _convoy convoy" in Path(path).read_text()
 
 
 def test_the_program_runs_the_checkout_in_whose_root_it_is_typed(tmp_path):

@@ -18,8 +18,8 @@ from convoy.data.vocabulary import Vocabulary
 from convoy.errors import ConfigurationError, ServiceError
 from convoy.schema import prepare
 from flows import cli
-from stages.__main__ import main
 from flows.show import plan
+from stages.__main__ import main
 from stages.augment.augment import augment
 from stages.ingest.ingest import ingest
 from stages.train.fit import resident
