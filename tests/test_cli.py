@@ -49,7 +49,7 @@ def test_a_command_has_help_with_an_example(name, capsys):
 def examples(name):
     """Returns the words of each example of a command, without ``convoy``."""
     lines = cli.app[name].help_epilogue.splitlines()[1:]
-    return [shlex.split(line.replace("$(date -d today +%s)", "5"))[1:] for line in lines]
+    return [shlex.split(line)[1:] for line in lines]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
