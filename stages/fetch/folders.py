@@ -8,7 +8,7 @@ from pathlib import Path
 
 from convoy.checksums import SUMS, is_ignored, sha256
 from convoy.errors import InputRefusedError, ServiceError
-from stages.fetch.download import need_room
+from stages.fetch.part import need_room
 from stages.fetch.progress import Progress
 
 
