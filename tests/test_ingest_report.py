@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from markup import HOSTILE, Page, values
 
-from convoy.data.shards import ShardWriter, objects, write_sealed
+from convoy.data.shards import ShardWriter, objects
+from convoy.files import write_sealed
 from convoy.pages.page import share, shown
 from stages.ingest.report.report import report
 

@@ -18,8 +18,9 @@ import pandas as pd
 
 from convoy import dependencies
 from convoy.checksums import sha256
-from convoy.data.shards import Arrays, Shards, ShardWriter, swap, working, write_sealed, write_shards
+from convoy.data.shards import Arrays, Shards, ShardWriter, write_shards
 from convoy.errors import ConfigurationError, InputRefusedError
+from convoy.files import scratch_folder, swap_folder, write_sealed
 from convoy.kinds.base import UNEXPECTED
 from convoy.kinds.fingerprints import HASHES
 from convoy.pages.page import many
@@ -96,7 +97,7 @@ def ingest(
     if not source.is_dir():
         raise InputRefusedError(f"{source} is missing: fetch it, or put it there with dvc add or dvc import-url.")
     cache = target.parent / ".cache" / dataset
-    with working(cache) as scratch:
+    with scratch_folder(cache) as scratch:
         output = scratch / "output"
         options: dict[str, Any] = {"encoding": encoding}
         if kind in PIXELS:
@@ -169,7 +170,7 @@ def ingest(
         # Not in about.json: a new library that changes nothing is no change.
         write_sealed(output / "key.json", {"key": key})
         report(output)
-        swap(output, target)
+        swap_folder(output, target)
         _remember(cache, scratch, key, found, kept, pairs)
         _say(target, about, refused, len(found.rows))
 

@@ -16,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from convoy.data.shards import Shards, objects, read_sealed, spread
+from convoy.data.shards import Shards, objects, spread
+from convoy.files import read_sealed
 from convoy.pages.page import NAME, many, picture, share, shown, template, words
 
 SPLITS = ("train", "val", "test")
