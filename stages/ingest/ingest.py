@@ -28,7 +28,7 @@ from convoy.params import Positive, Share
 from stages.ingest import decoding, previous, reading
 from stages.ingest.decoding import FINGERPRINT
 from stages.ingest.formats import archives
-from stages.ingest.near import duplicates
+from stages.ingest.near import description, duplicates, pictures, texts
 from stages.ingest.previous import Known
 from stages.ingest.reading import Found
 from stages.ingest.records import Source, natural
@@ -291,10 +291,10 @@ def _near(
     fresh = [place for place, content in enumerate(contents) if content not in former]
     if FINGERPRINT not in new.names and not known.fingerprints.size:
         return np.zeros((0, 2), np.int64), 0
-    described, search = (
-        (duplicates.described, duplicates.pairs) if kind == "images" else (np.asarray, duplicates.text_pairs)
+    describe, search = (
+        (description.describe, pictures.find_pairs) if kind == "images" else (np.asarray, texts.find_pairs)
     )
-    width = duplicates.DESCRIBED if kind == "images" else 4 * HASHES
+    width = description.DESCRIBED if kind == "images" else 4 * HASHES
     # In a file: a kilobyte for each of a million examples need not be in memory, and is to be kept anyway.
     prints = np.lib.format.open_memmap(path, "w+", np.uint8, (len(kept), width))
     if hasattr(os, "posix_fallocate"):  # a full disk would else end the process, by SIGBUS, when a page is written
@@ -308,8 +308,8 @@ def _near(
             np.take(known.fingerprints, rows, axis=0, out=target, mode="clip")
         if FINGERPRINT in new.names:
             rows = np.array([-1 if content in former else found.rows[content] for content in part])
-            target[rows >= 0] = described(new.take(FINGERPRINT, rows[rows >= 0]))
-        compared += int(duplicates.comparable(target).sum())
+            target[rows >= 0] = describe(new.take(FINGERPRINT, rows[rows >= 0]))
+        compared += int(duplicates.take_part(target).sum())
     where, earlier = {content: place for place, content in enumerate(contents)}, list(former)
     again = [(where.get(earlier[a], -1), where.get(earlier[b], -1)) for a, b in known.pairs.tolist()]
     again = [(a, b) for a, b in again if a >= 0 <= b]
@@ -332,7 +332,7 @@ def _split(
     for place, number in enumerate(kept):
         if splits[place] not in RANK:
             splits[place] = split_of(found.contents[number], **shares)
-    group = duplicates.groups(len(kept), pairs)
+    group = duplicates.group(len(kept), pairs)
     groups: dict[int, list[int]] = defaultdict(list)
     for place in np.flatnonzero(np.bincount(group, minlength=len(kept))[group] > 1).tolist():
         groups[int(group[place])].append(place)
@@ -417,7 +417,7 @@ def _tables(
     doubles: list[tuple],
 ) -> None:
     """Writes manifest.parquet, quarantine.csv and duplicates.csv."""
-    groups = duplicates.groups(len(kept), pairs)
+    groups = duplicates.group(len(kept), pairs)
     alone = np.bincount(groups, minlength=len(kept))[groups] == 1
     rows = [row for row in zip(kept, splits, np.where(alone, -1, groups), strict=True) if row[1]]
     columns: dict[str, list] = {

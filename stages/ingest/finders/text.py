@@ -7,6 +7,7 @@ from itertools import islice
 from convoy.errors import ConfigurationError, InputRefusedError
 from stages.ingest.formats import folders, tables, text_files
 from stages.ingest.formats.archives import DOCUMENTATION
+from stages.ingest.formats.compressed import bare
 from stages.ingest.formats.folders import Tree
 from stages.ingest.formats.splits import PREFIX, split_of
 from stages.ingest.records import Item, Source, class_of
@@ -141,7 +142,7 @@ def _class_files(source: Source, files: Sequence[str], chosen: dict[str, str]) -
             continue
         if splits[file] and PREFIX.match(name):
             name = PREFIX.sub("", name, count=1).lstrip("-_.")
-        stem, _, ending = tables.bare(name).rpartition(".")
+        stem, _, ending = bare(name).rpartition(".")
         names[file] = (stem, ending) if stem else (ending, "")
     if len(names) == 1:
         [file] = names

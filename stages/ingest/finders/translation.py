@@ -6,6 +6,7 @@ from convoy.errors import ConfigurationError, InputRefusedError
 from convoy.kinds.translation import SIDES
 from stages.ingest.formats import folders, tables, text_files
 from stages.ingest.formats.archives import DOCUMENTATION
+from stages.ingest.formats.compressed import bare
 from stages.ingest.formats.splits import split_of
 from stages.ingest.records import Item, Source
 
@@ -51,7 +52,7 @@ def _parallel(source: Source, files: list[str]) -> list[tuple[str, str]]:
     """Returns the pairs of parallel files."""
     endings: dict[str, dict[str, str]] = {}  # ending -> what is before it -> file
     for file in files:
-        stem, _, ending = tables.bare(file).removesuffix(".txt").rpartition(".")
+        stem, _, ending = bare(file).removesuffix(".txt").rpartition(".")
         if stem and "/" not in ending:
             endings.setdefault(ending, {})[stem] = file
     shown = ", ".join(sorted(endings)) or f"none; at its top there are {folders.top(folders.walk(source.folder))}"
