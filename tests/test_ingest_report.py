@@ -343,7 +343,7 @@ def test_caps_hold(tmp_path):
 def test_the_page_takes_no_pixels_but_those_it_shows(tmp_path, monkeypatch):
     write(tmp_path, examples=3000)
     rows = []
-    monkeypatch.setattr("stages.ingest.report.report.Shards", lambda *a, **b: Counting(rows, *a, **b))
+    monkeypatch.setattr("stages.ingest.report.gallery.Shards", lambda *a, **b: Counting(rows, *a, **b))
     report(tmp_path)
     assert sum(rows) < 300  # of 3000: two averages of 100, and some single ones
 
@@ -364,7 +364,7 @@ class Counting:
 
 def test_the_report_starts_without_the_large_libraries():
     large = {"dvc", "keras", "matplotlib", "mlflow", "scipy", "tensorflow"}
-    code = f"import sys, stages.ingest.report; print({large} & set(sys.modules))"
+    code = f"import sys, stages.ingest.report.report; print({large} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
