@@ -126,7 +126,7 @@ def test_nothing_to_report_reads_as_such(tmp_path):
     assert "No picture is in two splits, and no two near copies are in different ones." in page.text
     assert "No two equal or nearly equal pictures have different labels." in page.text
     assert "near copies 0 pairs, each in one split" in page.text
-    assert "None: every picture is there once." in page.text
+    assert "None: every picture occurs once." in page.text
     assert "None: no two of the 300 pictures that were compared are nearly the same." in page.text
     assert "Nothing: every picture that was found is in one of the splits." in page.text
     assert "0% of what was found" in page.text

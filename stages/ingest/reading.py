@@ -263,6 +263,6 @@ def _compare(folder: Path, names: tuple[str, ...], digests: tuple[bytes | None, 
         if wanted and (digest is None or wanted != digest.hex()):
             raise IntegrityError(
                 f"{folder / name} {'was changed' if digest else 'is missing'}: it does not match {checksums.SUMS}. "
-                "Bring it back (dvc checkout, or dvc repro --force --single-item fetch@NAME); if the change is meant, "
-                f"write {checksums.SUMS} anew or remove it."
+                "Get it back (dvc checkout, or dvc repro --force --single-item fetch@NAME); if the change is meant, "
+                f"write {checksums.SUMS} again or remove it."
             )

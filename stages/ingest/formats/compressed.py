@@ -42,7 +42,7 @@ class Budget:
         if self._spent > FLOOR_BYTES and self._spent > RATIO * self._consumed():
             raise InputRefusedError(
                 f"{self._path} unpacks to more than {RATIO} times its size, as a decompression bomb does; stopped "
-                f"after {self._spent / 2**20:.0f} MiB. If you trust it, unpack it yourself and bring the files."
+                f"after {self._spent / 2**20:.0f} MiB. If you trust it, unpack it yourself and fetch the files."
             )
 
 

@@ -76,7 +76,7 @@ def _align(moving: np.ndarray, fixed: np.ndarray, warp: np.ndarray) -> tuple[np.
 
 
 def _guess(moving: np.ndarray, fixed: np.ndarray, warp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns ``moving`` warped, blurred and with the gain and bias that fit ``fixed`` best, and what of it is shown.
+    """Returns ``moving`` warped, blurred and with the gain and bias that fit ``fixed`` best, and where it shows any.
 
     The former is not limited to 0..255; the latter is float32 (m, side - 2, side - 2), 1 or 0, without the border.
     """

@@ -38,8 +38,8 @@ def find_pairs(fingerprints: np.ndarray, new: np.ndarray | None = None, title: s
     """Returns the near pairs among pictures.
 
     Takes 2.3 KB of memory per picture, and 8 s of one core per 10**9 pairs - a minute for 120,000 pictures, or for
-    8,000 new ones against 1,000,000 - and a second for every 10,000 candidates. How long the pairs will take is said
-    beforehand where that is more than a minute.
+    8,000 new ones against 1,000,000 - and a second for every 10,000 candidates. A search that will take
+    more than a minute says so beforehand.
 
     Args:
         fingerprints: uint8, shape (n, 1024), or as ``describe`` returns them; a memory map will do. Rows of zeros take

@@ -111,7 +111,7 @@ def _scatter(width: np.ndarray, height: np.ndarray, size: list[int]) -> dict:
 
 
 def _step(span: float, most: int) -> int:
-    """Returns the smallest of 1, 2, 5, 10, 20, ... of which up to ``most`` span ``span``."""
+    """Returns the smallest of 1, 2, 5, 10, 20, ... that spans ``span`` in up to ``most`` steps."""
     power = 0
     while True:
         for factor in (1, 2, 5):
