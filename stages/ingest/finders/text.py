@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from convoy.errors import ConfigurationError, InputRefusedError
+from convoy.kinds import encodings
 from stages.ingest.formats import folders, tables, text_files
 from stages.ingest.formats.archives import DOCUMENTATION
 from stages.ingest.formats.folders import Tree
@@ -38,7 +39,7 @@ def find(source: Source) -> Iterable[Item]:
         ConfigurationError: the encoding is unknown, or the columns do not fit.
         InputRefusedError: none of the layouts is there, or a file is damaged; also while the examples are read.
     """
-    text_files.check(source.encoding)
+    encodings.check(source.encoding)
     tree = folders.walk(source.folder)
     chosen = folders.choose(source.folder, tree, source.files)
     files = [file for file in chosen or tree.files if not DOCUMENTATION.search(file.rpartition("/")[2])]

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from convoy.errors import ConfigurationError, InputRefusedError
+from convoy.kinds import encodings
 from convoy.kinds.translation import SIDES
 from stages.ingest.formats import folders, tables, text_files
 from stages.ingest.formats.archives import DOCUMENTATION
@@ -25,7 +26,7 @@ def find(source: Source) -> Iterable[Item]:
         InputRefusedError: neither layout is there, two parallel files differ in their number of lines, or a file is
             damaged; also while the pairs are read.
     """
-    text_files.check(source.encoding)
+    encodings.check(source.encoding)
     tree = folders.walk(source.folder)
     chosen = folders.choose(source.folder, tree, source.files)
     files = [file for file in chosen or tree.files if not DOCUMENTATION.search(file.rpartition("/")[2])]
