@@ -108,7 +108,7 @@ def raw_examples(
 ) -> tuple[pd.DataFrame, int]:
     """Returns test examples as a user would send them, and how many of them are files of the raw data.
 
-    What is a part of a larger file there - of a table, an archive, an array - is sent as it is stored; see ``Kind.pack``.
+    What is a part of a larger file there - of a table, an archive, an array - is sent as it is stored, by its kind.
     """
     kind, sent, files = kinds.get(takes["kind"]), [], 0
     for row, stored in zip(rows, test.take(takes.get("array", kind.column), rows), strict=True):
