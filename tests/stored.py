@@ -24,7 +24,14 @@ def register(folder, dataset="d", content="weights", tags=None):
     (code / "__init__.py").write_text("def _load_pyfunc(folder):\n    raise SystemExit(folder)\n")
     with runs.run("train@m", dataset, {}, {}) as run_id:
         address = registry.log_model(
-            "m", files, "code", code, {"text": "string"}, {"label": "string"}, pd.DataFrame({"text": ["x"]}), ["numpy"]
+            "m",
+            files,
+            "code",
+            [code],
+            {"text": "string"},
+            {"label": "string"},
+            pd.DataFrame({"text": ["x"]}),
+            ["numpy"],
         )
     with registry.fetched(address) as copy:
         own = {"model": "m", "model_sha256": content, "kind": "text", registry.STORED: registry.fingerprint(copy)}

@@ -135,7 +135,7 @@ def test_what_a_step_keeps_is_what_gradients_are_computed_from():
 
 def test_in_bfloat16_a_step_keeps_half():
     full = counted(built("resnet", depth=18), batch=8).kept
-    with cost.compute.computing_in("bfloat16"):
+    with cost.backend.computing_in("bfloat16"):
         half = counted(built("resnet", depth=18), batch=8).kept
         plain = counted(built("plain_cnn", input_shape=(32, 32, 1)), batch=8).kept
     assert plain / counted(built("plain_cnn", input_shape=(32, 32, 1)), batch=8).kept == pytest.approx(0.5, abs=0.05)
@@ -329,7 +329,7 @@ def test_of_several_gpus_the_fullest_is_the_bound(tmp_path, monkeypatch):
     program.write_text("#!/bin/sh\necho 1000, 81559\necho 500, 81559\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setattr(cost.compute, "devices", lambda: ["gpu:0", "gpu:1"])
+    monkeypatch.setattr(cost.backend, "devices", lambda: ["gpu:0", "gpu:1"])
     spent = cost.Cost(parameters=1, flops=1, examples=1, weights=7, step=5, devices=2, data=3, held=1)
     assert cost._room(spent) == (12, 500 * 2**20, 81559 * 2**20, " of the device")
 

@@ -34,8 +34,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from importlib import import_module
 from pathlib import Path
 from stages.__main__ import main
-for stage in ("images", "text", "report"):
-    import_module(f"stages.ingest.finders.{stage}")
+for module in ("finders.images", "finders.text", "report.report"):
+    import_module(f"stages.ingest.{module}")
 seconds, limit, *workspaces = sys.argv[1:]
 for workspace in workspaces:
     child = os.fork()

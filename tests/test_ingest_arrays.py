@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from convoy.errors import ConfigurationError, InputRefusedError
-from convoy.kinds import arrays, images
+from convoy.kinds import arrays, images, volumes
 from stages.ingest.finders import images as finder
-from stages.ingest.finders import volumes
+from stages.ingest.finders import volumes as volume_finder
 from stages.ingest.formats import cifar, containers
 from stages.ingest.records import Source
 
@@ -441,8 +441,9 @@ def read_pair(folder, kind, dtype, shape, value):
     x = np.zeros((2, *((2, *shape) if kind == "volumes" else shape)), dtype)
     x[1] = value
     np.savez(folder / "a.npz", x=x, y=[0, 1])
-    reader, name, size = (images, "image", (4, 5)) if kind == "images" else (volumes, "volume", (2, 4, 5))
-    items = reader.find(Source(folder))
+    kinds = {"images": (finder, images, "image", (4, 5)), "volumes": (volume_finder, volumes, "volume", (2, 4, 5))}
+    layouts, reader, name, size = kinds[kind]
+    items = layouts.find(Source(folder))
     return [reader.decode(item.payload, size=size, mode="colour", fit="stretch").arrays[name] for item in items]
 
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from convoy.errors import ConfigurationError, InputRefusedError
+from convoy.kinds import encodings
 from stages.ingest.formats import tables, text_files
 from stages.ingest.records import Source
 
@@ -309,7 +310,7 @@ LANGUAGES = [  # a reading that is clearly better than the others is chosen
 
 @pytest.mark.parametrize(("encoding", "text"), LANGUAGES)
 def test_an_encoding_is_found_out_where_one_reading_is_clearly_best(tmp_path, encoding, text):
-    assert text_files.decode(text.encode(encoding), None) == text
+    assert encodings.decode(text.encode(encoding), None) == text
     (tmp_path / "x.txt").write_bytes(text.encode(encoding))
     source = Source(tmp_path)
     found = text_files.encoding_of(source, "x.txt")
@@ -320,10 +321,10 @@ def test_an_encoding_is_found_out_where_one_reading_is_clearly_best(tmp_path, en
 def test_an_encoding_that_could_be_several_has_to_be_given(tmp_path):
     data = "この映画はとても面白かったです。俳優の演技も素晴らしいですが、結末は残念でした。".encode("cp932")
     with pytest.raises(InputRefusedError, match=r"byte 0 \(line 1\) is 0x82.*may be .*cp932.*e.g. encoding: cp1252"):
-        text_files.decode(data, None)
-    assert text_files.decode(data, "cp932") == data.decode("cp932")
+        encodings.decode(data, None)
+    assert encodings.decode(data, "cp932") == data.decode("cp932")
     with pytest.raises(InputRefusedError, match="is not UTF-8"):
-        text_files.decode(bytes(np.random.default_rng(0).integers(128, 256, 3000, np.uint8)), None)
+        encodings.decode(bytes(np.random.default_rng(0).integers(128, 256, 3000, np.uint8)), None)
 
 
 def test_one_damaged_byte_does_not_make_another_encoding_of_utf8(tmp_path):

@@ -266,8 +266,8 @@ def look(tab, page, sections):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_report_is_whole_and_readable_in_a_browser(kind, tab, tmp_path, monkeypatch):
-    monkeypatch.setattr(report.record, "MEASURED", tmp_path / "measured")
-    report.record.keep(FACTS, TOOK)
+    monkeypatch.setattr(report.outbox, "MEASURED", tmp_path / "measured")
+    report.outbox.keep(FACTS, TOOK)
     page_of(tmp_path, kind=kind)
     own = ["samples"] if kind == "translation" else ["classes", "confusion", "errors"]
     look(tab, tmp_path / "data/evaluate/pets/small/report.html", ["curves", *own, "numbers"])
