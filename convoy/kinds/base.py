@@ -18,10 +18,17 @@ UNEXPECTED = "cannot be decoded ("  # how the reason begins where a reader raise
 REASON_CHARACTERS = 200  # of what the exception says
 Payload = bytes | str | tuple[str, ...] | np.ndarray
 Raw = bytes | str | list[bytes]  # what a user sends to a served model; a list holds the files of one example
-# Read, not imported: each kind has libraries of its own, and a process needs one kind.
-NAMES = tuple(
-    sorted(file.stem for file in Path(__file__).parent.glob("*.py") if "\nKIND = " in file.read_text("utf-8"))
-)
+
+
+def find(folder: Path) -> tuple[str, ...]:
+    """Returns the names of the kinds whose files lie in ``folder``, which are read and not imported.
+
+    Each kind has libraries of its own, and a process needs one kind.
+    """
+    return tuple(sorted(file.stem for file in folder.glob("*.py") if "\nKIND = " in file.read_text("utf-8")))
+
+
+NAMES = find(Path(__file__).parent)
 
 
 @dataclass(frozen=True, slots=True)

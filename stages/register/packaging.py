@@ -164,9 +164,10 @@ def reload(address: str, copy: Path, asked: pd.DataFrame) -> tuple[pd.DataFrame,
 
 def expected_answers(predictions: pd.DataFrame, takes: dict[str, Any]) -> pd.DataFrame:
     """Returns what the servable model has to answer, given rows of predictions.parquet."""
-    if "probabilities" not in predictions:
+    kind = kinds.get(takes["kind"])
+    if not kind.has_classes:
         answers = predictions["predicted"], np.exp(predictions["log_probability"])
-        return pd.DataFrame({"translation": answers[0], "probability": answers[1]})
+        return pd.DataFrame(dict(zip(kind.answers, answers, strict=True)))
     found = scores.scaled(np.stack(predictions["probabilities"]), takes["temperature"])
     return pd.DataFrame({"label": predictions["predicted"], "probability": found.max(axis=1)})
 
