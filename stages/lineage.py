@@ -27,7 +27,7 @@ from convoy.model.scores import with_interval
 from convoy.repo.collect import collect
 from convoy.repo.objects import open_cache
 from convoy.repo.restore import check_out, restore
-from convoy.tracking import registry, retention
+from convoy.tracking import outbox, registry, retention
 
 LINEAGE = "lineage.json"
 CHAIN = {"fetch": "raw files", "ingest": "shards", "augment": "augmentation", "train": "training",
@@ -291,5 +291,5 @@ def _git(*words: str, cwd: Path | None = None, given: str | None = None, problem
 
 
 def _runs_of_workspace() -> set[str]:
-    """Returns the runs that evaluate and register of this checkout would continue."""
-    return {json.loads(file.read_text())["run_id"] for file in Path("data/train").glob("*/*/run.json")}
+    """Returns the ids of the records that evaluate and register of this checkout would continue."""
+    return {outbox.record_id(json.loads(file.read_text())) for file in Path("data/train").glob("*/*/run.json")}
