@@ -56,7 +56,7 @@ def store(
 
     Raises:
         IntegrityError: it does not load, or answers otherwise.
-        InputRefusedError: as of ``networks.check``.
+        InputRefusedError: see ``safe_load.check``.
     """
     safe_load.check(Path("data/train", dataset, model, "model.keras"))  # or nobody could load what is registered
     trained, test = Path("data/train", dataset, model), Shards(Path("data/ingest", dataset, "test"))

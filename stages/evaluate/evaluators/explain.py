@@ -1,4 +1,4 @@
-"""Why a network answers as it does: filters, activation maps, Grad-CAM, and the n-grams that decided.
+"""Why a network answers as it does: filters, activation maps, Grad-CAM and, of texts, n-grams.
 
 For any Functional Keras model of one input, a loaded one too: what is shown is found in its graph, not by the names of
 its layers. A feature map is what a layer gives that still has places - pixels, voxels, frames or tokens - and through

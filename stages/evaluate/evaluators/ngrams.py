@@ -18,7 +18,7 @@ SENTENCES = 1_000  # of the test split, whose n-grams are counted; bounds time a
 SIGNS = 2**14  # of the texts that are looked at together, filled up to the longest, likewise
 LONGEST = 10  # tokens of an n-gram; longer ones hardly come twice
 NGRAMS = 20  # per class that are listed
-Windows = tuple[np.ndarray, np.ndarray, np.ndarray]  # as of ``window_contributions``
+Windows = tuple[np.ndarray, np.ndarray, np.ndarray]  # what ``window_contributions`` returns
 
 
 def window_contributions(network: keras.Model, tokens: np.ndarray) -> Windows:
@@ -125,7 +125,7 @@ def _pools(network: keras.Model) -> tuple[list[tuple[keras.KerasTensor, Axis]], 
     With each tensor (batch, time, maps) comes what its units see of the text.
 
     Raises:
-        ConfigurationError: as of ``window_contributions``.
+        ConfigurationError: see ``window_contributions``.
     """
     nodes = nodes_of(network)
     maker = {id(tensor): node for node in nodes for tensor in node.outputs}

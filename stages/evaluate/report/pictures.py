@@ -269,7 +269,7 @@ def draw_ngrams(table: pd.DataFrame, title: str) -> Figure:
     """Draws what the n-grams that did most for a class did for it in all: the first 6 of up to 12 classes.
 
     Args:
-        table: as of ``explain.ngrams``.
+        table: that of ``ngrams.ngrams``.
         title: above all.
     """
     best = [rows.head(6) for _, rows in table.groupby("class", sort=False)][:12]

@@ -53,7 +53,7 @@ TEXTS = dict.fromkeys((0, "path", "label", "predicted", "text", "source", "targe
 
 # Caps that keep the page small; what it leaves out stands in the tables beside it.
 SAMPLES, CONFUSED = 20, 12
-TOOK = ("seconds", "examples_per_second", "validation_examples_per_second", "memory")  # of record.measured
+TOOK = ("seconds", "examples_per_second", "validation_examples_per_second", "memory")  # of outbox.measured
 OPEN, ROWS, COLUMNS = 12, 200, 16  # rows above which a table is folded, and cut; columns above which it is left out
 EDGE = 96  # pixels, height of a picture
 
