@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 import struct
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
@@ -18,7 +19,6 @@ from stages.ingest import ingest as ingest_module
 from stages.ingest.ingest import check_options, ingest
 from stages.ingest.reading import Found
 from stages.ingest.splits import choose_splits, split_of
-from stages.register.model import prepared
 
 OPTIONS = {"kind": "images", "size": (12, 12), "mode": "grey"}
 
@@ -168,14 +168,14 @@ RAISED = [
 
 def raising(monkeypatch, files, error):
     """Has the reader of pictures raise ``error`` at the bytes of ``files``."""
-    decode, contents = images.decode, {file.read_bytes() for file in files}
+    decode, contents = images.KIND.decode, {file.read_bytes() for file in files}
 
     def decode_or_raise(data, **options):
         if data[0] in contents:
             raise error
         return decode(data, **options)
 
-    monkeypatch.setattr(images, "decode", decode_or_raise)
+    monkeypatch.setattr(images, "KIND", replace(images.KIND, decode=decode_or_raise))
 
 
 @pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
@@ -209,10 +209,9 @@ def test_too_little_memory_is_no_property_of_an_example(pictures, monkeypatch):
 def test_a_served_model_refuses_what_a_reader_raises_with_the_reason(pictures, monkeypatch):
     file = pictures / "down/07.png"
     raising(monkeypatch, [file], TypeError("Cannot handle this data type"))
-    monkeypatch.setattr(images, "decode", lambda data, decode=images.decode, **options: decode([data], **options))
     takes = {"kind": "images", "array": "image", "size": (12, 12), "mode": "grey", "fit": "stretch"}
     with pytest.raises(InputRefusedError, match=r"cannot be decoded \(TypeError\): Cannot handle this data type"):
-        prepared(file.read_bytes(), takes)
+        images.prepare(file.read_bytes(), takes)
 
 
 def test_split_folders_of_the_raw_data_are_kept_and_val_comes_out_of_train(pictures):

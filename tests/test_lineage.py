@@ -15,6 +15,7 @@ from PIL import Image
 import stages.__main__
 from convoy.errors import ConfigurationError, IntegrityError
 from convoy.machine import guard
+from convoy.repo.objects import open_repo
 from convoy.tracking import registry, retention, store
 from flows import cli
 from stages import lineage
@@ -226,7 +227,7 @@ def test_fault_40_clean_keeps_what_a_champion_needs_whose_data_set_left_params(l
     assert cli.main(["clean", "--keep-last", "0"]) == 0
     assert "gone: 0 versions, 0 runs, 0 stored models" in capsys.readouterr().out
     assert {one.version for one in client.search_model_versions("name = 'bars'")} == versions
-    with lineage.opened() as repo:
+    with open_repo() as repo:
         for version in versions:
             recorded = json.loads(registry.text_of(registry.find_version("bars", version), lineage.LINEAGE))
             outs = [out["md5"] for stage in recorded["lock"]["stages"].values() for out in stage["outs"]]

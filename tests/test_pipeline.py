@@ -95,7 +95,7 @@ def test_raw_files_become_a_registered_champion(clone):
     assert f"params.train.{decision['model']}" in champion.tags
     trained = json.loads((clone / "data/train/digits" / decision["model"] / "run.json").read_text())
     source = client.get_run(champion.run_id)
-    assert source.data.tags["record"] == trained["run_id"]
+    assert source.data.tags["record"] == trained["record_id"]
     assert source.info.run_name == f"train@{decision['model']}"
     assert source.data.tags["git.commit"] == git(clone, "rev-parse", "HEAD").strip()
     assert source.data.tags["git.dirty"] == "false"

@@ -204,7 +204,7 @@ def test_what_is_served_is_all_that_it_imports(tmp_path):
     external = {name for name in written & {*loaded} if name not in sys.stdlib_module_names}
     external -= {"convoy", "stages", "tensorflow"}
     provided = {one.lower().replace("_", "-") for name in external for one in packages_distributions()[name]}
-    assert {"keras", "pillow", "pyarrow"} <= provided <= set(packaging.LIBRARIES)
+    assert {"keras", "pillow"} <= provided <= set(packaging.LIBRARIES)
     copied = {file.relative_to(tmp_path) for file in tmp_path.rglob("*.py")}
     assert copied == {*map(dependencies.file, own)}
 

@@ -8,7 +8,7 @@ import pytest
 from convoy.tracking import outbox
 from flows.show import results
 
-FACTS = {"model": "lenet5", "dataset": "digits", "run_id": "0" * 32}
+FACTS = {"model": "lenet5", "dataset": "digits", "record_id": "0" * 32}
 
 
 @pytest.fixture

@@ -181,7 +181,7 @@ def load_model(registered: ModelVersion) -> tuple["keras.Model", dict[str, Any] 
 
     Raises:
         IntegrityError: see ``checked``.
-        InputRefusedError: see ``networks.check``.
+        InputRefusedError: see ``safe_load.check``.
     """
     with checked(registered) as folder:
         [network] = folder.rglob("model.keras")

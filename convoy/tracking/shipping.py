@@ -305,6 +305,7 @@ class _Shipment:
             _bring_or_warn("parameters", lambda: client.log_batch(run_id, params=parameters))
             if line["patch"]:
                 _bring_or_warn("the patch", lambda: client.log_text(run_id, line["patch"], PATCH))
+        outbox.note(line["dataset"], line["name"].partition("@")[2], self._number, run_id=run_id)
         self._state |= {"run": run_id, "open": True, "later": later}  # last: all of it was brought, or none counts
 
     def _bring_metrics(self, client: MlflowClient, line: dict[str, Any]) -> None:
@@ -317,7 +318,7 @@ class _Shipment:
         client.log_batch(
             self._state["run"],
             metrics=[Metric(key, float(value), line["at"], 0) for key, value in numbers.items()],
-            tags=[RunTag(key, str(value)) for key, value in others.items() if key != "run_id"],
+            tags=[RunTag(key, str(value)) for key, value in others.items() if key not in ("record_id", "run_id")],
         )
 
     def _bring_data(self, client: MlflowClient, line: dict[str, Any]) -> None:

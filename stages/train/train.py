@@ -175,7 +175,7 @@ def train(
             "model": model,
             "dataset": dataset,
             "architecture": architecture,
-            "run_id": run.id,
+            "record_id": run.id,
             "parameters": result.parameters,
             "flops": spent.flops,
             "epochs": len(result.history),
