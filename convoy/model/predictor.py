@@ -10,8 +10,9 @@ import numpy as np
 from scipy.special import logsumexp
 
 from convoy import kinds
-from convoy.data.shards import Arrays, Shards, objects, read_json
+from convoy.data.shards import Arrays, Shards, objects
 from convoy.data.vocabulary import BEGIN, END, PAD, Vocabulary, by_length, pad
+from convoy.files import read_json
 from convoy.model import backend
 from convoy.model.beam_search import Translation, search
 from convoy.model.scores import scaled

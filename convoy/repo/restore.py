@@ -56,8 +56,8 @@ def check_out(name: str, folder: Path, paths: Sequence[str]) -> None:
     why = next((line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")), lines[-1]).rstrip(":")
     raise ConfigurationError(
         f"{name} cannot be trained again: {', '.join(lost)} are neither in DVC's cache nor in a remote (DVC: {why}). "
-        "A clone that has them can send them, python -m stages push, or be the remote itself: "
-        f"dvc remote add --default other CLONE/.dvc/cache. python -m stages trace {name} shows their hashes."
+        "A clone that has them can send them, convoy push, or be the remote itself: "
+        f"dvc remote add --default other CLONE/.dvc/cache. convoy trace {name} shows their hashes."
     )
 
 

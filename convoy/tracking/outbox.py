@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import psutil
 from filelock import FileLock
 
-from convoy import CODE, secrets
+from convoy import CODE, files, secrets
 from convoy.errors import ServiceError
 
 FOLDER = Path("data/runs")
@@ -158,9 +158,7 @@ def note(dataset: str, model: str, number: str, **more: Any) -> None:
         content, known = {"record_id": number, "run_id": None}, _read(file)
         if record_id(known) == number:
             content |= known if "record_id" in known else {**known, "run_id": None}
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(content | more, indent=1), encoding="utf-8")
-        partial.replace(file)
+        files.write_json(file, content | more, indent=1)
 
 
 def record_id(facts: Mapping[str, Any]) -> str | None:
