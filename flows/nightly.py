@@ -95,7 +95,7 @@ def report(text: str) -> None:
 
 def serve(cron: str, targets: list[str], slots: int | None, cluster: str | None) -> None:
     """Runs ``nightly`` in this checkout at the times of ``cron``, until it is ended; the server keeps the schedule."""
-    with temporary_settings(session.pages()):
+    with temporary_settings(session.hide_login()):
         nightly.serve(
             name="nightly",
             cron=cron,

@@ -328,7 +328,7 @@ def test_fault_22_a_server_that_goes_away_meanwhile_costs_a_warning_and_no_work(
     monkeypatch.setenv("PREFECT_HOME", str(Path.cwd() / "prefect"))
     monkeypatch.setenv("PREFECT_API_URL", address)
     try:
-        wait_for(lambda: session.away(address) is None, 120)
+        wait_for(lambda: session.find_outage(address) is None, 120)
         toy(a=(5, 0))
         process = started()
         wait_for(lambda: "train@a" in ran(), 90)
@@ -354,7 +354,7 @@ def lost(toy, monkeypatch):
     monkeypatch.setenv(command.BEGUN, "")  # what the command sets is gone after the test
     monkeypatch.delenv(command.BEGUN)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.setattr(session, "reporting", lambda: nullcontext("http://127.0.0.1:9/api"))
+    monkeypatch.setattr(session, "connect", lambda: nullcontext("http://127.0.0.1:9/api"))
 
     def replaced(*_):
         raise Replaced
@@ -370,7 +370,7 @@ def lost(toy, monkeypatch):
                 raise httpx.ConnectError("refused")
 
         monkeypatch.setattr(module, "pipeline", flow)
-        monkeypatch.setattr(session, "away", lambda _: "refused" if gone else None)
+        monkeypatch.setattr(session, "find_outage", lambda _: "refused" if gone else None)
         return cli.main(["run", *words])
 
     return run

@@ -58,7 +58,7 @@ def _run_flow(*arguments: Any) -> "State":
     from flows import session
     from flows.pipeline import pipeline
 
-    with session.reporting() as address, session.quiet(sys.stdout.isatty()):
+    with session.connect() as address, session.silence_console(sys.stdout.isatty()):
         try:
             state = pipeline(*arguments, return_state=True)
         except HTTPError as error:
@@ -66,7 +66,7 @@ def _run_flow(*arguments: Any) -> "State":
             if isinstance(error, HTTPStatusError) and not error.response.is_server_error:
                 raise
             raise session.ServerLostError(address) from error
-    if state.is_crashed() and session.away(address):
+    if state.is_crashed() and session.find_outage(address):
         raise session.ServerLostError(address)
     return state
 
