@@ -18,7 +18,7 @@ from PIL import Image, ImageEnhance
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from convoy.kinds import fingerprints
-from convoy.machine.workers import cores
+from convoy.machine.room import cores
 from stages.ingest.near import duplicates
 from stages.ingest.near.pictures import find_pairs
 from stages.ingest.near.texts import find_pairs as find_text_pairs

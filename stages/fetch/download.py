@@ -8,9 +8,9 @@ from pathlib import Path
 
 from convoy.checksums import digest, sha256
 from convoy.errors import InputRefusedError, IntegrityError
+from convoy.machine.progress import Transfer
 from stages.fetch.addresses import File
 from stages.fetch.part import Part
-from stages.fetch.progress import Progress
 
 
 def download(file: File, staging: Path, max_bytes: int, timeout: float) -> tuple[Path, str]:
@@ -32,7 +32,7 @@ def download(file: File, staging: Path, max_bytes: int, timeout: float) -> tuple
         ServiceError: it was cut or did not come in time. What came is kept for the next run.
     """
     address = file.address
-    with Progress(file.target) as progress:
+    with Transfer(file.target) as progress:
         part = Part(staging / f"{file.target}.part", file.url, max_bytes, progress)
         if not part.is_whole:
             if not (part.validator or file.sha256 or file.md5):

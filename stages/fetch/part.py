@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.filesize import decimal
 
 from convoy.errors import InputRefusedError, ServiceError
+from convoy.machine.progress import Transfer
 from convoy.secrets import masked
-from stages.fetch.progress import Progress
 
 
 class Part:
@@ -24,7 +24,7 @@ class Part:
         validator: by which the server tells versions of the file apart; None if it does not.
     """
 
-    def __init__(self, path: Path, url: str, max_bytes: int, progress: Progress) -> None:
+    def __init__(self, path: Path, url: str, max_bytes: int, progress: Transfer) -> None:
         self.path, self.shown = path, masked(url)
         self._facts, self._max_bytes, self._progress = path.with_name(f"{path.name}.json"), max_bytes, progress
         self._url = hashlib.sha256(url.encode()).hexdigest()

@@ -13,7 +13,8 @@ from threadpoolctl import threadpool_limits
 
 from convoy.kinds.fingerprints import SIDE
 from convoy.machine.progress import track
-from convoy.machine.workers import cores, map_ahead, threads
+from convoy.machine.room import cores
+from convoy.machine.workers import map_ahead, threads
 from stages.ingest.near.alignment import are_near
 from stages.ingest.near.candidates import budget_of, check_budget, mask_of, sort_pairs
 from stages.ingest.near.description import KEEP, PLANE, UNIT, describe
