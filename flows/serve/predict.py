@@ -1,4 +1,4 @@
-"""Batch prediction by the champion: ``python -m flows predict --dataset digits INPUT OUTPUT``."""
+"""Batch prediction by the champion: ``convoy predict digits INPUT OUTPUT``."""
 
 import csv
 from collections.abc import Callable, Iterator
