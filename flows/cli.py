@@ -172,9 +172,9 @@ def schedule(*targets: Target, cron: Cron = "0 2 * * *", slots: Slots = None, cl
 @_command(PIPELINE, "worker tcp://host:8786 --slots 2", flow=True)
 def worker(address: Address, /, *, slots: Slots = None) -> None:
     """Work in this clone for those who run with --cluster, until Ctrl-C."""
-    from flows.run import worker as pool
+    from flows.run import worker
 
-    pool.serve(address, slots)
+    worker.serve(address, slots)
 
 
 @_command(MODELS, "tune lenet5", "tune lenet5 --trials 60 --minutes 30 --slots 2", flow=True)
