@@ -36,7 +36,10 @@ from convoy.machine.workers import cores
 from convoy.schema import prepare
 from flows.tune.tune import pruner, sampler, suggested
 from stages.augment.augment import augment
+from stages.augment.entry import Augment
+from stages.fetch.entry import Fetch
 from stages.fetch.fetch import fetch
+from stages.ingest.entry import Ingest
 from stages.ingest.ingest import ingest
 from stages.search_space import Choice, Interval
 from stages.train.train import fitting, opened
@@ -86,9 +89,9 @@ def train_all() -> pd.DataFrame:
     """Returns a row for each combination: its values, the seconds it took, and the accuracy after each epoch."""
     with tempfile.TemporaryDirectory() as scratch:
         os.chdir(scratch)
-        fetch("digits", sample="digits")
-        ingest("digits", kind="images", size=(32, 32), mode="grey", val=0.2)
-        augment("digits", copies=0, seed=0)
+        fetch("digits", Fetch(sample="digits"))
+        ingest("digits", Ingest(kind="images", size=(32, 32), mode="grey", val=0.2))
+        augment("digits", Augment(copies=0, seed=0))
         context, values = get_context("spawn"), list(product(*VALUES.values()))
         with ProcessPoolExecutor(cores(), context, initializer=_one_thread) as pool:
             rows = list(track(pool.map(train_one, values), "training", "combinations", len(values)))

@@ -27,7 +27,10 @@ from flows.tune import tune as module
 from flows.tune.tune import TrialFailedError, read, tune
 from stages import check
 from stages.augment.augment import augment
+from stages.augment.entry import Augment
+from stages.ingest.entry import Ingest
 from stages.ingest.ingest import ingest
+from stages.train.entry import Train
 from stages.train.train import train
 
 # What stands in for a training: the nearer its learning rate is to 0.01 the better it is, and the sooner.
@@ -75,8 +78,8 @@ tune:
 @pytest.fixture
 def bars(pictures, monkeypatch):
     """A checkout with a data set up to augment, whose test split cannot be read, and the search of PARAMS."""
-    ingest("bars", kind="images", size=(12, 12), mode="grey")
-    augment("bars", copies=1, seed=0, noise=5)
+    ingest("bars", Ingest(kind="images", size=(12, 12), mode="grey"))
+    augment("bars", Augment(copies=1, seed=0, noise=5))
     shutil.rmtree("data/ingest/bars/test")
     Path("params.yaml").write_text(PARAMS)
     monkeypatch.setattr(devices.tempfile, "gettempdir", os.getcwd)
@@ -547,8 +550,8 @@ def test_after_sigkill_the_same_command_goes_on_and_the_values_train_as_they_wer
     }  # fmt: skip
     # What dvc repro would do with the values that params.yaml has now gives what the search saw.
     sections = params.load()
-    augment("bars", **sections["augment"]["bars"])
-    train("m", **sections["train"]["m"])
+    augment("bars", Augment(**sections["augment"]["bars"]))
+    train("m", Train(**sections["train"]["m"]))
     history = pd.read_csv("data/train/bars/m/history.csv")
     best = max(trials((TrialState.COMPLETE,)), key=lambda one: (one.value, -one.user_attrs["val_loss"]))
     assert history["val_accuracy"].tolist() == pytest.approx(list(best.intermediate_values.values()), abs=1e-6)

@@ -95,7 +95,7 @@ def write(
         error=None if search.smaller else math.sqrt(best.value * (1 - best.value) / examples),
         examples=examples,
         epochs=sum(len(one.curve) for one in tried),
-        whole=search.train["epochs"] * sum(one.same is None and one.state != "failed" for one in tried),
+        whole=search.train.epochs * sum(one.same is None and one.state != "failed" for one in tried),
         seconds=sum(one.seconds for one in tried),
         count={state: sum(one.state == state for one in tried) for state in ("complete", "pruned", "failed")},
         score=lambda value: shown(search, value),

@@ -33,7 +33,6 @@ from convoy.checksums import sha256
 from convoy.data.shards import INDEX, Shards
 from convoy.errors import ConfigurationError, DivergedError, ServiceError, StageError
 from convoy.machine import guard
-from convoy.schema import prepare
 from convoy.tracking import runs
 from flows.run import devices
 from flows.run.exclusive import alone
@@ -41,7 +40,8 @@ from flows.run.runner import MEMORY
 from flows.tune import report
 from flows.tune.report import Tried
 from stages import check
-from stages.search_space import Choice, Interval, Search
+from stages.check import prepare
+from stages.search_space import Choice, Interval, Search, define
 from stages.train.train import ROW, code
 
 FOLDER = Path("data/tune")
@@ -133,8 +133,7 @@ def read(model: str, trials: int | None = None, minutes: float | None = None) ->
             "keys of the train entry: see README.md, Search."
         )
     given = {key: value for key, value in (("trials", trials), ("minutes", minutes)) if value is not None}
-    function, arguments = prepare("tune", model, entries[model] | given)
-    return function(model, **arguments)
+    return define(model, prepare(params.TUNE, model, entries[model] | given))
 
 
 def sampler(seed: int) -> optuna.samplers.BaseSampler:
@@ -201,7 +200,7 @@ class Tuning:
             study_name=f"{search.model}-{_identity(search)}",
             load_if_exists=True,
             direction="minimize" if search.smaller else "maximize",
-            pruner=pruner(search.train["epochs"], search.train["warmup"]),
+            pruner=pruner(search.train.epochs, search.train.warmup),
         )
         # After a stop it would otherwise try again what it tried at first.
         seed = hashlib.sha256(f"{search.seed} {len(self.study.trials)}".encode()).digest()[:4]
@@ -230,7 +229,7 @@ class Tuning:
         Args:
             parent: MLflow's run of the search.
         """
-        at_once = max(1, len(self._places.all) // self._search.train["devices"])
+        at_once = max(1, len(self._places.all) // self._search.train.devices)
         print(f"{self._search.model}: {self._counted()} of {self._search.trials} trials are done, {at_once} at once")
         with ThreadPoolExecutor(at_once) as pool:
             try:
@@ -285,7 +284,7 @@ class Tuning:
                     last = deque(said, maxlen=50)
                 if process.returncode:
                     return self._failed(process.returncode, last)
-            with self._places.taken(self._search.train["devices"], self._ended, lambda: None) as taken:
+            with self._places.taken(self._search.train.devices, self._ended, lambda: None) as taken:
                 if taken is None:
                     return Outcome(None)
                 print(f"trial {trial.number}, on {taken.name}: {_listed(values)}", flush=True)
@@ -309,7 +308,7 @@ class Tuning:
                 outcome.rows.append(row)
                 run.log_metrics(row, row["epoch"])
                 trial.report(row[self._search.objective], row["epoch"])
-                if judged and row["epoch"] < self._search.train["epochs"] and trial.should_prune():
+                if judged and row["epoch"] < self._search.train.epochs and trial.should_prune():
                     outcome.pruned = True
                     return outcome
         return outcome if process.returncode == 0 else self._failed(process.returncode, last, outcome)
@@ -369,7 +368,7 @@ class Tuning:
         """Yields a folder in which stages see the values of a trial, and of the data what they may see."""
         folder, dataset = self._folder / "trials" / f"{number:04}", self._search.dataset
         changes, place = self._search.changes(values), ("train", self._search.model, "word_vectors")
-        if vectors := changes.get(place, self._search.train["word_vectors"]):  # a path from the checkout
+        if vectors := changes.get(place, self._search.train.word_vectors):  # a path from the checkout
             changes |= {place: str(Path(vectors).resolve())}
         try:
             (folder / "data/ingest" / dataset).mkdir(parents=True)
@@ -472,11 +471,15 @@ def _basis(search: Search) -> tuple:
 def _identity(search: Search) -> str:
     """Returns a hash of all that decides what a trial of some values comes to."""
     places = set(search.places.values())
-    fixed = {key: value for key, value in search.train.items() if ("train", search.model, key) not in places}
+    fixed = {
+        key: value for key, value in search.train if ("train", search.model, key) not in places
+    }
     fixed["sizes"] = {key: value for key, value in fixed["sizes"].items() if (*_sizes(search), key) not in places}
     facts = [{name: repr(one) for name, one in search.ranges.items()}, fixed, search.seed, _inputs(search)]
     if search.augments:
-        facts.append({k: v for k, v in search.augment.items() if ("augment", search.dataset, k) not in places})
+        facts.append(
+            {k: v for k, v in search.augment if ("augment", search.dataset, k) not in places}
+        )
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
@@ -486,7 +489,7 @@ def _sizes(search: Search) -> tuple[str, str, str]:
 
 def _inputs(search: Search) -> dict[str, str]:
     """Returns the data and the code that trials read: path -> SHA-256."""
-    return {str(path): sha256(path) for path in _data(search)} | code(search.train["architecture"])
+    return {str(path): sha256(path) for path in _data(search)} | code(search.train.architecture)
 
 
 def _data(search: Search) -> tuple[Path, ...]:

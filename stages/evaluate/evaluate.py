@@ -11,10 +11,11 @@ from convoy.data.shards import INDEX, Shards, read_json
 from convoy.model import backend, scores
 from convoy.model.predictor import Predictor
 from convoy.tracking import outbox
+from stages.evaluate.entry import Evaluate
 from stages.evaluate.report import pictures, report
 
 
-def evaluate(model: str, *, dataset: str) -> None:
+def evaluate(model: str, entry: Evaluate) -> None:
     """Reads data/train/<dataset>/<model> and the val and test splits; writes data/evaluate/<dataset>/<model>.
 
     ``metrics.json``, ``predictions.parquet`` (one row per test example), ``tables/`` and ``plots/`` (see the file of
@@ -28,8 +29,9 @@ def evaluate(model: str, *, dataset: str) -> None:
 
     Args:
         model: an entry of train.
-        dataset: its data set.
+        entry: what is read of it: its data set.
     """
+    dataset = entry.dataset
     trained, source = Path("data/train", dataset, model), Path("data/ingest", dataset)
     target, title = Path("data/evaluate", dataset, model), f"{model} on {dataset}"
     facts = read_json(trained / "run.json")

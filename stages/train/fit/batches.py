@@ -10,6 +10,7 @@ import numpy as np
 
 from convoy.data.shards import Shards
 from convoy.data.vocabulary import BEGIN, END, MULTIPLE, PAD, Ragged, Vocabulary, by_length, pad
+from stages.train.entry import Train
 
 # Bytes of pictures that are read together: of many shards each costs a little, however few rows are taken from it.
 TOGETHER = 2**23
@@ -174,3 +175,33 @@ class Pairs(Batches):
 def encoded(shards: Shards, array: str, vocabulary: Vocabulary, length: int | None) -> Ragged:
     """Returns the tokens of all texts of a split, in memory: four bytes each."""
     return vocabulary.encode(shards.texts(array), length)
+
+
+def make_batches(
+    split: Shards, input_spec: dict[str, Any], model: keras.Model, outputs: Sequence[str], entry: Train, training: bool
+) -> Batches:
+    """Returns the batches of a split: shuffled and, if the entry says so, weighted for the training.
+
+    Args:
+        split: the examples.
+        input_spec: what the model takes.
+        model: that takes them.
+        outputs: names of its outputs.
+        entry: of train.
+        training: or else validation, in order and without weights.
+    """
+    settings: dict[str, Any] = {"batch": entry.batch, "seed": entry.seed if training else None}
+    settings |= {"devices": entry.devices}
+    if input_spec["kind"] == "translation":
+        length = input_spec["length"]
+        sides = (encoded(split, side, Vocabulary.from_json(input_spec[side]), length) for side in ("source", "target"))
+        return Pairs(*sides, **settings)
+    classes = len(input_spec["classes"])
+    weights = np.ones(classes, np.float32)
+    if entry.class_weights and training:
+        counts = np.bincount(split.column("label"), minlength=classes)
+        weights = (len(split) / (classes * np.maximum(counts, 1))).astype(np.float32)
+    if input_spec["kind"] == "text":
+        tokens = encoded(split, "text", Vocabulary.from_json(input_spec["text"]), input_spec["length"])
+        settings |= {"tokens": tokens, "length": model.input_shape[1]}
+    return Labelled(split, input_spec.get("array"), outputs=outputs, class_weights=weights, **settings)
