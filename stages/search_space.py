@@ -192,7 +192,7 @@ def define(model: str, entry: Tune) -> Search:
         entry: the entry.
 
     Raises:
-        ConfigurationError: a name or range that cannot be; the value that the entry has is not in its range.
+        ConfigurationError: a name or range is not valid; or the value that the entry has is not in its range.
     """
     sections, where = params.load(), f"params.yaml, tune.{model}"
     if model not in sections["train"]:
@@ -230,9 +230,9 @@ def _check_name(where: str, key: str, known: Mapping[str, Any], kind: str) -> No
     if key not in known:
         raise ConfigurationError(f"{where} is no key. Keys: {', '.join(name for name in known if name not in FIXED)}.")
     if key in FIXED and kind:
-        raise ConfigurationError(f"{where} is not for a search: {FIXED[key]}.")
+        raise ConfigurationError(f"{where} cannot be tuned: {FIXED[key]}.")
     if kind in OBJECTIVES and key in MEASURES:
-        raise ConfigurationError(f"{where} is not for a search: it changes what {OBJECTIVES[kind]} means.")
+        raise ConfigurationError(f"{where} cannot be tuned: it changes what {OBJECTIVES[kind]} means.")
 
 
 def _each(where: str, name: str, asked: Any, own: Any) -> list[tuple[str, Interval | Choice, Any]]:
@@ -288,7 +288,7 @@ def _try(where: str, search: Search, values: Mapping[str, Any], sections: dict[s
         entry.check_kind(f"params.yaml, train.{search.model}", kind)
         checked(Augment, search.dataset, changed["augment"][search.dataset])
     except ConfigurationError as error:
-        raise ConfigurationError(f"{where} cannot be: {error}") from None
+        raise ConfigurationError(f"{where} is not valid: {error}") from None
 
 
 def _plain(value: Any) -> Any:

@@ -154,7 +154,7 @@ def test_a_long_training_is_measured_once_for_its_network_data_and_device(ready,
     assert {steps for _, steps in calls} == {policy.MOST}
     assert policy.choose("two", data, input_spec, changed(asked, epochs=1)) == (chosen, "measured")  # however short
     assert len(calls) == counted
-    policy.choose("one", data, input_spec, asked, anew=True)
+    policy.choose("one", data, input_spec, asked, again=True)
     assert len(calls) == 2 * counted
     assert policy.choose("one", data, input_spec, changed(asked, batch=2, epochs=1))[1] == "rule"
     monkeypatch.setattr(compute, "hardware", lambda: "another")
@@ -163,7 +163,7 @@ def test_a_long_training_is_measured_once_for_its_network_data_and_device(ready,
 
 def test_a_training_of_few_steps_is_not_measured_and_says_so(ready, monkeypatch, capsys):
     data, input_spec, asked = settings(ready, monkeypatch)
-    assert policy.choose("one", data, input_spec, asked, worth=0.0, anew=True) == (RULE, "rule")
+    assert policy.choose("one", data, input_spec, asked, worth=0.0, again=True) == (RULE, "rule")
     assert "train@one  has 2 steps, too few to measure" in capsys.readouterr().out
 
 

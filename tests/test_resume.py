@@ -221,7 +221,7 @@ def test_fault_05_a_checkpoint_of_another_configuration_is_never_taken(ready, mo
     capsys.readouterr()
     train("cut", Train(**entry))
     said = capsys.readouterr().out
-    assert "train@cut  begins anew: its checkpoints belong to another configuration" in said
+    assert "train@cut  starts over: its checkpoints belong to another configuration" in said
     assert "resuming" not in said
     train("whole", Train(**entry))
     assert outcome(ready, "bars", "cut") == outcome(ready, "bars", "whole")

@@ -471,15 +471,11 @@ def _basis(search: Search) -> tuple:
 def _identity(search: Search) -> str:
     """Returns a hash of all that decides what a trial of some values comes to."""
     places = set(search.places.values())
-    fixed = {
-        key: value for key, value in search.train if ("train", search.model, key) not in places
-    }
+    fixed = {key: value for key, value in search.train if ("train", search.model, key) not in places}
     fixed["sizes"] = {key: value for key, value in fixed["sizes"].items() if (*_sizes(search), key) not in places}
     facts = [{name: repr(one) for name, one in search.ranges.items()}, fixed, search.seed, _inputs(search)]
     if search.augments:
-        facts.append(
-            {k: v for k, v in search.augment if ("augment", search.dataset, k) not in places}
-        )
+        facts.append({k: v for k, v in search.augment if ("augment", search.dataset, k) not in places})
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 

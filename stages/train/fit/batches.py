@@ -17,7 +17,7 @@ TOGETHER = 2**23
 
 
 class Batches(keras.utils.PyDataset, ABC):
-    """Batches of examples, shuffled anew for each epoch, so that a training can be repeated and resumed.
+    """Batches of examples, shuffled for each epoch, so that a training can be repeated and resumed.
 
     Each is (inputs, targets, weights). For several devices the number of examples is a multiple of them: a batch is
     filled up with examples of weight 0, as a device without an example fails. Each device has an equal part of a
@@ -100,7 +100,7 @@ class Labelled(Batches):
         length: that tokens are filled up to; None: a little more than the longest of a batch.
         outputs: names of the model's outputs.
         class_weights: shape (classes,).
-        settings: as of ``Batches``.
+        settings: those of ``Batches``.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ def make_batches(
 
     Args:
         split: the examples.
-        input_spec: what the model takes.
+        input_spec: the content of the model's input.json.
         model: that takes them.
         outputs: names of its outputs.
         entry: of train.

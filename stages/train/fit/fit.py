@@ -60,7 +60,7 @@ def fit(
     Args:
         data: training examples.
         val: validation examples.
-        input_spec: what the model takes and what it means; see ``make_input_spec``.
+        input_spec: the content of the model's input.json; see ``make_input_spec``.
         entry: what is trained, and how.
         policy: how it computes, which the entry may leave open.
         title: what the progress display calls this training.

@@ -1,4 +1,4 @@
-"""What a model takes: the examples, and how a raw example becomes its input."""
+"""The input spec of a model, and the examples: how raw data becomes what the network computes with."""
 
 from pathlib import Path
 from typing import Any

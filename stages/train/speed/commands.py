@@ -34,7 +34,7 @@ def plan(model: str, entry: Train) -> dict[str, Any]:
 def measure(model: str, entry: Train) -> None:
     """Measures how a training computes fastest, which every later one then does: see ``policy.py``."""
     data, _, input_spec = open_inputs(model, entry)
-    chosen, source = policy.choose(model, data, input_spec, entry, worth=0.0, anew=True)
+    chosen, source = policy.choose(model, data, input_spec, entry, worth=0.0, again=True)
     print(f"train@{model}  will compute in {policy.describe(chosen)} ({source})")
 
 

@@ -26,7 +26,7 @@ LAYER = 3 * MIB  # for each with a kernel: its part of the graph, forth and back
 LARGEST = 3  # tensors of the size of the largest that a step holds beside what it keeps: gradients, what kernels need
 COPIES = 3  # of the weights that writing them takes: their bytes, the archive, the archive with other times
 SLACK = 1.25  # how far the estimate may be off
-TOKEN, ROW = 4, 8  # bytes of each token and of each text, see ``tokens.Ragged``
+TOKEN, ROW = 4, 8  # bytes of each token and of each text, see ``vocabulary.Ragged``
 PARTS = (2, 4, 8, 16, 32, 64, 128)  # by what an advice divides batch and width
 OUT_OF_MEMORY = re.compile(r"MemoryError|ResourceExhausted|RESOURCE_EXHAUSTED|[Oo]ut ?[Oo]f ?[Mm]emory|allocate memory")
 
@@ -73,7 +73,7 @@ def estimate(data: Shards, input_spec: dict[str, Any], entry: Train, precision: 
 
     Args:
         data: training examples.
-        input_spec: what the model takes.
+        input_spec: the content of the model's input.json.
         entry: of train.
         precision: of its layers.
 
@@ -109,7 +109,7 @@ def check(data: Shards, input_spec: dict[str, Any], entry: Train, policy: Policy
 
     Args:
         data: training examples.
-        input_spec: what the model takes.
+        input_spec: the content of the model's input.json.
         entry: of train.
         policy: how it computes.
         where: what messages call the training.

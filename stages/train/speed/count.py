@@ -106,7 +106,7 @@ def sketched(data: Shards, input_spec: dict[str, Any], entry: Train, precision: 
 
     Args:
         data: training examples.
-        input_spec: what the model takes.
+        input_spec: the content of the model's input.json.
         entry: of train.
         precision: of its layers.
 

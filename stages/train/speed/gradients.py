@@ -28,7 +28,7 @@ def wrong(data: Shards, input_spec: dict[str, Any], entry: Train, precision: str
 
     Args:
         data: training examples.
-        input_spec: what the model takes.
+        input_spec: the content of the model's input.json.
         entry: of train.
         precision: of the layers.
 
@@ -37,7 +37,7 @@ def wrong(data: Shards, input_spec: dict[str, Any], entry: Train, precision: str
     """
     found, seen = [], set()
     for layer, shape in kernel_layers(data, input_spec, entry, precision):
-        # The initial values are drawn anew, and activations left out: where rounding turns a sign their gradients jump.
+        # Initial values are drawn again, and activations left out: where rounding turns a sign their gradients jump.
         config = {key: value for key, value in layer.get_config().items() if not key.endswith("initializer")}
         config |= {"activation": "linear"} if "activation" in config else {}
         kind = json.dumps([type(layer).__name__, shape, config | {"name": ""}], default=str)

@@ -102,7 +102,7 @@ def rule(entry: Train, step: float) -> Policy:
 
 
 def choose(
-    name: str, data: Shards, input_spec: dict[str, Any], entry: Train, worth: float = WORTH, anew: bool = False
+    name: str, data: Shards, input_spec: dict[str, Any], entry: Train, worth: float = WORTH, again: bool = False
 ) -> tuple[Policy, str]:
     """Returns the policy of a training, and where it is from: ``entry``, ``rule`` or ``measured``.
 
@@ -111,28 +111,28 @@ def choose(
     Args:
         name: of the model in params.yaml, for the processes that measure.
         data: training examples.
-        input_spec: what the model takes.
+        input_spec: the content of the model's input.json.
         entry: of train.
         worth: expected seconds of the training from which it is measured.
-        anew: even if it is remembered.
+        again: measure even if it is remembered.
     """
     if "auto" not in [getattr(entry, part) for part in PARTS]:
         return Policy(**{part: getattr(entry, part) for part in PARTS}), "entry"
     backend.prepare(entry.devices)  # the questions below start JAX, after which it is too late
     place = key(data, input_spec, entry)
-    if not anew and (known := _remembered().get(place)):
+    if not again and (known := _remembered().get(place)):
         return Policy(**known["policy"]), "measured"
     each = math.ceil(len(data) / entry.batch)
     steps, step = entry.epochs * each, expected(data, input_spec, entry) / each
     policy, most = rule(entry, step), min(MOST, steps - 2 * STEPS)  # one execution goes before, one may go beyond
-    if most < FEWEST and anew:
+    if most < FEWEST and again:
         print(f"train@{name}  has {steps} steps, too few to measure")
     if steps * step < worth or most < FEWEST:
         return policy, "rule"
     count = min(most, max(FEWEST, round(SECONDS / step)))
     CACHE.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(CACHE.with_suffix(".lock")):  # two that measure at once would measure each other
-        if not anew and (known := _remembered().get(place)):  # by whom this one waited for
+        if not again and (known := _remembered().get(place)):  # by whom this one waited for
             return Policy(**known["policy"]), "measured"
         print(f"train@{name}  measuring the fastest settings on this machine (cached in {CACHE})", flush=True)
         best, tried = search(policy, entry, steps, each, lambda one: _measured(name, one, count))
@@ -153,7 +153,7 @@ def choose_checked(
         name: of the model in params.yaml.
         title: what messages call the training.
         data: training examples.
-        input_spec: what the model takes.
+        input_spec: the content of the model's input.json.
         entry: of train.
         worth: expected seconds of the training from which it is measured.
 
@@ -202,7 +202,7 @@ def search(
 
 
 def _alternatives(first: Policy, entry: Train, each: int) -> Iterator[tuple[str, list[Any]]]:
-    """Yields the parts of a policy that may change, with what to try, of which each has to better the one before."""
+    """Yields the parts of a policy that may change, with the values to try: each has to better the one before."""
     if entry.precision == "auto" and first.precision != "float32":
         yield "precision", ["float32"]  # what has no instructions is emulated, and not worth a try
     if entry.jit_compile == "auto" and keras.backend.backend() != "jax":  # which takes minutes for it without
