@@ -75,7 +75,7 @@ class Train(Entry):
     clip_norm: Above | None = None
     """Largest l2 norm of all gradients of a step together (Pascanu et al. 2013, arXiv:1211.5063)."""
     ema: Part = 0.0
-    """The model keeps a moving average of its weights, and each step replaces 1 - ema of it; 0: the last weights (Polyak
+    """The model keeps a moving average of its weights; each step replaces 1 - ema of it. 0: the last weights (Polyak
     and Juditsky 1992). The first steps replace more: step t, from 0, replaces 9 / (10 + t). Validation sees the
     average. Statistics of batch normalisation have an average of their own."""
     schedule: Literal["constant", "step", "cosine"] = "cosine"
