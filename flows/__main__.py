@@ -96,9 +96,9 @@ def _command(words: Sequence[str]) -> int:
         if asked.command == "pipeline":
             return _pipeline(asked.targets, asked.slots, asked.force, asked.cluster)
         if asked.command == "worker":
-            from flows.run import cluster
+            from flows.run import worker
 
-            cluster.serve(asked.address, asked.slots)
+            worker.serve(asked.address, asked.slots)
         elif asked.command == "schedule":
             from flows import nightly
 

@@ -1,7 +1,6 @@
 """Operations as papers publish them, memory as arithmetic says, and what becomes of a model that does not fit."""
 
 import json
-import os
 import subprocess
 import sys
 from importlib import import_module
@@ -16,7 +15,7 @@ from keras import layers
 from convoy.data.shards import Shards, write_shards
 from convoy.data.vocabulary import Vocabulary
 from convoy.errors import ConfigurationError, ServiceError
-from convoy.machine import room
+from convoy.machine import gpus, room
 from flows.show import plan
 from stages import __main__ as stages_command
 from stages.augment.augment import augment
@@ -332,12 +331,9 @@ def test_without_control_groups_the_machine_is_the_bound(tmp_path):
     assert 0 < free <= total
 
 
-def test_of_several_gpus_the_fullest_is_the_bound(tmp_path, monkeypatch):
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho 1000, 81559\necho 500, 81559\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setattr(cost.backend, "devices", lambda: ["gpu:0", "gpu:1"])
+def test_of_several_gpus_the_fullest_is_the_bound(monkeypatch):
+    monkeypatch.setattr(gpus, "memory", lambda: [(1000 * 2**20, 81559 * 2**20), (500 * 2**20, 81559 * 2**20)])
+    monkeypatch.setattr(backend, "devices", lambda: ["gpu:0", "gpu:1"])
     spent = cost.Cost(parameters=1, flops=1, examples=1, weights=7, step=5, devices=2, data=3, held=1)
     assert cost._room(spent) == (12, 500 * 2**20, 81559 * 2**20, " of the device")
 

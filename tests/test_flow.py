@@ -29,7 +29,7 @@ from flows import pipeline as module
 from flows import session
 from flows.pipeline import StageFailedError, pipeline
 from flows.run import devices
-from flows.run.exclusive import HERE
+from flows.run.exclusive import CHECKOUT
 from flows.session import free_port
 
 # A stage that notes when it began and ended and how it went, as ours do in the journal.
@@ -182,7 +182,7 @@ def test_a_killed_stage_is_tried_again(prefect, toy):
 
 
 def test_trainings_have_a_device_each_and_others_none(prefect, toy, monkeypatch):
-    monkeypatch.setattr(devices, "_gpus", lambda: [devices.Slot(f"gpu:{n}", f"gpu-{n}") for n in (0, 1)])
+    monkeypatch.setattr(devices, "_find_gpus", lambda: [devices.Slot(f"gpu:{n}", f"gpu-{n}") for n in (0, 1)])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     toy(a=(0.4, 0), b=(0.4, 0), c=(0.4, 0))
     pipeline()
@@ -221,7 +221,7 @@ def test_a_run_that_is_cancelled_in_prefect_ends_what_it_started(prefect, toy):
     thread = Thread(target=lambda: states.append(pipeline(return_state=True)))
     thread.start()
     wait_for(lambda: "train@a" in ran())
-    run = json.loads(HERE.read_text())["flow_run"]
+    run = json.loads(CHECKOUT.read_text())["flow_run"]
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(run, Cancelling(), force=True)
     thread.join(20)

@@ -1,17 +1,24 @@
-"""Memory: how much a process had, and how much there is, of the machine and of its GPUs."""
+"""What this machine has for a process: cores and memory, and how much of that it used."""
 
 import os
 import re
 import resource
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
-MIB = 2**20
+# How Python, TensorFlow, PyTorch, JAX, CUDA and the C library say that memory is at its end.
+OUT_OF_MEMORY = re.compile(
+    r"MemoryError|ResourceExhausted|RESOURCE_EXHAUSTED|CUDA_ERROR_OUT_OF_MEMORY|[Oo]ut ?[Oo]f ?[Mm]emory"
+    r"|allocate memory"
+)
+
+
+def cores() -> int:
+    """Returns the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peak() -> int:
@@ -49,21 +56,6 @@ def available(root: Path = Path("/")) -> tuple[int, int]:
         if limit != "max":
             limits.append((int(limit) - used + int(cached[1] if cached else 0) + own, int(limit)))
     return max(0, min(free for free, _ in limits)), min(total for _, total in limits)
-
-
-def gpus() -> list[tuple[int, int]]:
-    """Returns (free, all) bytes of every NVIDIA GPU that this process may use."""
-    program, visible = shutil.which("nvidia-smi"), os.environ.get("CUDA_VISIBLE_DEVICES")
-    if program is None:
-        return []
-    command = [program, "--query-gpu=memory.free,memory.total", "--format=csv,noheader,nounits"]
-    command += [f"--id={visible}"] if visible else []
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    except subprocess.SubprocessError:  # an estimate ends no training
-        return []
-    rows = re.findall(r"^(\d+), *(\d+)$", done.stdout, re.MULTILINE)  # some say [N/A]
-    return [(int(free) * MIB, int(total) * MIB) for free, total in rows]
 
 
 def _groups(root: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:

@@ -28,13 +28,13 @@ def show(targets: Sequence[str], slots: int | None) -> None:
     """Prints every stage with what would become of it.
 
     Args:
-        targets: as of ``pipeline``.
+        targets: as in ``pipeline``.
         slots: likewise.
     """
     nodes = graph.read(targets)
     changes = graph.changes(list(nodes))
-    last, usual = memory(), live.usual_seconds()
-    places = devices.found(slots)
+    last, usual = memory(), live.find_usual_seconds()
+    places = devices.find(slots)
     places_named = ", ".join(place.name for place in places[:2]) + (", ..." if len(places) > 2 else "")
     table = Table(box=box.SIMPLE_HEAD)
     for heading in ("stage", "would", "because", "device", "seconds", "MiB"):

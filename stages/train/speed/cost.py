@@ -5,7 +5,6 @@ The numbers of ``estimate`` hold on every backend; the constants of memory were 
 """
 
 import math
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any
 
 from convoy.data.shards import Shards
 from convoy.errors import ConfigurationError, ServiceError
-from convoy.machine import room
+from convoy.machine import gpus, room
 from convoy.model import backend
 from stages.train.entry import Policy, Train
 from stages.train.fit import resident
@@ -28,7 +27,6 @@ COPIES = 3  # of the weights that writing them takes: their bytes, the archive, 
 SLACK = 1.25  # how far the estimate may be off
 TOKEN, ROW = 4, 8  # bytes of each token and of each text, see ``vocabulary.Ragged``
 PARTS = (2, 4, 8, 16, 32, 64, 128)  # by what an advice divides batch and width
-OUT_OF_MEMORY = re.compile(r"MemoryError|ResourceExhausted|RESOURCE_EXHAUSTED|[Oo]ut ?[Oo]f ?[Mm]emory|allocate memory")
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,7 @@ def guarded(cost: Cost, where: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}"):
+        if not room.OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}"):
             raise
         needed, free, total, place = _room(cost)
         raise ServiceError(
@@ -158,7 +156,7 @@ def _room(cost: Cost) -> tuple[int, int, int, str]:
     """Returns the bytes that a training needs, that are free, and that there are, and where if not in the machine."""
     if backend.devices()[0].startswith("cpu"):
         return cost.memory - cost.data, *room.available(), ""
-    found = room.gpus()[: cost.devices]
+    found = gpus.memory()[: cost.devices]
     free, total = map(min, zip(*found, strict=True)) if found else (sys.maxsize, sys.maxsize)  # not NVIDIA's
     return cost.weights + cost.step, free, total, " of the device"
 
