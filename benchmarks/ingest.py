@@ -185,7 +185,8 @@ def anonymous(pid: int) -> float:
 def peak(name: str) -> tuple[float, float]:
     """Returns the peak memory, in MiB, of an ingest in a process of its own: that process, and all together."""
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom stages.ingest.ingest import ingest\n"
-    code += f"if __name__ == '__main__': ingest({name!r}, **{OPTIONS['photos']!r})"
+    code += "from stages.ingest.entry import Ingest\n"
+    code += f"if __name__ == '__main__': ingest({name!r}, Ingest(**{OPTIONS['photos']!r}))"
     Path("one.py").write_text(code)
     child = psutil.Popen([sys.executable, "one.py"], stdout=subprocess.DEVNULL)
     own = together = 0.0

@@ -16,6 +16,7 @@ from convoy.data.shards import Shards, write_shards
 from convoy.data.vocabulary import Vocabulary
 from convoy.errors import ConfigurationError, ServiceError
 from convoy.machine import gpus, room
+from convoy.model import backend
 from flows.show import plan
 from stages import __main__ as stages_command
 from stages.augment.augment import augment
@@ -140,7 +141,7 @@ def test_what_a_step_keeps_is_what_gradients_are_computed_from():
 
 def test_in_bfloat16_a_step_keeps_half():
     full = counted(built("resnet", depth=18), batch=8).kept
-    with cost.backend.computing_in("bfloat16"):
+    with backend.computing_in("bfloat16"):
         half = counted(built("resnet", depth=18), batch=8).kept
         plain = counted(built("plain_cnn", input_shape=(32, 32, 1)), batch=8).kept
     assert plain / counted(built("plain_cnn", input_shape=(32, 32, 1)), batch=8).kept == pytest.approx(0.5, abs=0.05)
