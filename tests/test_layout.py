@@ -48,7 +48,7 @@ def test_dvc_depends_on_the_code_that_can_change_the_result_and_on_no_other(stag
         path = ROOT / dep.replace("${item.architecture}", "lenet5")
         if not dep.startswith("data/"):
             found |= {*path.rglob("*.py")} if path.is_dir() else {path}
-    found = {path.relative_to(ROOT) for path in found if path.name != "__init__.py"}
+    found = {path.relative_to(ROOT) for path in found if path.suffix == ".py" and path.name != "__init__.py"}
     assert found == {*map(dependencies.file, dependencies.stage(stage, architecture))}
 
 
