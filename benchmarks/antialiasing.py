@@ -24,9 +24,12 @@ from convoy.files import read_json
 from convoy.model.predictor import Predictor
 from convoy.tracking.outbox import measured
 from stages.augment.augment import augment
+from stages.augment.entry import Augment
 from stages.evaluate.evaluators.changed import Sample
 from stages.evaluate.evaluators.invariance import PART, consistency
+from stages.ingest.entry import Ingest
 from stages.ingest.ingest import ingest
+from stages.train.entry import Train
 from stages.train.train import train
 
 TRAINED, TESTED = 5000, 2000
@@ -58,8 +61,8 @@ def main() -> None:
         os.chdir(scratch)
         for source in sorted(raw.glob("*-ubyte.gz")):
             _shorten(source, Path("data/raw/fashion", source.name))
-        ingest("fashion", kind="images", size=(28, 28), mode="grey", val=0.1, near_duplicates=False)
-        augment("fashion", copies=0, seed=0)
+        ingest("fashion", Ingest(kind="images", size=(28, 28), mode="grey", val=0.1, near_duplicates=False))
+        augment("fashion", Augment(copies=0, seed=0))
         rows = [_measured(model, antialias) for model in models for antialias in (False, True)]
         os.chdir(raw)  # so that the folder can go
     print("| model | pooling | shift consistency | each | test accuracy | each | train, s |")
@@ -79,7 +82,7 @@ def _measured(model: str, antialias: bool) -> list[str]:
     farthest = -(-28 // PART)
     for seed in SEEDS:
         entry = recipe | {"dataset": "fashion", "architecture": model, "warmup": 1, "sizes": sizes, "seed": seed}
-        train(model, **entry)
+        train(model, Train(**entry))
         folder = Path("data/train/fashion", model)
         predictor = Predictor.load(folder)
         answers = labels.assign(predicted=predictor.answers(test))

@@ -10,7 +10,7 @@ fails or runs out of time costs only itself:
 - a ResNet-20 by the recipe of He et al. 2015, section 4.2, on Fashion-MNIST (--fashion: the folder of its IDX files):
   test accuracy and seconds.
 
-Trains through ``loop.fit``, validation and all, so that reading, sending and checking are in the numbers. On JAX each
+Trains through ``fit.fit``, validation and all, so that reading, sending and checking are in the numbers. On JAX each
 program is compiled beforehand, several at a time; what remains is the time that a training takes. Parts begin as long
 as --seconds last. Prints the table of FOLDER/results.md, for RESULTS.md.
 """
@@ -43,12 +43,7 @@ from convoy.data.shards import Shards, write_shards
 
 # What train() takes where an entry says nothing. It is repeated, as the schema in train.py needs pydantic; the rate is
 # constant, so that a program depends on no number of steps and can be compiled beforehand.
-DEFAULTS = {
-    "sizes": {}, "optimizer": "adam", "momentum": 0.9, "weight_decay": 0.0, "clip_norm": None, "ema": 0.0,
-    "schedule": "constant", "warmup": 0.0, "milestones": [], "label_smoothing": 0.0, "class_weights": False,
-    "patience": None, "devices": 1, "word_vectors": None, "seed": 0, "deterministic": False,
-    "augmentation": {}, "steps_per_execution": 1, "threads": None,
-}  # fmt: skip
+DEFAULTS = {"dataset": "random", "schedule": "constant", "steps_per_execution": 1}
 # Memory rises from each to the next, so that the peak of the process is that of the last one.
 SETTINGS = [(128, "bfloat16"), (128, "float32"), (512, "bfloat16"), (512, "float32")]
 FULL_SETTINGS = [(64, "bfloat16"), (64, "float32"), (256, "bfloat16")]
@@ -255,6 +250,7 @@ def environment(keras: Any) -> dict[str, Any]:
 def speed(part: Part, scratch: Path, batch: int, precision: str, tiny: bool) -> dict[str, Any]:
     """Trains two epochs on random pictures; the second is the one that utilisation is measured in."""
     from convoy.model import backend as compute
+    from stages.train.entry import Policy, Train
     from stages.train.fit import fit
 
     shards = Shards(scratch / part.kind, verify=False)
@@ -267,11 +263,14 @@ def speed(part: Part, scratch: Path, batch: int, precision: str, tiny: bool) -> 
     else:
         entry = DEFAULTS | {"architecture": part.model, "sizes": FULL[part.model]}
     entry |= {"learning_rate": RATE, "batch": batch, "precision": precision, "epochs": 1 if part.warm else 2}
-    entry |= {"jit_compile": compute.compilation()}
+    settings = Train(**entry)
+    policy = Policy(precision, compute.compilation(), 1, None)
     takes = {"kind": "images", "array": "image", "classes": list(range(1000 if part.kind == "full" else 10))}
     with Utilisation() as busy:
         started = time.monotonic()
-        result = fit.fit(rows, check, takes, title=part.model, log=lambda _, epoch: busy.measure(epoch == 1), **entry)
+        result = fit.fit(
+            rows, check, takes, settings, policy, title=part.model, log=lambda _, epoch: busy.measure(epoch == 1)
+        )
         seconds = time.monotonic() - started
     if part.warm:
         return {}
@@ -289,6 +288,7 @@ def speed(part: Part, scratch: Path, batch: int, precision: str, tiny: bool) -> 
 def recipe(scratch: Path, tiny: bool) -> dict[str, Any]:
     """Trains the ResNet-20 on Fashion-MNIST and tests it once."""
     from convoy.model import backend as compute
+    from stages.train.entry import Policy, Train
     from stages.train.fit import fit
 
     splits = {name: Shards(scratch / "fashion" / name) for name in ("train", "val", "test")}
@@ -297,8 +297,9 @@ def recipe(scratch: Path, tiny: bool) -> dict[str, Any]:
     with Utilisation() as busy:
         started = time.monotonic()
         result = fit.fit(
-            splits["train"], splits["val"], takes, **RECIPE, epochs=epochs, title="resnet20",
-            jit_compile=compute.compilation(), log=lambda _, epoch: busy.measure(epoch < epochs),
+            splits["train"], splits["val"], takes, Train(**RECIPE, epochs=epochs),
+            Policy(RECIPE["precision"], compute.compilation(), 1, None), title="resnet20",
+            log=lambda _, epoch: busy.measure(epoch < epochs),
         )  # fmt: skip
         seconds = time.monotonic() - started
     test = splits["test"][:]

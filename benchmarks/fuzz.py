@@ -204,7 +204,7 @@ def stages_of_lock(path: Path) -> None:
 def sections_of_params(path: Path) -> None:
     """Checks params.yaml as ``check`` does."""
     from convoy import params
-    from convoy.schema import prepare
+    from stages.check import prepare
 
     for stage, found in params.load().items():
         for name, entry in found.items():

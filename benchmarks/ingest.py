@@ -30,6 +30,8 @@ if __name__ == "__main__":  # the workers import this file, but not convoy's own
 
     from convoy.machine import workers
     from stages.augment.augment import augment
+    from stages.augment.entry import Augment
+    from stages.ingest.entry import Ingest
     from stages.ingest.ingest import ingest
 
 DATASETS = Path(os.environ.get("CONVOY_DATASETS", ""))
@@ -145,8 +147,8 @@ def edits(rounds: int = 5, times: int = 10) -> None:
         for number in range(rounds):
             if number < 2:
                 clear(name)
-                full["ingest"].append(seconds(lambda name=name, options=options: ingest(name, **options)))
-                full["augment"].append(seconds(lambda name=name: augment(name, **CHANGES)))
+                full["ingest"].append(seconds(lambda name=name, options=options: ingest(name, Ingest(**options))))
+                full["augment"].append(seconds(lambda name=name: augment(name, Augment(**CHANGES))))
             paths = sorted(path for path in Path("data/raw", name).rglob("*.*") if path.is_file())
             chosen = [paths[place] for place in rng.permutation(len(paths))[: len(paths) // 100]]
             classes = sorted({path.parent.name for path in paths})
@@ -164,8 +166,8 @@ def edits(rounds: int = 5, times: int = 10) -> None:
                         Path("data/raw", name, other, f"{path.stem}-{number}-from-{path.parent.name}{path.suffix}")
                     )
             time.sleep(0.2)
-            edit["ingest"].append(seconds(lambda name=name, options=options: ingest(name, **options)))
-            edit["augment"].append(seconds(lambda name=name: augment(name, **CHANGES)))
+            edit["ingest"].append(seconds(lambda name=name, options=options: ingest(name, Ingest(**options))))
+            edit["augment"].append(seconds(lambda name=name: augment(name, Augment(**CHANGES))))
         for stage in ("ingest", "augment"):
             whole, part = statistics.median(full[stage]), statistics.median(edit[stage])
             print(f"| {len(paths):,} {name} | {stage} | {whole:.2f} | {part:.2f} | {part / whole:.1%} |")
@@ -183,7 +185,8 @@ def anonymous(pid: int) -> float:
 def peak(name: str) -> tuple[float, float]:
     """Returns the peak memory, in MiB, of an ingest in a process of its own: that process, and all together."""
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom stages.ingest.ingest import ingest\n"
-    code += f"if __name__ == '__main__': ingest({name!r}, **{OPTIONS['photos']!r})"
+    code += "from stages.ingest.entry import Ingest\n"
+    code += f"if __name__ == '__main__': ingest({name!r}, Ingest(**{OPTIONS['photos']!r}))"
     Path("one.py").write_text(code)
     child = psutil.Popen([sys.executable, "one.py"], stdout=subprocess.DEVNULL)
     own = together = 0.0
@@ -216,16 +219,20 @@ def executors(rounds: int = 3) -> None:
 
     def one() -> None:
         former, workers.cores = workers.cores, lambda: 1
-        ingest("many", **OPTIONS["photos"])
+        ingest("many", Ingest(**OPTIONS["photos"]))
         workers.cores = former
 
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
 
         def two() -> None:
             with dask.config.set({"scheduler-address": cluster.scheduler_address}):
-                ingest("many", **OPTIONS["photos"])
+                ingest("many", Ingest(**OPTIONS["photos"]))
 
-        ways = {"1 process": one, "2 processes": lambda: ingest("many", **OPTIONS["photos"]), "2 Dask workers": two}
+        ways = {
+            "1 process": one,
+            "2 processes": lambda: ingest("many", Ingest(**OPTIONS["photos"])),
+            "2 Dask workers": two,
+        }
         taken: dict[str, list[float]] = {title: [] for title in ways}
         for _ in range(rounds):
             for title, work in ways.items():

@@ -68,10 +68,10 @@ def main() -> None:
 def trained(name: str, way: str) -> None:
     """Prints the seconds of a step and of gathering a batch, as JSON."""
     from convoy import params
-    from convoy.schema import prepare
+    from stages.check import prepare
     from stages.train.fit import fit, resident
+    from stages.train.fit.input_spec import open_inputs
     from stages.train.speed import policy
-    from stages.train.train import fitting, opened
 
     class Ready(resident.Held):
         """Batches that were gathered in the first epoch, in whose order they stay."""
@@ -80,22 +80,21 @@ def trained(name: str, way: str) -> None:
             super().__init__(*given)
             self.data = self.data.cache()
 
-    _, arguments = prepare("train", name, params.read("train", name))
-    data, val, takes = opened(name, arguments.pop("dataset"), arguments)
-    settings = fitting(arguments) | {"epochs": EPOCHS}
-    settings |= policy.settle(name, name, data, takes, settings, worth=float("inf"))[0]
-    made, gathering = fit._batches, []
+    entry = prepare("train", name, params.read("train", name) | {"epochs": EPOCHS})
+    data, val, input_spec = open_inputs(name, entry)
+    chosen, *_ = policy.choose_checked(name, name, data, input_spec, entry, worth=float("inf"))
+    made, gathering = fit.make_batches, []
 
-    def batches(split: Any, *others: Any, **changes: Any) -> Any:
-        found = made(split, *others, **changes)
-        if changes["seed"] is not None:
+    def batches(*given: Any) -> Any:
+        found, training = made(*given), given[-1]
+        if training:
             began = time.perf_counter()
             for number in range(len(found)):
                 found[number]
             gathering.append((time.perf_counter() - began) / len(found))
         return found
 
-    fit._batches = batches
+    fit.make_batches = batches
     if way == "shards":
         resident.holds = lambda *_: False
     elif way == "ready":
@@ -105,9 +104,9 @@ def trained(name: str, way: str) -> None:
     def log(row: dict[str, float], epoch: int) -> None:
         seconds.append(epoch * len(data) / row["examples_per_second"])
 
-    fit.fit(data, val, takes, title=name, log=log, **settings)
-    step = (seconds[-1] - seconds[0]) / (EPOCHS - 1) * settings["batch"] / len(data)
-    print(json.dumps({"step": step, "gathering": gathering[0], "batch": settings["batch"]}))
+    fit.fit(data, val, input_spec, entry, chosen, title=name, log=log)
+    step = (seconds[-1] - seconds[0]) / (EPOCHS - 1) * entry.batch / len(data)
+    print(json.dumps({"step": step, "gathering": gathering[0], "batch": entry.batch}))
 
 
 def changes() -> None:

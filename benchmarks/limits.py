@@ -25,9 +25,10 @@ import numpy as np
 import tensorflow as tf
 
 from convoy.model import backend
-from stages.train.fit import fit
-from stages.train.speed import cost
-from stages.train.train import STEP
+from stages.train.entry import Train
+from stages.train.fit import optimisation
+from stages.train.speed.count import count
+from stages.train.speed.rates import FLOPS_PER_STEP
 
 SECONDS = 1.5  # of one measurement, in ROUNDS parts
 ROUNDS = 5
@@ -91,7 +92,7 @@ def convolutions(dtype: str, back: bool) -> float:
             # The value too: what nobody asks for is not computed.
             return value, *(tf.reduce_max(one) for one in tape.gradient(value, [x, kernel]))
 
-        operations = 2 * batch * side**2 * 9 * maps**2 * (STEP if back else 1)
+        operations = 2 * batch * side**2 * 9 * maps**2 * (FLOPS_PER_STEP if back else 1)
         found.append(rate(tf.function(all_of_it), operations))
     return max(found)
 
@@ -119,14 +120,15 @@ def step(name: str, entry: dict[str, Any], precision: str) -> tuple[int, float, 
         x = x if len(x) > 1 else x[0]
     y: Any = np.eye(CLASSES, dtype=np.float32)[rng.integers(0, CLASSES, batch)]
     if architecture == "conv_seq2seq":
-        y, loss = rng.integers(2, 400, (batch, *shape)), fit.TokenCrossentropy(0.1)
+        y, loss = rng.integers(2, 400, (batch, *shape)), optimisation.TokenCrossentropy(0.1)
     else:
         loss = "categorical_crossentropy"
-    optimizer = fit.make_optimizer(entry.get("optimizer", "adam"), 1e-3, 0.9, 0.0, None, 0.0)
+    named = {"optimizer": entry.get("optimizer", "adam"), "epochs": 1, "learning_rate": 1e-3}
+    optimizer = optimisation.make_optimizer(Train(dataset=name, architecture=architecture, **named), 1e-3)
     model.compile(optimizer, dict.fromkeys(heads, loss) if heads else loss, jit_compile=backend.compilation())
     y = dict.fromkeys(heads, y) if heads else y
     shapes = [(batch, *shape) for _ in model.inputs]
-    operations = STEP * 2 * sum(cost.count(model, shapes).products.values())
+    operations = FLOPS_PER_STEP * 2 * sum(count(model, shapes).products.values())
     with backend.fused_normalisation():  # as in trainings; the graph of the step is built here
         seconds = 1 / rate(lambda: model.train_on_batch(x, y), 1.0)
     return batch, batch / seconds, operations / seconds

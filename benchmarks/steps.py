@@ -10,7 +10,7 @@ The networks are those of params.yaml, at the sizes of ``limits.py``, with the e
 weight decay, clipping and moving average; examples are random, texts all of one length, so that none is filled up. Each
 arm of each round is a process of its own; a round has all arms of a model, and each begins with another one.
 
-- convoy: ``loop.fit`` from shards, with what the rule of ``policy.py`` has for ``auto``; the second epoch, by what it
+- convoy: ``fit.fit`` from shards, with what the rule of ``policy.py`` has for ``auto``; the second epoch, by what it
   reports.
   ``--policy '{"precision": "bfloat16"}'`` adds an arm with parts of it forced.
 - without determinism: the same, and TensorFlow is not told to compute equal numbers.
@@ -75,7 +75,7 @@ class Part:
         arm: of ARMS; or ``translate``, which stores the network for torch.
         name: entry of params.yaml.
         network: its row of ``limits.NETWORKS``: architecture, arguments of ``build``, shape of an example.
-        settings: arguments of ``loop.fit``.
+        settings: an entry of train.
         policy: parts that are forced.
         examples: of an epoch.
         folder: where its shards and the translated network are.
@@ -94,8 +94,8 @@ class Part:
 
 def main() -> None:
     """Measures and prints, model by model."""
-    from convoy import params, schema
-    from stages.train.train import fitting
+    from convoy import params
+    from stages.check import prepare
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", help="some of those of limits.py; default: all")
@@ -123,8 +123,7 @@ def main() -> None:
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
     peaks, notes = [], []
     for name in arguments.models or NETWORKS:
-        _, given = schema.prepare("train", name, listed[name])
-        settings = {key: value for key, value in fitting(given).items() if key != "dataset"}
+        settings = prepare("train", name, listed[name]).model_dump(mode="json")
         found, said = compared(name, NETWORKS[name], settings, arms, arguments)
         speeds = {arm: statistics.median(one["rate"] for one in found[arm]) for arm in arms if found[arm]}
         cells = [f"{speeds[arm]:,.0f}" if arm in speeds else "-" for arm in arms]
@@ -252,11 +251,12 @@ def write(part: Part) -> None:
 
 
 def convoy(part: Part) -> dict[str, Any]:
-    """Trains by ``loop.fit``."""
+    """Trains by ``fit.fit``."""
     import tensorflow as tf
 
     from convoy.data.shards import Shards
     from convoy.data.vocabulary import Vocabulary
+    from stages.train.entry import Train
     from stages.train.fit import fit
     from stages.train.speed import policy
 
@@ -272,17 +272,22 @@ def convoy(part: Part) -> dict[str, Any]:
         takes |= {"kind": "text" if "text" in columns else "translation", "length": given.get("length", shape[0])}
         takes |= {column: Vocabulary(unit, pieces(part, words)).to_json() for column, words in columns.items()}
     data, val = (Shards(Path(part.folder, f"{split}-{part.examples}")) for split in ("train", "val"))
-    settings = part.settings | {"epochs": 2}
-    asked = settings | dict.fromkeys(policy.PARTS, "auto")
-    rule, *_ = policy.settle(part.name, part.name, data, takes, asked, worth=math.inf)
-    settings |= (chosen := rule | part.policy)
+    entry = Train(**part.settings | {"epochs": 2} | dict.fromkeys(policy.PARTS, "auto"))
+    rule, *_ = policy.choose_checked(part.name, part.name, data, takes, entry, worth=math.inf)
+    chosen = replace(rule, **part.policy)
     reported = []  # examples/s after each epoch, of all steps but the first
     result = fit.fit(
-        data, val, takes, title=part.name, log=lambda row, _: reported.append(row["examples_per_second"]), **settings
+        data,
+        val,
+        takes,
+        entry,
+        chosen,
+        title=part.name,
+        log=lambda row, _: reported.append(row["examples_per_second"]),
     )
-    done = part.examples - settings["batch"], 2 * part.examples - settings["batch"]
+    done = part.examples - entry.batch, 2 * part.examples - entry.batch
     first, both = (examples / rate for examples, rate in zip(done, reported, strict=True))
-    note = "" if part.arm == "free" else policy.told(chosen)
+    note = "" if part.arm == "free" else policy.describe(chosen)
     rate = part.examples / (both - first)
     return {"rate": rate, "reported": result.examples_per_second, "parameters": result.parameters, "note": note}
 

@@ -33,13 +33,16 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from convoy.errors import DivergedError
 from convoy.machine.progress import track
 from convoy.machine.room import cores
-from convoy.schema import prepare
 from flows.tune.study import make_pruner, make_sampler, suggest
 from stages.augment.augment import augment
+from stages.augment.entry import Augment
+from stages.check import prepare
+from stages.fetch.entry import Fetch
 from stages.fetch.fetch import fetch
+from stages.ingest.entry import Ingest
 from stages.ingest.ingest import ingest
 from stages.search_space import Choice, Interval
-from stages.train.train import fitting, opened
+from stages.train.fit.input_spec import open_inputs
 
 EPOCHS, TRIALS, SEEDS = 9, 60, 100
 BEST = 0.02  # the goal of a search: one of this part of all combinations, the best
@@ -86,9 +89,9 @@ def train_all() -> pd.DataFrame:
     """Returns a row for each combination: its values, the seconds it took, and the accuracy after each epoch."""
     with tempfile.TemporaryDirectory() as scratch:
         os.chdir(scratch)
-        fetch("digits", sample="digits")
-        ingest("digits", kind="images", size=(32, 32), mode="grey", val=0.2)
-        augment("digits", copies=0, seed=0)
+        fetch("digits", Fetch(sample="digits"))
+        ingest("digits", Ingest(kind="images", size=(32, 32), mode="grey", val=0.2))
+        augment("digits", Augment(copies=0, seed=0))
         context, values = get_context("spawn"), list(product(*VALUES.values()))
         with ProcessPoolExecutor(cores(), context, initializer=_one_thread) as pool:
             rows = list(track(pool.map(train_one, values), "training", "combinations", len(values)))
@@ -106,19 +109,18 @@ def train_one(values: tuple[Any, ...]) -> dict[str, Any]:
         "dataset": "digits", "architecture": "lenet5", "epochs": EPOCHS, "learning_rate": rate, "batch": batch,
         "optimizer": optimizer, "sizes": {"kernel": kernel, "width": width},
     }  # fmt: skip
-    _, arguments = prepare("train", "one", entry)
-    data, val, takes = opened("one", arguments.pop("dataset"), arguments)
+    entry = prepare("train", "one", entry)
+    data, val, input_spec = open_inputs("one", entry)
     scores: dict[str, float] = {}
 
     def log(row: dict[str, float], epoch: int) -> None:
         scores[f"epoch{epoch}"] = row["val_accuracy"]
 
     began = time.monotonic()
-    settings = fitting(arguments)
-    settings |= policy.choose("one", data, takes, settings, worth=math.inf)[0]
+    chosen, _ = policy.choose("one", data, input_spec, entry, worth=math.inf)
     try:
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
-            fit.fit(data, val, takes, title="one", log=log, **settings)
+            fit.fit(data, val, input_spec, entry, chosen, title="one", log=log)
     except DivergedError:
         scores = {f"epoch{epoch}": scores.get(f"epoch{epoch}", 0.0) for epoch in range(1, EPOCHS + 1)}
     return dict(zip(VALUES, values, strict=True)) | {"seconds": time.monotonic() - began} | scores

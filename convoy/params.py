@@ -9,9 +9,8 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -27,13 +26,6 @@ TUNE = "tune"  # the section that may be missing: dvc.yaml has no stage of it
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 Place = tuple[str, ...]  # where a value stands: ("train", "lenet5", "sizes", "maps")
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Above = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Part = Annotated[float, Field(ge=0, lt=1)]  # a share, but not all
 
 
 def load(path: Path = PARAMS) -> dict[str, dict[str, dict[str, Any]]]:

@@ -1,49 +1,71 @@
-"""An entry of params.yaml, checked: the signature of its function is its schema."""
+"""Entries of params.yaml: what their classes share, and how an entry is checked against its class."""
 
-import inspect
-from collections.abc import Callable
-from importlib import import_module
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from convoy.errors import ConfigurationError
 
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Above = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Part = Annotated[float, Field(ge=0, lt=1)]  # a share, but not all
 
-def prepare(stage: str, name: str, entry: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """Returns the function of a stage, or of ``tune``, and its checked keyword arguments.
+
+class Entry(BaseModel):
+    """An entry of one section of params.yaml: its fields are the keys, and nothing else is one.
+
+    A subclass has the name of its section: ``Train`` for ``train:``. The text below a field is what editors show.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+
+    @classmethod
+    def completed(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns the keys of an entry with those that follow from them; here none do."""
+        return given
+
+    def check(self, where: str, name: str) -> None:
+        """Raises what the stage would raise for this entry before any work: what types alone cannot say.
+
+        Args:
+            where: begins the message.
+            name: of the entry.
+
+        Raises:
+            StageError: says what came in and what is allowed.
+        """
+
+
+AnEntry = TypeVar("AnEntry", bound=Entry)
+
+
+def checked(model: type[AnEntry], name: str, given: Mapping[str, Any]) -> AnEntry:
+    """Returns an entry of params.yaml as its class.
+
+    Args:
+        model: the class.
+        name: of the entry.
+        given: its keys and values.
 
     Raises:
         ConfigurationError: names what is wrong, and what is allowed there.
     """
-    module = import_module("stages.search_space" if stage == "tune" else f"stages.{stage}.{stage}")
-    function = getattr(module, stage)
-    keywords = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    schema = create_model(
-        stage,
-        __config__=ConfigDict(extra="forbid", protected_namespaces=()),
-        **{p.name: (p.annotation, ... if p.default is p.empty else p.default) for p in keywords},
-    )
-    where = f"params.yaml, {stage}.{name}"
-    if stage == "train":
-        entry = module.preset(entry.get("architecture")) | entry
+    where = f"params.yaml, {model.__name__.lower()}.{name}"
     try:
-        checked = schema.model_validate(entry)
+        entry = model.model_validate(model.completed(given))
     except ValidationError as error:
-        keys = ", ".join(p.name for p in keywords)
-        raise ConfigurationError(f"{where}: {'; '.join(map(_say, error.errors()))}. Keys: {keys}.") from None
-    arguments = {p.name: getattr(checked, p.name) for p in keywords}
-    if stage == "ingest":
-        module.check_options(where, **arguments)
-    if stage == "train":
-        module.check_sizes(where, checked.architecture, checked.sizes)
-    if stage == "fetch" and not Path("data/raw", name).exists():  # what was fetched does not need its source any more
-        module.check_source(where, dataset=name, **arguments)
-    return function, arguments
+        said, keys = "; ".join(map(_describe, error.errors())), ", ".join(model.model_fields)
+        raise ConfigurationError(f"{where}: {said}. Keys: {keys}.") from None
+    entry.check(where, name)
+    return entry
 
 
-def _say(error: dict[str, Any]) -> str:
+def _describe(error: Mapping[str, Any]) -> str:
     key = ".".join(map(str, error["loc"]))
     match error["type"]:
         case "extra_forbidden":

@@ -30,7 +30,7 @@ from convoy import command, journal, params
 from convoy.errors import ConfigurationError, InputRefusedError, StageError
 from convoy.machine import interrupt, orphans, room
 from convoy.repo import lockfile
-from convoy.schema import prepare
+from stages.check import prepare
 
 
 def main(*words: str) -> int:
@@ -52,6 +52,8 @@ def _do(words: Sequence[str]) -> None:
         StageError: it failed, or it is no command.
     """
     match words:
+        case ["schema"]:
+            import_module("stages.check").write_schema()
         case ["ship", number, name]:
             import_module("convoy.tracking.shipping").follow(number, name)
         case ["trial", name]:
@@ -71,45 +73,46 @@ def _do(words: Sequence[str]) -> None:
 def run(stage: str, name: str) -> None:
     """Runs one stage on one name, and notes how it ended in the journal."""
     lockfile.keep()
-    entry = params.read(stage, name)
+    given = params.read(stage, name)
     if stage in ("train", "evaluate"):
         import_module("convoy.model.backend")  # imports Keras first, quietly
-    function, arguments = prepare(stage, name, entry)
+    entry = prepare(stage, name, given)
+    function = getattr(import_module(f"stages.{stage}.{stage}"), stage)
     started, status = time.time(), 1
     try:
         with interrupt.explained():
-            function(name, **arguments)
+            function(name, entry)
         status = 0
     except StageError as error:
         status = error.status
         raise
     finally:
-        entry = {
+        ended = {
             "stage": f"{stage}@{name}",
             "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
             "seconds": round(time.time() - started, 1),
             "memory": round(room.peak() / 2**20),
             "status": status,
         }
-        journal.add(entry)
+        journal.add(ended)
 
 
 def training(command: str, name: str, *others: Any) -> None:
-    """Does something else than a stage with a training of params.yaml: a function of train.py, which keeps no model."""
-    entry = params.read("train", name)
-    import_module("convoy.model.backend")  # as of ``run``
-    _, arguments = prepare("train", name, entry)
-    getattr(import_module("stages.train.train"), command)(name, *others, **arguments)
+    """Does something else than a stage with a training of params.yaml, which keeps no model."""
+    given = params.read("train", name)
+    import_module("convoy.model.backend")  # imports Keras first, quietly
+    module = import_module("stages.train.train" if command == "trial" else "stages.train.speed.commands")
+    getattr(module, command)(name, prepare("train", name, given), *others)
 
 
 def cost(names: Sequence[str]) -> None:
-    """Prints what trainings would cost, one JSON object each: as of ``planned``, or why it is ``unknown``."""
+    """Prints what trainings would cost, one JSON object each: that of ``plan``, or why it is ``unknown``."""
     import_module("convoy.model.backend")  # imports Keras first, quietly
-    planned = import_module("stages.train.train").planned
+    plan = import_module("stages.train.speed.commands").plan
     for name in names:
         try:
             with redirect_stdout(sys.stderr):  # for what is said while texts are read
-                found = planned(name, prepare("train", name, params.read("train", name))[1])
+                found = plan(name, prepare("train", name, params.read("train", name)))
         except InputRefusedError:
             found = {"unknown": "its data is not there yet"}
         except StageError as error:

@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from pydantic import Field
+
 from convoy import params
 from convoy.errors import ConfigurationError
-from convoy.params import Above, Place, Positive, Seed
-from convoy.schema import prepare
-from stages.train.train import READING, check_keys, default_sizes
+from convoy.params import Place
+from convoy.schema import Above, Entry, Positive, Seed, checked
+from stages.augment.entry import Augment
+from stages.train.entry import READING, Train
+from stages.train.signatures import default_sizes
 
 Ranges = dict[str, Any]
 
@@ -115,8 +119,8 @@ class Search:
         ranges: name of a value, as ``learning_rate``, ``sizes.maps.0``, ``augment.shift`` -> where to look for it.
         own: name -> the value that the entry has, or its architecture's or function's default.
         places: name -> where it stands in params.yaml; the elements of a list have one place.
-        train: all arguments of ``train``, by the entry.
-        augment: all of ``augment``, by that of the data set.
+        train: the entry.
+        augment: that of the data set.
         trials: how many there are to be.
         minutes: after which none begins.
         seed: of what is tried.
@@ -128,8 +132,8 @@ class Search:
     ranges: dict[str, Interval | Choice]
     own: dict[str, Any]
     places: dict[str, Place]
-    train: dict[str, Any]
-    augment: dict[str, Any]
+    train: Train
+    augment: Augment
     trials: int
     minutes: float | None
     seed: int
@@ -163,46 +167,49 @@ class Search:
         return found
 
 
-def tune(
-    model: str,
-    *,
-    train: Ranges = {},  # noqa: B006 - read only; the signature is the schema of params.yaml
-    sizes: Ranges = {},  # noqa: B006
-    augment: Ranges = {},  # noqa: B006
-    trials: Positive = 30,
-    minutes: Above | None = None,
-    seed: Seed = 0,
-) -> Search:
+class Tune(Entry):
+    """A search: where to look for better values of the model of the same name, and how long."""
+
+    train: Ranges = Field({})
+    """Keys of the model's entry -> ranges."""
+    sizes: Ranges = Field({})
+    """Sizes of its architecture -> ranges."""
+    augment: Ranges = Field({})
+    """Keys of the augmentation of its data set -> ranges."""
+    trials: Positive = 30
+    """Trainings, with those that end early and the first, which has the values that the entry has."""
+    minutes: Above | None = None
+    """After so many no trial begins."""
+    seed: Seed = 0
+    """Of what is tried."""
+
+
+def define(model: str, entry: Tune) -> Search:
     """Returns the search that an entry of ``tune:`` describes, every end of its ranges checked as an entry would be.
 
     Args:
         model: name of the entry, which is that of an entry of train.
-        train: keys of that entry -> ranges.
-        sizes: sizes of its architecture -> ranges.
-        augment: keys of the augmentation of its data set -> ranges.
-        trials: trainings, with those that end early and the first, which has the values that the entry has.
-        minutes: after so many no trial begins.
-        seed: of what is tried.
+        entry: the entry.
 
     Raises:
-        ConfigurationError: a name or range that cannot be; the value that the entry has is not in its range.
+        ConfigurationError: a name or range is not valid; or the value that the entry has is not in its range.
     """
     sections, where = params.load(), f"params.yaml, tune.{model}"
     if model not in sections["train"]:
         raise ConfigurationError(f"{where}: train has no model {model!r}. It has: {', '.join(sections['train'])}.")
-    _, entry = prepare("train", model, sections["train"][model])
-    dataset = entry["dataset"]
+    trained = checked(Train, model, sections["train"][model])
+    dataset = trained.dataset
     kind = sections["ingest"][dataset]["kind"]
-    _, changes = prepare("augment", dataset, sections["augment"][dataset])
+    changes = checked(Augment, dataset, sections["augment"][dataset])
     options = ("copies", *import_module(f"stages.augment.{kind}").OPTIONS, *["subwords"] * (kind == "text"))
     places: dict[str, tuple[Place, Ranges, dict[str, Any]]] = {
-        "": (("train", model), train, {key: value for key, value in entry.items() if key != "sizes"}),
-        "sizes.": (("train", model, "sizes"), sizes, default_sizes(entry["architecture"]) | entry["sizes"]),
-        "augment.": (("augment", dataset), augment, {key: changes[key] for key in options}),
+        "": (("train", model), entry.train, trained.model_dump(exclude={"sizes"})),
+        "sizes.": (("train", model, "sizes"), entry.sizes, default_sizes(trained.architecture) | trained.sizes),
+        "augment.": (("augment", dataset), entry.augment, changes.model_dump(include=set(options))),
     }
     search = Search(
         model=model, dataset=dataset, objective=OBJECTIVES.get(kind, "val_accuracy"), ranges={}, own={}, places={},
-        train=entry, augment=changes, trials=trials, minutes=minutes, seed=seed,
+        train=trained, augment=changes, trials=entry.trials, minutes=entry.minutes, seed=entry.seed,
     )  # fmt: skip
     for prefix, (place, asked, known) in places.items():
         for key, range_ in asked.items():
@@ -223,9 +230,9 @@ def _check_name(where: str, key: str, known: Mapping[str, Any], kind: str) -> No
     if key not in known:
         raise ConfigurationError(f"{where} is no key. Keys: {', '.join(name for name in known if name not in FIXED)}.")
     if key in FIXED and kind:
-        raise ConfigurationError(f"{where} is not for a search: {FIXED[key]}.")
+        raise ConfigurationError(f"{where} cannot be tuned: {FIXED[key]}.")
     if kind in OBJECTIVES and key in MEASURES:
-        raise ConfigurationError(f"{where} is not for a search: it changes what {OBJECTIVES[kind]} means.")
+        raise ConfigurationError(f"{where} cannot be tuned: it changes what {OBJECTIVES[kind]} means.")
 
 
 def _each(where: str, name: str, asked: Any, own: Any) -> list[tuple[str, Interval | Choice, Any]]:
@@ -277,11 +284,11 @@ def _try(where: str, search: Search, values: Mapping[str, Any], sections: dict[s
     """Raises ConfigurationError where an entry of such values would be refused."""
     changed = params.changed(sections, search.changes(values))
     try:
-        _, arguments = prepare("train", search.model, changed["train"][search.model])
-        check_keys(f"params.yaml, train.{search.model}", kind, arguments)
-        prepare("augment", search.dataset, changed["augment"][search.dataset])
+        entry = checked(Train, search.model, changed["train"][search.model])
+        entry.check_kind(f"params.yaml, train.{search.model}", kind)
+        checked(Augment, search.dataset, changed["augment"][search.dataset])
     except ConfigurationError as error:
-        raise ConfigurationError(f"{where} cannot be: {error}") from None
+        raise ConfigurationError(f"{where} is not valid: {error}") from None
 
 
 def _plain(value: Any) -> Any:

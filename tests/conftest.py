@@ -19,6 +19,8 @@ from PIL import Image
 
 from convoy.tracking import outbox
 from stages.augment.augment import augment
+from stages.augment.entry import Augment
+from stages.ingest.entry import Ingest
 from stages.ingest.ingest import ingest
 
 gc.set_threshold(50_000, 20, 50)  # for the reason in stages/__main__.py
@@ -121,8 +123,8 @@ def pictures(workspace):
 @pytest.fixture
 def ready(pictures):
     """The same up to augment; its data folder."""
-    ingest("bars", kind="images", size=(12, 12), mode="grey")
-    augment("bars", copies=1, seed=0, noise=5)
+    ingest("bars", Ingest(kind="images", size=(12, 12), mode="grey"))
+    augment("bars", Augment(copies=1, seed=0, noise=5))
     return pictures.parents[1]
 
 

@@ -8,6 +8,8 @@ from convoy.errors import ConfigurationError
 from stages.augment import images
 from stages.augment.augment import _change, augment
 from stages.augment.draws import Draws
+from stages.augment.entry import Augment
+from stages.ingest.entry import Ingest
 from stages.ingest.ingest import ingest
 
 
@@ -97,10 +99,10 @@ def test_noise_has_the_given_deviation_and_keeps_the_range():
 
 @pytest.fixture
 def augmented(pictures):
-    ingest("bars", kind="images", size=(12, 12), mode="grey")
+    ingest("bars", Ingest(kind="images", size=(12, 12), mode="grey"))
 
     def run(**options):
-        augment("bars", **options)
+        augment("bars", Augment(**options))
         return Shards(pictures.parents[1] / "augment/bars/train")
 
     return run, Shards(pictures.parents[1] / "ingest/bars/train")

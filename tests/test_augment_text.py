@@ -8,6 +8,8 @@ from convoy.files import read_sealed
 from stages.augment import text, volumes
 from stages.augment.augment import augment
 from stages.augment.draws import Draws
+from stages.augment.entry import Augment
+from stages.ingest.entry import Ingest
 from stages.ingest.ingest import ingest
 
 WORDS = [f"w{number}" for number in range(20)]
@@ -88,12 +90,12 @@ def pairs(workspace):
     folder.mkdir(parents=True)
     lines = [f"sentence number {number} of many,ihr Satz Nummer {number} von vielen" for number in range(60)]
     (folder / "pairs.csv").write_text("source,target\n" + "\n".join(lines))
-    ingest("pairs", kind="translation", near_duplicates=False)
+    ingest("pairs", Ingest(kind="translation", near_duplicates=False))
     return workspace
 
 
 def test_of_a_pair_the_source_is_changed_and_the_target_stays_its_translation(pairs):
-    augment("pairs", copies=2, seed=0, swap=0.5, misspell=0.1, subwords=60)
+    augment("pairs", Augment(copies=2, seed=0, swap=0.5, misspell=0.1, subwords=60))
     out, train = Shards(pairs / "data/augment/pairs/train"), Shards(pairs / "data/ingest/pairs/train")
     n = len(train)
     assert len(out) == 3 * n
@@ -107,29 +109,29 @@ def test_of_a_pair_the_source_is_changed_and_the_target_stays_its_translation(pa
 
 def test_texts_that_were_there_before_keep_their_copies(pairs):
     options = {"copies": 2, "seed": 0, "swap": 0.3, "misspell": 0.1, "mask": 0.1}
-    augment("pairs", **options)
+    augment("pairs", Augment(**options))
     file = pairs / "data/raw/pairs/pairs.csv"
     file.write_text(file.read_text() + "\none more of them,noch einer von ihnen\nand another,und noch einer")
-    ingest("pairs", kind="translation", near_duplicates=False)
-    augment("pairs", **options)
+    ingest("pairs", Ingest(kind="translation", near_duplicates=False))
+    augment("pairs", Augment(**options))
     folder = pairs / "data/augment/pairs"
     edited = {path.name: path.read_bytes() for path in (folder / "train").iterdir()}
     for name in ("about.json", "key.json"):
         (folder / name).unlink()  # so that nothing is taken from it
-    augment("pairs", **options)
+    augment("pairs", Augment(**options))
     assert {path.name: path.read_bytes() for path in (folder / "train").iterdir()} == edited
 
 
 def test_new_words_change_what_is_inserted_and_so_every_copy_is_made_anew(pairs, capsys):
-    augment("pairs", copies=1, seed=0, insert=0.3)
+    augment("pairs", Augment(copies=1, seed=0, insert=0.3))
     n = len(Shards(pairs / "data/ingest/pairs/train"))
-    augment("pairs", copies=1, seed=0, insert=0.3)
+    augment("pairs", Augment(copies=1, seed=0, insert=0.3))
     assert "0 copies were new" in capsys.readouterr().out
     file = pairs / "data/raw/pairs/pairs.csv"
     lines = [f"\nquite new words {number},ganz neue {number}" for number in range(20)]
     file.write_text(file.read_text() + "".join(lines))
-    ingest("pairs", kind="translation", near_duplicates=False)
-    augment("pairs", copies=1, seed=0, insert=0.3)
+    ingest("pairs", Ingest(kind="translation", near_duplicates=False))
+    augment("pairs", Augment(copies=1, seed=0, insert=0.3))
     grown = len(Shards(pairs / "data/ingest/pairs/train"))
     assert grown > n
     assert f"{grown} copies were new" in capsys.readouterr().out
@@ -140,9 +142,9 @@ def test_volumes_are_not_moved_by_a_part_of_a_voxel(workspace):
         folder = workspace / "data/raw/blocks" / "ab"[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
         np.save(folder / f"{number}.npy", np.full((2, 3, 3), number, np.uint8))
-    ingest("blocks", kind="volumes", size=(2, 3, 3), mode="grey", near_duplicates=False)
+    ingest("blocks", Ingest(kind="volumes", size=(2, 3, 3), mode="grey", near_duplicates=False))
     with pytest.raises(ConfigurationError, match=r"augment.blocks: shift = 1.5: volumes move by whole voxels"):
-        augment("blocks", copies=1, seed=0, shift=1.5)
+        augment("blocks", Augment(copies=1, seed=0, shift=1.5))
 
 
 @pytest.mark.parametrize(
@@ -157,4 +159,4 @@ def test_volumes_are_not_moved_by_a_part_of_a_voxel(workspace):
 )
 def test_what_cannot_change_texts_is_refused(pairs, options, message):
     with pytest.raises(ConfigurationError, match=message):
-        augment("pairs", copies=1, seed=0, **options)
+        augment("pairs", Augment(copies=1, seed=0, **options))

@@ -9,9 +9,9 @@ import pytest
 
 from convoy.data.shards import Shards
 from convoy.errors import ConfigurationError
-from convoy.schema import prepare
+from stages.train.entry import Train
 from stages.train.fit.augmentation import RandomAffine
-from stages.train.train import check_keys, train
+from stages.train.train import train
 
 ENTRY = {"dataset": "bars", "architecture": "plain_cnn", "sizes": {"width": 0.1}, "epochs": 2, "learning_rate": 0.01}
 
@@ -81,16 +81,15 @@ def test_noise_has_its_deviation_and_stays_within_the_grey_levels():
 @pytest.mark.parametrize("changes", [{"scale": 1.0}, {"flip": 1.5}])
 def test_a_share_above_all_is_refused(changes):
     [name] = changes
-    _, arguments = prepare("train", "one", ENTRY | {"augmentation": changes})
     with pytest.raises(ConfigurationError, match=f"augmentation: {name} = .* is a share"):
-        check_keys("here", "images", arguments)
+        Train(**ENTRY | {"augmentation": changes}).check_kind("here", "images")
 
 
 def test_a_training_is_changed_by_it_repeats_and_stores_the_network_alone(ready):
     content = {}
     asked = {"shift": 1.0, "rotate": 5, "flip": 0.5, "noise": 5}
     for name, changes in (("a", asked), ("b", asked), ("c", {})):
-        train(name, **ENTRY | {"augmentation": changes, "patience": 2, "ema": 0.5})
+        train(name, Train(**ENTRY | {"augmentation": changes, "patience": 2, "ema": 0.5}))
         folder = ready / "train/bars" / name
         content[name] = (folder / "model.keras").read_bytes(), (folder / "history.csv").read_bytes()
     assert content["a"] == content["b"]
@@ -106,7 +105,8 @@ def test_a_training_is_changed_by_it_repeats_and_stores_the_network_alone(ready)
 def test_heads_of_their_own_are_trained_on_what_was_changed(ready):
     sizes = {"stem": "small", "width": 0.06}
     train(
-        "inception", **ENTRY | {"architecture": "googlenet", "sizes": sizes, "epochs": 1, "augmentation": {"shift": 1}}
+        "inception",
+        Train(**ENTRY | {"architecture": "googlenet", "sizes": sizes, "epochs": 1, "augmentation": {"shift": 1}}),
     )
     history = pd.read_csv(ready / "train/bars/inception/history.csv")
     assert np.isfinite(history.to_numpy()).all()

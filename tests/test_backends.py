@@ -21,21 +21,20 @@ from pathlib import Path
 import numpy as np
 from convoy.data.shards import Shards
 from convoy.model import backend
-from stages.train.fit import fit as loop
-takes, entry = json.loads(sys.argv[1])
-entry["jit_compile"] = backend.compilation()
-result = loop.fit(Shards("a"), Shards("b"), takes, **entry, title="t", log=lambda *_: None)
-loop.save(result.model, Path("model.keras"))
+from stages.train.entry import Policy, Train
+from stages.train.fit import export, fit
+input_spec, entry = json.loads(sys.argv[1])
+entry, policy = Train(**entry), Policy("float32", backend.compilation(), 1, None)
+result = fit.fit(Shards("a"), Shards("b"), input_spec, entry, policy, title="t", log=lambda *_: None)
+export.save(result.model, Path("model.keras"))
 np.save("answers.npy", result.model.predict(np.load("examples.npy"), verbose=0))
-print(json.dumps({"history": result.history.to_dict("list"), **loop.environment()}))
+print(json.dumps({"history": result.history.to_dict("list"), **export.environment()}))
 """
 # Three words say one class, three the other.
 WORDS = ["good", "fine", "great", "bad", "awful", "poor", "so", "the", "a", "film"]
 ENTRY = {
-    "epochs": 3, "batch": 32, "optimizer": "adam", "momentum": 0.9, "learning_rate": 0.01, "weight_decay": 1e-3,
-    "schedule": "cosine", "warmup": 0, "milestones": [], "clip_norm": 1.0, "ema": 0.5, "word_vectors": None,
-    "precision": "float32", "label_smoothing": 0.1, "class_weights": True, "patience": 3, "seed": 0, "devices": 1,
-    "deterministic": False, "augmentation": {}, "steps_per_execution": 1, "threads": None,
+    "dataset": "a", "epochs": 3, "batch": 32, "learning_rate": 0.01, "weight_decay": 1e-3, "clip_norm": 1.0, "ema": 0.5,
+    "label_smoothing": 0.1, "class_weights": True, "patience": 3,
 }  # fmt: skip
 
 

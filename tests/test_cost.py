@@ -1,7 +1,6 @@
 """Operations as papers publish them, memory as arithmetic says, and what becomes of a model that does not fit."""
 
 import json
-import os
 import subprocess
 import sys
 from importlib import import_module
@@ -16,15 +15,22 @@ from keras import layers
 from convoy.data.shards import Shards, write_shards
 from convoy.data.vocabulary import Vocabulary
 from convoy.errors import ConfigurationError, ServiceError
-from convoy.schema import prepare
+from convoy.machine import gpus, room
+from convoy.model import backend
 from flows import cli
 from flows.show import plan
 from stages.__main__ import main
 from stages.augment.augment import augment
+from stages.augment.entry import Augment
+from stages.check import prepare
+from stages.ingest.entry import Ingest
 from stages.ingest.ingest import ingest
+from stages.train.entry import Train
 from stages.train.fit import resident
 from stages.train.speed import cost
-from stages.train.train import planned, train
+from stages.train.speed.commands import plan as planned
+from stages.train.speed.count import count
+from stages.train.train import train
 
 GIB = 2**30
 ENTRY = {"dataset": "bars", "architecture": "plain_cnn", "sizes": {"width": 0.1}, "epochs": 2, "learning_rate": 0.01}
@@ -71,7 +77,7 @@ def built(architecture, **sizes):
 
 
 def counted(model, batch=1, length=None):
-    return cost.count(model, [(batch, *(length if size is None else size for size in one.shape[1:]))
+    return count(model, [(batch, *(length if size is None else size for size in one.shape[1:]))
                               for one in model.inputs])  # fmt: skip
 
 
@@ -136,7 +142,7 @@ def test_what_a_step_keeps_is_what_gradients_are_computed_from():
 
 def test_in_bfloat16_a_step_keeps_half():
     full = counted(built("resnet", depth=18), batch=8).kept
-    with cost.backend.computing_in("bfloat16"):
+    with backend.computing_in("bfloat16"):
         half = counted(built("resnet", depth=18), batch=8).kept
         plain = counted(built("plain_cnn", input_shape=(32, 32, 1)), batch=8).kept
     assert plain / counted(built("plain_cnn", input_shape=(32, 32, 1)), batch=8).kept == pytest.approx(0.5, abs=0.05)
@@ -158,18 +164,18 @@ def machine(monkeypatch):
     """Returns a function that sets the memory there is, in GiB."""
 
     def holds(free, total):
-        monkeypatch.setattr(cost, "available", lambda: (round(free * GIB), round(total * GIB)))
+        monkeypatch.setattr(room, "available", lambda: (round(free * GIB), round(total * GIB)))
 
     return holds
 
 
-def arguments(**changes):
-    """Returns the arguments of train for an entry, as params.yaml would give them."""
-    return prepare("train", "large", ENTRY | changes)[1]
+def entry_of(**changes):
+    """Returns the entry with some changes, as params.yaml would give it."""
+    return prepare("train", "large", ENTRY | changes)
 
 
 def needed(**changes):
-    found = planned("large", arguments(**changes))
+    found = planned("large", entry_of(**changes))
     return (found["memory"] - found["data"]) / GIB
 
 
@@ -178,7 +184,7 @@ def test_a_model_that_cannot_fit_is_refused_with_what_would(ready, machine, monk
     machine(4, 4)
     said = r"train@large needs about [\d,.]+ GiB of memory; 4.0 GiB of 4.0 GiB are free. It would fit with width: "
     with pytest.raises(ConfigurationError, match=said) as caught:
-        train("large", **ENTRY | {"sizes": {"width": 64.0}})
+        train("large", Train(**ENTRY | {"sizes": {"width": 64.0}}))
     assert not (ready / "train/bars/large/run.json").exists()
     width = float(str(caught.value).split("width: ")[1].split(" ")[0])
     assert needed(sizes={"width": width}) <= 4 < needed(sizes={"width": 2 * width})  # the largest half that fits
@@ -190,20 +196,20 @@ def test_of_what_others_have_there_may_be_enough_later(ready, machine, monkeypat
     changes = {"architecture": "resnet", "sizes": {"stem": "cifar", "depth": 8, "width": 0.5}}
     machine((needed(**changes) / 1.25 + needed(**changes | {"batch": 40})) / 2, 64)
     with pytest.raises(ServiceError, match=r"Run again when others have ended. It would fit with batch: 40 \(about"):
-        train("large", **ENTRY | changes)
+        train("large", Train(**ENTRY | changes))
 
 
 def test_what_may_fit_is_tried(ready, machine, capsys):
     machine(needed() / 1.2, 64)
-    train("large", **ENTRY)
+    train("large", Train(**ENTRY))
     assert "it may not fit. Neither a smaller batch, nor" in capsys.readouterr().out  # 0.9 GiB are the libraries
     assert (ready / "train/bars/large/run.json").exists()
 
 
 def test_a_training_says_what_it_costs_and_leaves_the_operations(ready, capsys):
-    train("small", **ENTRY)
+    train("small", Train(**ENTRY))
     [line] = [line for line in capsys.readouterr().out.splitlines() if "MFLOPs" in line]
-    found = planned("small", arguments())
+    found = planned("small", entry_of())
     facts = json.loads((ready / "train/bars/small/run.json").read_text())
     assert line.startswith(f"train@small  {facts['parameters']:,} parameters, ")
     assert "80 examples; about 8" in line
@@ -237,13 +243,13 @@ def test_fault_07_memory_that_ends_in_training_is_an_error_that_says_so(ready, m
     with pytest.raises(
         ServiceError, match=r"train@small is out of memory .*: about \d+ MiB were expected; .* are free"
     ):
-        train("small", **ENTRY)
+        train("small", Train(**ENTRY))
 
 
 def test_other_errors_stay_what_they_are(ready, monkeypatch):
     monkeypatch.setattr(keras.Model, "fit", lambda *_, **__: {}["loss"])
     with pytest.raises(KeyError, match="loss"):
-        train("small", **ENTRY)
+        train("small", Train(**ENTRY))
 
 
 def test_costs_are_printed_for_each_training_or_why_not(ready, workspace, capsys):
@@ -267,15 +273,17 @@ def test_a_text_costs_what_its_length_does(workspace, texts):
     (workspace / "data/raw/talk").mkdir(parents=True)
     rows = [f"{'yes no ' * (20 if number == 7 else 4)}{number},{'ab'[number % 2]}" for number in range(texts)]
     (workspace / "data/raw/talk/talk.csv").write_text("\n".join(["text,label", *rows]))
-    ingest("talk", kind="text", near_duplicates=False)
-    augment("talk", copies=0, seed=0)
+    ingest("talk", Ingest(kind="text", near_duplicates=False))
+    augment("talk", Augment(copies=0, seed=0))
     entry = {"dataset": "talk", "architecture": "text_cnn", "sizes": {"maps": 10, "embedding": 8, "widths": [3]}}
-    known = prepare("train", "talk", entry)[1]
+    known = prepare("train", "talk", entry)
     found = planned("talk", known)
     places = 12 + 2  # 9 words, filled up to a multiple of 4, and the window over both ends
     assert found["flops"] == 2 * (places * 3 * 8 * 10 + 10 * 2)
     # A step is for the longest, 41 words, of which an entry may read fewer; 2 layers take what they take.
-    steps = [planned("talk", known | {"length": length})["step"] - 2 * cost.LAYER for length in (40, 12)]
+    steps = [
+        planned("talk", known.model_copy(update={"length": length}))["step"] - 2 * cost.LAYER for length in (40, 12)
+    ]
     per_place = [step / (length + 2) for step, length in zip(steps, (40, 12), strict=True)]
     assert per_place[0] == pytest.approx(per_place[1], rel=0.1)
 
@@ -285,11 +293,11 @@ def test_texts_cost_the_memory_of_their_tokens(workspace, monkeypatch, most, tim
     """Four bytes each, and eight for each text; twice, where TensorFlow holds them too."""
     texts = np.array([" ".join(["word"] * (1 + number % 9)) for number in range(900)], object)
     write_shards(workspace / "a", [{"text": texts, "label": np.zeros(len(texts), np.int64)}])
-    takes = {"kind": "text", "text": Vocabulary("words", ["word"]).to_json(), "length": 8, "classes": ["+", "-"]}
+    input_spec = {"kind": "text", "text": Vocabulary("words", ["word"]).to_json(), "length": 8, "classes": ["+", "-"]}
     monkeypatch.setattr(resident, "MOST", most)
     sizes = {"maps": 10, "embedding": 8, "widths": [3]}
-    entry = {"architecture": "text_cnn", "sizes": sizes, "batch": 32, "optimizer": "adam", "ema": 0, "devices": 1}
-    found = cost.estimate(Shards(workspace / "a"), takes, **entry, precision="float32")
+    entry = Train(dataset="a", architecture="text_cnn", sizes=sizes, epochs=1, learning_rate=0.01, batch=32)
+    found = cost.estimate(Shards(workspace / "a"), input_spec, entry, "float32")
     assert found.held == times * 100 * (4 * (36 + 8) + 9 * 8)  # of 9 words one is cut off
 
 
@@ -314,23 +322,20 @@ def test_a_control_group_bounds_what_is_free(tmp_path, line, files):
     for name, content in ({"proc/self/cgroup": line} | files).items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"{content}".strip() + "\n")
-    free, total = cost.available(tmp_path)
+    free, total = room.available(tmp_path)
     assert total == 2 * GIB
     assert free == pytest.approx(GIB + 1000 + psutil.Process().memory_info().rss, abs=2**24)
 
 
 def test_without_control_groups_the_machine_is_the_bound(tmp_path):
-    free, total = cost.available(tmp_path)
+    free, total = room.available(tmp_path)
     assert total == psutil.virtual_memory().total
     assert 0 < free <= total
 
 
-def test_of_several_gpus_the_fullest_is_the_bound(tmp_path, monkeypatch):
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho 1000, 81559\necho 500, 81559\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setattr(cost.backend, "devices", lambda: ["gpu:0", "gpu:1"])
+def test_of_several_gpus_the_fullest_is_the_bound(monkeypatch):
+    monkeypatch.setattr(gpus, "memory", lambda: [(1000 * 2**20, 81559 * 2**20), (500 * 2**20, 81559 * 2**20)])
+    monkeypatch.setattr(backend, "devices", lambda: ["gpu:0", "gpu:1"])
     spent = cost.Cost(parameters=1, flops=1, examples=1, weights=7, step=5, devices=2, data=3, held=1)
     assert cost._room(spent) == (12, 500 * 2**20, 81559 * 2**20, " of the device")
 

@@ -19,7 +19,8 @@ from stages.__main__ import main
 from stages.fetch import stores, web
 from stages.fetch.addresses import File, check_files
 from stages.fetch.catalogue import entries
-from stages.fetch.fetch import check_source, fetch
+from stages.fetch.entry import Fetch
+from stages.fetch.fetch import fetch
 from stages.fetch.part import Part
 
 MIB = 2**20
@@ -134,7 +135,9 @@ def assert_intact(workspace, kept=()):
 
 
 def test_a_download_is_in_place_with_its_list_of_checksums(server, workspace, former, capsys):
-    fetch("it", urls=[File(url=f"{server.url}/body.bin", sha256=SHA256.upper(), md5=MD5, name="train/images.bin")])
+    fetch(
+        "it", Fetch(urls=[File(url=f"{server.url}/body.bin", sha256=SHA256.upper(), md5=MD5, name="train/images.bin")])
+    )
     files = raw(workspace)
     assert set(files) == {"it/SHA256SUMS", "it/train/images.bin"}
     assert files["it/train/images.bin"].read_bytes() == BODY
@@ -147,12 +150,12 @@ def test_fault_35_a_cut_download_goes_on_where_it_was_cut(server, workspace, for
     with pytest.raises(
         ServiceError, match=r"body\.bin: the connection was cut. [\d,]+ of 3,145,728 bytes are kept; run"
     ):
-        fetch("it", urls=[File(url=f"{server.url}/body.bin")])
+        fetch("it", Fetch(urls=[File(url=f"{server.url}/body.bin")]))
     assert_intact(workspace, ["body.bin.part"])
     kept = (workspace / "data/raw/.partial/it/downloads/body.bin.part").stat().st_size
     assert MIB <= kept <= 2 * MIB
     server.faults.clear()
-    fetch("it", urls=[File(url=f"{server.url}/body.bin")])
+    fetch("it", Fetch(urls=[File(url=f"{server.url}/body.bin")]))
     assert server.ranges() == [None, f"bytes={kept}-"]
     assert server.asked[1][1]["If-Range"] == f'"{len(BODY)}"'
     assert (workspace / "data/raw/it/body.bin").read_bytes() == BODY
@@ -175,7 +178,7 @@ def test_a_download_starts_over_where_the_rest_would_not_fit(server, workspace, 
     wrong = bytes(2 * MIB)
     server.files["/body.bin"], server.faults["/body.bin"] = wrong + BODY[len(wrong) :], first | {"cut": 2 * MIB}
     with pytest.raises(ServiceError, match="cut"):
-        fetch("it", urls=[File(url=f"{server.url}/body.bin")])
+        fetch("it", Fetch(urls=[File(url=f"{server.url}/body.bin")]))
     server.files["/body.bin"], server.faults["/body.bin"] = BODY, second
     if second.get("status"):
         once = Handler.send_error
@@ -186,7 +189,7 @@ def test_a_download_starts_over_where_the_rest_would_not_fit(server, workspace, 
 
         handler = type("Handler", (Handler,), {"send_error": send_error})
         server.RequestHandlerClass = handler
-    fetch("it", urls=[File(url=f"{server.url}/body.bin")])
+    fetch("it", Fetch(urls=[File(url=f"{server.url}/body.bin")]))
     assert (workspace / "data/raw/it/body.bin").read_bytes() == BODY
     assert len(server.asked) == requests
 
@@ -194,9 +197,9 @@ def test_a_download_starts_over_where_the_rest_would_not_fit(server, workspace, 
 def test_without_a_validator_the_checksum_allows_to_go_on(server, workspace):
     server.faults["/body.bin"] = {"etag": "", "cut": 2 * MIB}
     with pytest.raises(ServiceError, match="cut"):
-        fetch("it", urls=[File(url=f"{server.url}/body.bin", sha256=SHA256)])
+        fetch("it", Fetch(urls=[File(url=f"{server.url}/body.bin", sha256=SHA256)]))
     server.faults["/body.bin"] = {"etag": ""}
-    fetch("it", urls=[File(url=f"{server.url}/body.bin", sha256=SHA256)])
+    fetch("it", Fetch(urls=[File(url=f"{server.url}/body.bin", sha256=SHA256)]))
     assert server.ranges()[1].startswith("bytes=")
     assert (workspace / "data/raw/it/body.bin").read_bytes() == BODY
 
@@ -204,7 +207,7 @@ def test_without_a_validator_the_checksum_allows_to_go_on(server, workspace):
 @pytest.mark.parametrize("checksum", [{"sha256": "0" * 64}, {"md5": "0" * 32}, {"sha256": SHA256, "md5": "1" * 32}])
 def test_fault_35_a_wrong_checksum_is_an_integrity_failure_and_nothing_is_kept(server, workspace, former, checksum):
     with pytest.raises(IntegrityError, match=r"body\.bin: its (SHA-256|MD5) is \w+ and should be (0|1)+\. Nothing of"):
-        fetch("it", urls=[File(url=f"{server.url}/body.bin", **checksum)])
+        fetch("it", Fetch(urls=[File(url=f"{server.url}/body.bin", **checksum)]))
     assert_intact(workspace)
 
 
@@ -232,7 +235,7 @@ def test_fault_35_a_wrong_checksum_is_an_integrity_failure_and_nothing_is_kept(s
 def test_fault_35_bad_answers_are_refused_and_nothing_is_kept(server, workspace, former, fault, limits, error, message):
     server.faults["/body.bin"] = fault
     with pytest.raises(error, match=message):
-        fetch("it", urls=[File(url=f"{server.url}/body.bin")], **limits)
+        fetch("it", Fetch(urls=[File(url=f"{server.url}/body.bin")], **limits))
     assert_intact(workspace)
 
 
@@ -241,7 +244,7 @@ def test_a_server_that_stalls_is_given_up_and_what_came_is_kept(server, workspac
     server.faults["/body.bin"] = fault
     started = time.monotonic()
     with pytest.raises(ServiceError, match=r"no 1\.0 MB came within 0\.5 s \(timeout\)\. [\d,]+ .*bytes are kept"):
-        fetch("it", urls=[File(url=f"{server.url}/body.bin")], timeout=0.5)
+        fetch("it", Fetch(urls=[File(url=f"{server.url}/body.bin")], timeout=0.5))
     assert time.monotonic() - started < 3
     assert_intact(workspace, ["body.bin.part"])
 
@@ -249,10 +252,10 @@ def test_a_server_that_stalls_is_given_up_and_what_came_is_kept(server, workspac
 def test_a_content_length_that_lies_is_a_cut_or_a_wrong_checksum(server, workspace, former):
     server.faults["/body.bin"] = {"length": len(BODY) + 1}
     with pytest.raises(ServiceError, match="cut"):
-        fetch("it", urls=[File(url=f"{server.url}/body.bin", sha256=SHA256)])
+        fetch("it", Fetch(urls=[File(url=f"{server.url}/body.bin", sha256=SHA256)]))
     server.faults["/body.bin"] = {"length": len(BODY) - 1, "ignore_range": True}
     with pytest.raises(IntegrityError, match="SHA-256"):
-        fetch("it", urls=[File(url=f"{server.url}/body.bin", sha256=SHA256)])
+        fetch("it", Fetch(urls=[File(url=f"{server.url}/body.bin", sha256=SHA256)]))
     assert_intact(workspace)
 
 
@@ -261,7 +264,7 @@ def test_a_server_that_is_gone_is_an_outside_failure(workspace, former):
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}/x"
     with pytest.raises(ServiceError, match="Cannot connect to host"):
-        fetch("it", urls=[File(url=address)])
+        fetch("it", Fetch(urls=[File(url=address)]))
     assert_intact(workspace)
 
 
@@ -285,7 +288,7 @@ def names(monkeypatch):
 def test_a_redirect_stays_allowed_on_the_host_that_the_user_wrote(server, workspace, names):
     names.table["data.example"] = [["127.0.0.1"]]
     server.faults["/moved"] = {"to": "/body.bin?again"}
-    fetch("it", urls=[File(url=f"http://data.example:{server.server_port}/moved", sha256=SHA256, name="x")])
+    fetch("it", Fetch(urls=[File(url=f"http://data.example:{server.server_port}/moved", sha256=SHA256, name="x")]))
     assert [path for path, _ in server.asked] == ["/moved", "/body.bin?again"]
 
 
@@ -294,27 +297,27 @@ def test_fault_35_a_redirect_to_a_private_address_is_refused_before_any_connecti
     names.table |= {"data.example": [["127.0.0.1"]], "inside.example": [inside]}
     server.faults["/body.bin"] = {"to": f"http://inside.example:{server.server_port}/body.bin"}
     with pytest.raises(InputRefusedError, match=r"redirected to inside\.example \([\d.]+\), which is refused"):
-        fetch("it", urls=[File(url=f"http://data.example:{server.server_port}/body.bin")])
+        fetch("it", Fetch(urls=[File(url=f"http://data.example:{server.server_port}/body.bin")]))
     assert len(server.asked) == 1
 
 
 def test_a_name_is_resolved_once_so_that_it_cannot_become_another_machine(server, workspace, names):
     names.table["data.example"] = [["127.0.0.1"], ["10.0.0.7"]]
     server.faults["/moved"] = {"to": f"http://data.example:{server.server_port}/body.bin"}
-    fetch("it", urls=[File(url=f"http://data.example:{server.server_port}/moved", name="x")])
+    fetch("it", Fetch(urls=[File(url=f"http://data.example:{server.server_port}/moved", name="x")]))
     assert names.asked == ["data.example"]
 
 
 def test_a_name_that_does_not_exist_is_an_outside_failure(workspace, names):
     with pytest.raises(ServiceError, match=r"Cannot connect to host gone\.example"):
-        fetch("it", urls=[File(url="http://gone.example/x")])
+        fetch("it", Fetch(urls=[File(url="http://gone.example/x")]))
 
 
 def test_a_proxy_may_be_private_and_resolves_names_itself(server, workspace, names, monkeypatch):
     names.table["proxy.example"] = [["127.0.0.1"]]
     monkeypatch.setenv("http_proxy", f"http://proxy.example:{server.server_port}")
     server.files["http://far.example/body.bin"] = BODY
-    fetch("it", urls=[File(url="http://far.example/body.bin", sha256=SHA256)])
+    fetch("it", Fetch(urls=[File(url="http://far.example/body.bin", sha256=SHA256)]))
     assert names.asked == ["proxy.example"]
 
 
@@ -333,7 +336,7 @@ def test_user_and_password_are_sent_and_neither_they_nor_a_signed_query_are_show
 ):
     address = f"http://${{LOGIN}}@127.0.0.1:{server.server_port}/body.bin?sig=${{SIGNATURE}}"
     with pytest.raises(ConfigurationError, match=r"/body.bin\?\*\*\*: \$\{LOGIN\} is not set in the environment"):
-        fetch("it", urls=[File(url=address)])
+        fetch("it", Fetch(urls=[File(url=address)]))
     monkeypatch.setenv("LOGIN", "anna:hunter2")
     monkeypatch.setenv("SIGNATURE", "s3cr3t-signature")
     for fault, wrong in (
@@ -346,7 +349,7 @@ def test_user_and_password_are_sent_and_neither_they_nor_a_signed_query_are_show
     ):
         server.faults["/body.bin"] = fault
         with pytest.raises((ConfigurationError, InputRefusedError, IntegrityError, ServiceError)) as caught:
-            fetch("it", urls=[File(url=address, **wrong)])
+            fetch("it", Fetch(urls=[File(url=address, **wrong)]))
         assert r"http://***@127.0.0.1" in str(caught.value)
         assert not any(secret in str(caught.value) for secret in SECRETS)
         assert caught.value.__cause__ is None
@@ -354,7 +357,7 @@ def test_user_and_password_are_sent_and_neither_they_nor_a_signed_query_are_show
         assert not any(secret.encode() in left for secret in SECRETS)
     assert {headers["Authorization"] for _, headers in server.asked} == {"Basic YW5uYTpodW50ZXIy"}
     server.faults.clear()
-    fetch("it", urls=[File(url=address)])
+    fetch("it", Fetch(urls=[File(url=address)]))
     assert not any(secret in "".join(capsys.readouterr()) for secret in SECRETS)
     assert not any(secret in repr(File(url=address)) for secret in SECRETS)
 
@@ -382,12 +385,14 @@ def test_what_is_there_already_is_not_downloaded_again(server, workspace):
     urls = [File(url=f"{server.url}/body.bin", sha256=SHA256), File(url=f"{server.url}/more.bin")]
     server.faults["/more.bin"] = {"status": 503}
     with pytest.raises(ServiceError, match=r"more\.bin"):
-        fetch("it", urls=urls)
+        fetch("it", Fetch(urls=urls))
     server.faults.clear()
-    fetch("it", urls=urls)
+    fetch("it", Fetch(urls=urls))
     assert [path for path, _ in server.asked] == ["/body.bin", "/more.bin", "/more.bin"]
     before = (workspace / "data/raw/it/body.bin").stat()
-    fetch("it", urls=urls)  # body.bin has a checksum; without one, only the server knows whether more.bin is the same
+    fetch(
+        "it", Fetch(urls=urls)
+    )  # body.bin has a checksum; without one, only the server knows whether more.bin is the same
     assert [path for path, _ in server.asked[3:]] == ["/more.bin"]
     after = (workspace / "data/raw/it/body.bin").stat()
     assert (after.st_ino, after.st_ctime_ns) == (before.st_ino, before.st_ctime_ns)
@@ -395,16 +400,16 @@ def test_what_is_there_already_is_not_downloaded_again(server, workspace):
 
 def test_a_damaged_file_is_downloaded_again(server, workspace):
     urls = [File(url=f"{server.url}/body.bin", md5=MD5)]
-    fetch("it", urls=urls)
+    fetch("it", Fetch(urls=urls))
     (workspace / "data/raw/it/body.bin").write_bytes(b"damaged")
-    fetch("it", urls=urls)
+    fetch("it", Fetch(urls=urls))
     assert (workspace / "data/raw/it/body.bin").read_bytes() == BODY
 
 
 def test_fault_10_no_room_is_said_before_anything_is_written(server, workspace, former, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
     with pytest.raises(ServiceError, match=r"needs 3\.1 MB in .*, which has 1\.0 kB left"):
-        fetch("it", urls=[File(url=f"{server.url}/body.bin")])
+        fetch("it", Fetch(urls=[File(url=f"{server.url}/body.bin")]))
     assert_intact(workspace)
 
 
@@ -418,7 +423,7 @@ def test_fault_10_a_full_disk_is_an_outside_failure(workspace):
 
 def test_without_a_terminal_progress_is_plain_lines(server, workspace, capsys, monkeypatch):
     monkeypatch.setattr(progress, "EVERY", 0)
-    fetch("it", urls=[File(url=f"{server.url}/body.bin")])
+    fetch("it", Fetch(urls=[File(url=f"{server.url}/body.bin")]))
     assert re.search(r"(?m)^body\.bin: 3\.1 MB of 3\.1 MB, 0:00 left, [\d.]+ [kMG]B/s$", capsys.readouterr().out)
 
 
@@ -427,7 +432,7 @@ def test_without_a_terminal_progress_is_plain_lines(server, workspace, capsys, m
 
 def test_a_file_address_is_read_when_the_user_writes_it(workspace, former):
     (workspace / "a b%.bin").write_bytes(BODY)
-    fetch("it", urls=[File(url=f"file://{workspace}/a b%.bin", sha256=SHA256)])
+    fetch("it", Fetch(urls=[File(url=f"file://{workspace}/a b%.bin", sha256=SHA256)]))
     assert (workspace / "data/raw/it/a b%.bin").read_bytes() == BODY
 
 
@@ -444,14 +449,14 @@ def test_a_store_refuses_what_is_no_file(workspace, former, url, error, message)
     os.mkfifo(workspace / "pipe")
     (workspace / "large.bin").write_bytes(BODY)
     with pytest.raises(error, match=message):
-        fetch("it", urls=[File(url=url.format(workspace), name="x")], max_bytes=MIB)
+        fetch("it", Fetch(urls=[File(url=url.format(workspace), name="x")], max_bytes=MIB))
     assert_intact(workspace)
 
 
 def test_a_store_that_does_not_answer_is_given_up(workspace, former, monkeypatch):
     monkeypatch.setattr(stores.fsspec.core, "url_to_fs", lambda *arguments, **options: time.sleep(3))
     with pytest.raises(ServiceError, match=r"no answer within 0\.2 s \(timeout\)"):
-        fetch("it", urls=[File(url="s3://bucket/x")], timeout=0.2)
+        fetch("it", Fetch(urls=[File(url="s3://bucket/x")], timeout=0.2))
     assert_intact(workspace)
 
 
@@ -475,21 +480,21 @@ def test_a_store_goes_on_where_it_was_cut_unless_the_file_changed(workspace, for
     with monkeypatch.context() as patch:
         cut_after(patch, 2 * MIB)
         with pytest.raises(ServiceError, match="cut"):
-            fetch("it", urls=urls)
+            fetch("it", Fetch(urls=urls))
     part = workspace / "data/raw/.partial/it/downloads/source.bin.part"
     assert part.stat().st_size == 2 * MIB
     with part.open("r+b") as file:
         file.write(b"mark")  # shows afterwards that this part was used
     with monkeypatch.context() as patch:
         cut_after(patch, 3 * MIB)
-        fetch("it", urls=urls)
+        fetch("it", Fetch(urls=urls))
     assert (workspace / "data/raw/it/source.bin").read_bytes() == b"mark" + BODY[4:]
     with monkeypatch.context() as patch:
         cut_after(patch, 2 * MIB)
         with pytest.raises(ServiceError, match="cut"):
-            fetch("it", urls=urls)
+            fetch("it", Fetch(urls=urls))
     source.write_bytes(BODY[::-1])
-    fetch("it", urls=urls)
+    fetch("it", Fetch(urls=urls))
     assert (workspace / "data/raw/it/source.bin").read_bytes() == BODY[::-1]
 
 
@@ -523,7 +528,7 @@ def test_an_object_of_s3_is_downloaded_and_goes_on_after_a_cut(s3, workspace, fo
     with monkeypatch.context() as patch:
         cut_after(patch, 2 * MIB)
         with pytest.raises(ServiceError, match="cut"):
-            fetch("it", urls=urls)
+            fetch("it", Fetch(urls=urls))
     assert_intact(workspace, ["train.bin.part"])
     with monkeypatch.context() as patch:
         cut_after(patch, 3 * MIB)
@@ -532,11 +537,11 @@ def test_an_object_of_s3_is_downloaded_and_goes_on_after_a_cut(s3, workspace, fo
         patch.setattr(
             Part, "begin", lambda part, *words, **keys: (begin(part, *words, **keys), starts.append(part.size))
         )
-        fetch("it", urls=urls)
+        fetch("it", Fetch(urls=urls))
     assert starts == [2 * MIB]
     assert (workspace / "data/raw/it/train.bin").read_bytes() == BODY
     with pytest.raises(ConfigurationError, match="s3://data/gone: FileNotFoundError"):
-        fetch("it", urls=[File(url="s3://data/gone")])
+        fetch("it", Fetch(urls=[File(url="s3://data/gone")]))
 
 
 def test_a_file_comes_over_ssh_from_a_host_that_is_known(workspace, former, monkeypatch):
@@ -574,11 +579,11 @@ def test_a_file_comes_over_ssh_from_a_host_that_is_known(workspace, former, monk
         port = acceptor.get_port()
         urls = [File(url=f"ssh://anna@127.0.0.1:{port}{workspace}/far.bin", sha256=SHA256)]
         with pytest.raises(ServiceError, match=r"ssh://\*\*\*@127\.0\.0\.1.*Host key is not trusted"):
-            fetch("it", urls=urls)
+            fetch("it", Fetch(urls=urls))
         assert_intact(workspace)
         known = f"[127.0.0.1]:{port} {host_key.export_public_key().decode()}"
         (home / ".ssh/known_hosts").write_text(known)
-        fetch("it", urls=urls)
+        fetch("it", Fetch(urls=urls))
         assert (workspace / "data/raw/it/far.bin").read_bytes() == BODY
     finally:
         asyncio.run_coroutine_threadsafe(close(acceptor), loop).result(10)
@@ -613,7 +618,7 @@ def test_a_file_comes_over_ssh_from_a_host_that_is_known(workspace, former, monk
 )
 def test_an_address_that_cannot_be_fetched_is_refused_before_any_work(urls, message):
     with pytest.raises(ConfigurationError, match=message):
-        check_source("params.yaml, fetch.it", dataset="it", urls=[File.model_validate(entry) for entry in urls])
+        Fetch(urls=urls).check_source("params.yaml, fetch.it", "it")
 
 
 @pytest.mark.parametrize(
@@ -686,7 +691,7 @@ def test_the_published_files_have_the_checksums_of_the_catalogue(name, datasets,
     entry = entries()[name]
     here = [file.model_copy(update={"url": f"{server.url}/{file.target}"}) for file in entry.files]
     monkeypatch.setattr("stages.fetch.fetch.entries", lambda: {name: entry.model_copy(update={"files": here})})
-    fetch(name, catalogue=name)
+    fetch(name, Fetch(catalogue=name))
     listed = (workspace / "data/raw" / name / "SHA256SUMS").read_text().splitlines()
     published = dict(reversed(line.split("  ")) for line in (datasets / "SHA256SUMS").read_text().splitlines())
     assert listed == sorted(

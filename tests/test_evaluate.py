@@ -11,10 +11,14 @@ from convoy.data.shards import Shards
 from convoy.machine import room
 from convoy.tracking import store
 from stages.augment.augment import augment
+from stages.augment.entry import Augment
+from stages.evaluate.entry import Evaluate
 from stages.evaluate.evaluate import evaluate
 from stages.evaluate.evaluators import classification, intervals
 from stages.evaluate.report import pictures
+from stages.ingest.entry import Ingest
 from stages.ingest.ingest import ingest
+from stages.train.entry import Train
 from stages.train.train import train
 
 LABELS = np.array([0] * 8 + [1] * 2)
@@ -103,10 +107,10 @@ def test_the_confusion_picture_opens(tmp_path, classes):
 
 @pytest.fixture
 def evaluated(pictures):
-    ingest("bars", kind="images", size=(12, 12), mode="grey")
-    augment("bars", copies=1, seed=0)
-    train("small", dataset="bars", architecture="plain_cnn", sizes={"width": 0.1}, epochs=8, learning_rate=0.01)
-    evaluate("small", dataset="bars")
+    ingest("bars", Ingest(kind="images", size=(12, 12), mode="grey"))
+    augment("bars", Augment(copies=1, seed=0))
+    train("small", Train(dataset="bars", architecture="plain_cnn", sizes={"width": 0.1}, epochs=8, learning_rate=0.01))
+    evaluate("small", Evaluate(dataset="bars"))
     return pictures.parents[1]
 
 
@@ -147,7 +151,7 @@ def test_a_model_trained_elsewhere_gets_one_run_here(evaluated):
     file = evaluated / "train/bars/small/run.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"record_id": "0" * 32}))
     for _ in range(2):
-        evaluate("small", dataset="bars")
+        evaluate("small", Evaluate(dataset="bars"))
     client = store.connect()
     runs = client.search_runs([client.get_experiment_by_name("bars").experiment_id])
     assert sorted(run.data.tags["record"] == "0" * 32 for run in runs) == [False, True]

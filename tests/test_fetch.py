@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 from convoy import checksums
 from convoy.errors import ConfigurationError, InputRefusedError, IntegrityError, ServiceError
 from stages.fetch import folders
+from stages.fetch.entry import Fetch
 from stages.fetch.fetch import fetch
 
 
@@ -54,7 +55,7 @@ def target(workspace):
 
 
 def test_digits_are_the_1797_pictures_of_scikit_learn_in_class_folders(workspace):
-    fetch("digits", sample="digits")
+    fetch("digits", Fetch(sample="digits"))
     files = sorted((workspace / "data/raw/digits").rglob("*.png"))
     pictures, labels = load_digits(return_X_y=True)
     assert len(files) == 1797
@@ -71,20 +72,20 @@ def test_a_local_folder_is_copied_and_replaces_what_was_there(photos, target):
     (target / "dog").mkdir(parents=True)
     (target / "dog/1.png").write_bytes(b"1")
     (photos / "nothing yet").mkdir()
-    fetch("pets", path=photos)
+    fetch("pets", Fetch(path=photos))
     assert listing(target) == listing(photos)
     assert is_as_listed(target)
 
 
 def test_a_local_file_such_as_an_archive_is_copied_as_it_is(workspace, target):
     (workspace / "pets.zip").write_bytes(b"not looked into")
-    fetch("pets", path=workspace / "pets.zip")
+    fetch("pets", Fetch(path=workspace / "pets.zip"))
     assert listing(target) == ["pets.zip"]
     assert is_as_listed(target)
 
 
 def test_files_that_did_not_change_stay_the_very_same_and_are_not_read(photos, target, capsys, monkeypatch):
-    fetch("pets", path=photos)
+    fetch("pets", Fetch(path=photos))
     before = {name: signature(target / name) for name in listing(target)}
     (photos / "a/000.png").write_bytes(b"changed")
     os.utime(photos / "b/001.png", ns=(5, 5))  # only its time
@@ -92,7 +93,7 @@ def test_files_that_did_not_change_stay_the_very_same_and_are_not_read(photos, t
     (photos / "c/002.png").unlink()
     read = []
     monkeypatch.setattr(folders, "sha256", lambda file: read.append(file.name) or checksums.sha256(file))
-    fetch("pets", path=photos)
+    fetch("pets", Fetch(path=photos))
     assert "200 files, 2.1 kB; 3 new, 1 taken away" in capsys.readouterr().out
     assert sorted(read) == ["000.png", "001.png", "new.png"]
     after = {name: signature(target / name) for name in listing(target)}
@@ -103,41 +104,41 @@ def test_files_that_did_not_change_stay_the_very_same_and_are_not_read(photos, t
 
 
 def test_nothing_at_all_is_touched_when_nothing_changed(photos, target):
-    fetch("pets", path=photos)
+    fetch("pets", Fetch(path=photos))
     before = {path: signature(path) for path in [target, *target.rglob("*")]}
-    fetch("pets", path=photos)
+    fetch("pets", Fetch(path=photos))
     assert {path: signature(path) for path in [target, *target.rglob("*")]} == before
 
 
 def test_a_link_of_dvc_into_its_cache_is_replaced_and_never_written_into(photos, target, workspace):
-    fetch("pets", path=photos)
+    fetch("pets", Fetch(path=photos))
     for number, name in enumerate(("a/000.png", "b/001.png")):
         cached = workspace / f"cache{number}"
         (target / name).rename(cached)
         cached.chmod(0o444)
         (target / name).hardlink_to(cached) if number else (target / name).symlink_to(cached)
         (photos / name).write_bytes(b"changed")
-    fetch("pets", path=photos)
+    fetch("pets", Fetch(path=photos))
     assert [(workspace / f"cache{number}").read_bytes() for number in (0, 1)] == [b"picture 0", b"picture 1"]
     assert not (target / "a/000.png").is_symlink()
     assert is_as_listed(target)
 
 
 def test_a_file_becomes_a_folder_and_a_folder_a_file(workspace, photos, target):
-    fetch("pets", path=photos)
+    fetch("pets", Fetch(path=photos))
     shutil.rmtree(photos / "a")
     (photos / "a").write_bytes(b"file")
     (photos / "b/001.png").unlink()
     (photos / "b/001.png").mkdir()
     (photos / "b/001.png/x").write_bytes(b"x")
-    fetch("pets", path=photos)
+    fetch("pets", Fetch(path=photos))
     assert listing(target) == listing(photos)
     assert is_as_listed(target)
 
 
 @pytest.mark.parametrize("moment", ["copy", "move", "list"])
 def test_a_killed_run_is_repaired_by_the_next(photos, target, monkeypatch, moment):
-    fetch("pets", path=photos)
+    fetch("pets", Fetch(path=photos))
     kept = signature(target / "d/003.png")
     for number in range(0, 40, 4):
         (photos / f"a/{number:03d}.png").write_bytes(b"changed %d" % number)
@@ -164,9 +165,9 @@ def test_a_killed_run_is_repaired_by_the_next(photos, target, monkeypatch, momen
         if moment == "list":
             patch.setattr(checksums, "write", killed(checksums.write))
         with pytest.raises(Kill):
-            fetch("pets", path=photos)
+            fetch("pets", Fetch(path=photos))
     assert (target / "SHA256SUMS").exists() == (moment == "copy")
-    fetch("pets", path=photos)
+    fetch("pets", Fetch(path=photos))
     assert listing(target) == listing(photos)
     assert (target / "a/036.png").read_bytes() == b"changed 36"
     assert signature(target / "d/003.png") == kept
@@ -177,12 +178,12 @@ def test_a_killed_run_is_repaired_by_the_next(photos, target, monkeypatch, momen
 def test_links_inside_the_folder_are_copied_as_what_they_point_to(photos, target):
     (photos / "a/link.png").symlink_to("../b/001.png")
     (photos / "e").symlink_to(photos / "d")
-    fetch("pets", path=photos)
+    fetch("pets", Fetch(path=photos))
     assert (target / "a/link.png").read_bytes() == b"picture 1"
     assert not any(path.is_symlink() for path in target.rglob("*"))
     assert len(list((target / "e").iterdir())) == 50
     before = signature(target / "a/link.png")
-    fetch("pets", path=photos)
+    fetch("pets", Fetch(path=photos))
     assert signature(target / "a/link.png") == before
 
 
@@ -204,11 +205,11 @@ def make_socket(path):
     ids=["outside", "broken", "circle", "itself", "pipe", "socket"],
 )
 def test_what_is_no_file_of_the_folder_is_named_and_refused(photos, target, put, message):
-    fetch("pets", path=photos)
+    fetch("pets", Fetch(path=photos))
     before = {path: signature(path) for path in target.rglob("*")}
     put(photos / "a/odd")
     with pytest.raises(InputRefusedError, match=message):
-        fetch("pets", path=photos)
+        fetch("pets", Fetch(path=photos))
     assert {path: signature(path) for path in target.rglob("*")} == before
     assert not target.with_name(".partial").exists()
 
@@ -216,7 +217,7 @@ def test_what_is_no_file_of_the_folder_is_named_and_refused(photos, target, put,
 def test_a_list_of_checksums_in_the_folder_is_held_against_its_files_and_completed(photos, target):
     published = checksums.sha256(photos / "a/000.png")
     (photos / "SHA256SUMS").write_text(f"{published.upper()} *./a/000.png\n\n")
-    fetch("pets", path=photos)
+    fetch("pets", Fetch(path=photos))
     assert is_as_listed(target)
     assert len((target / "SHA256SUMS").read_text().splitlines()) == 200
 
@@ -230,12 +231,12 @@ def test_a_list_of_checksums_in_the_folder_is_held_against_its_files_and_complet
     ],
 )
 def test_a_list_that_its_folder_does_not_agree_with_is_refused(photos, target, lines, error, message):
-    fetch("pets", path=photos)
+    fetch("pets", Fetch(path=photos))
     before = {path: signature(path) for path in target.rglob("*")}
     (photos / "SHA256SUMS").write_text(lines.format(checksums.sha256(photos / "a/000.png"), "1" * 64))
     (photos / "a/new.png").write_bytes(b"new")
     with pytest.raises(error, match=message):
-        fetch("pets", path=photos)
+        fetch("pets", Fetch(path=photos))
     assert {path: signature(path) for path in target.rglob("*")} == before
     assert not target.with_name(".partial").exists()
 
@@ -243,7 +244,7 @@ def test_a_list_that_its_folder_does_not_agree_with_is_refused(photos, target, l
 def test_the_list_can_name_any_file(photos, target):
     for name in ("ä b.png", "back\\slash", "line\nfeed", "  spaces", os.fsdecode(b"\xff")):
         (photos / name).write_bytes(name.encode("utf-8", "surrogateescape"))
-    fetch("pets", path=photos)
+    fetch("pets", Fetch(path=photos))
     assert is_as_listed(target)
     assert checksums.read(target) == {
         path.relative_to(target).as_posix(): checksums.sha256(path)
@@ -255,7 +256,7 @@ def test_the_list_can_name_any_file(photos, target):
 def test_what_dvc_leaves_out_is_left_out(photos, target):
     (photos / ".DS_Store").write_bytes(b"")
     (photos / "a/__pycache__").mkdir()
-    fetch("pets", path=photos)
+    fetch("pets", Fetch(path=photos))
     assert len(listing(target)) == 204
     patterns = [line for line in (ROOT / ".dvcignore").read_text().splitlines() if line and not line.startswith("#")]
     anywhere = [pattern for pattern in patterns if "/" not in pattern]
@@ -264,9 +265,9 @@ def test_what_dvc_leaves_out_is_left_out(photos, target):
 
 
 def test_a_damaged_list_of_ours_is_made_anew(photos, target):
-    fetch("pets", path=photos)
+    fetch("pets", Fetch(path=photos))
     (target / "SHA256SUMS").write_text("damaged")
-    fetch("pets", path=photos)
+    fetch("pets", Fetch(path=photos))
     assert is_as_listed(target)
 
 
@@ -279,14 +280,14 @@ def test_a_file_that_changes_while_it_is_copied_is_not_taken(photos, target, mon
 
     monkeypatch.setattr(shutil, "copy2", copy_and_change)
     with pytest.raises(ServiceError, match="000.png changed while it was copied. Run again"):
-        fetch("pets", path=photos)
+        fetch("pets", Fetch(path=photos))
     assert not target.exists()
 
 
 def test_fault_10_no_room_is_said_before_anything_is_copied(photos, target, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
     with pytest.raises(ServiceError, match=r"needs 2\.1 kB in .*, which has 1\.0 kB left"):
-        fetch("pets", path=photos)
+        fetch("pets", Fetch(path=photos))
     assert not target.exists()
 
 
@@ -307,5 +308,5 @@ def test_refuses_what_it_cannot_fetch_and_leaves_the_raw_data_alone(workspace, s
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"1")
     with pytest.raises(error, match=message):
-        fetch("pets", **{key: workspace / value if key == "path" else value for key, value in source.items()})
+        fetch("pets", Fetch(**{key: workspace / value if key == "path" else value for key, value in source.items()}))
     assert kept.exists()

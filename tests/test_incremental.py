@@ -9,7 +9,9 @@ from PIL import Image
 
 from stages.augment import augment as augment_module
 from stages.augment.augment import augment
+from stages.augment.entry import Augment
 from stages.ingest import reading
+from stages.ingest.entry import Ingest
 from stages.ingest.ingest import ingest
 
 CHANGES = {"copies": 2, "seed": 1, "shift": 2, "rotate": 10, "elastic": 1, "flip": ["down"], "erase": 0.1, "noise": 5}
@@ -37,8 +39,8 @@ def bars(pictures, monkeypatch):
             for stage in ("ingest", "augment"):
                 shutil.rmtree(pictures.parents[1] / stage, ignore_errors=True)
         work.update(decoded=0, changed=0)
-        ingest("bars", kind="images", size=(12, 12), mode="grey", max_bad=0.5, **options)
-        augment("bars", **CHANGES)
+        ingest("bars", Ingest(kind="images", size=(12, 12), mode="grey", max_bad=0.5, **options))
+        augment("bars", Augment(**CHANGES))
         return content(pictures.parents[1])
 
     return pictures, run, work
@@ -205,8 +207,8 @@ def test_copies_of_the_same_pictures_stored_otherwise_are_made_anew(workspace, o
     options = {"kind": "images", "size": (12, 12), "mode": "grey"}
 
     def run(options):
-        ingest("wide", **options)
-        augment("wide", copies=1, seed=1, shift=2)
+        ingest("wide", Ingest(**options))
+        augment("wide", Augment(copies=1, seed=1, shift=2))
         return (workspace / "data/augment/wide/train/index.json").read_bytes()
 
     run(options)

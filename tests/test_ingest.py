@@ -16,7 +16,8 @@ from convoy.data.shards import Shards
 from convoy.errors import ConfigurationError, InputRefusedError, IntegrityError
 from convoy.kinds import images
 from stages.ingest import ingest as ingest_module
-from stages.ingest.ingest import check_options, ingest
+from stages.ingest.entry import Ingest
+from stages.ingest.ingest import ingest
 from stages.ingest.reading import Found
 from stages.ingest.splits import choose_splits, split_of
 
@@ -29,7 +30,7 @@ def splits(dataset="bars"):
 
 
 def test_shards_hold_the_pixels_and_labels_of_the_files(pictures):
-    ingest("bars", **OPTIONS)
+    ingest("bars", Ingest(**OPTIONS))
     table = pd.read_parquet("data/ingest/bars/manifest.parquet")
     about = json.loads((pictures.parents[1] / "ingest/bars/about.json").read_text())
     assert about["classes"] == ["across", "down"]
@@ -45,9 +46,9 @@ def test_shards_hold_the_pixels_and_labels_of_the_files(pictures):
 
 def test_equal_input_gives_equal_bytes(pictures):
     folder = pictures.parents[1] / "ingest/bars"
-    ingest("bars", **OPTIONS)
+    ingest("bars", Ingest(**OPTIONS))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    ingest("bars", **OPTIONS)
+    ingest("bars", Ingest(**OPTIONS))
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
@@ -64,12 +65,12 @@ def test_the_tables_are_written_however_late_the_shards_begin(pictures, monkeypa
 
     monkeypatch.setattr(ingest_module, "write_split", late)
     monkeypatch.setattr(ingest_module, "write_tables", first)
-    ingest("bars", kind="images", size=(12, 12), mode="grey")
+    ingest("bars", Ingest(kind="images", size=(12, 12), mode="grey"))
     assert len(pd.read_parquet("data/ingest/bars/manifest.parquet")) == 60
 
 
 def test_adding_removing_and_renaming_moves_no_example_to_another_split(pictures):
-    ingest("bars", **OPTIONS)
+    ingest("bars", Ingest(**OPTIONS))
     before = splits()
     rng = np.random.default_rng(9)
     for number in range(40):
@@ -80,7 +81,7 @@ def test_adding_removing_and_renaming_moves_no_example_to_another_split(pictures
     for path in sorted((pictures / "across").iterdir()):
         path.rename(path.with_name("moved-" + path.name))
         after_paths[f"across/{path.name}"] = f"across/moved-{path.name}"
-    ingest("bars", **OPTIONS)
+    ingest("bars", Ingest(**OPTIONS))
     after = splits()
     kept = [path for path in before if after_paths.get(path, path) in after]
     assert len(kept) == 55
@@ -128,7 +129,7 @@ def test_a_first_near_copy_moves_an_example_no_more_often_than_it_must():
 def test_fault_36_an_exact_duplicate_is_kept_once_and_listed(pictures):
     shutil.copy(pictures / "down/01.png", pictures / "down/99.png")
     Image.open(pictures / "down/03.png").save(pictures / "across/03.bmp")  # the same pixels, another file and label
-    ingest("bars", **OPTIONS)
+    ingest("bars", Ingest(**OPTIONS))
     quarantine = pd.read_csv("data/ingest/bars/quarantine.csv").set_index("path")["reason"]
     assert quarantine["down/99.png"] == "same content as down/01.png"
     assert quarantine["down/03.png"] == "same content as across/03.bmp under the label 'across'"
@@ -143,8 +144,8 @@ def test_fault_31_unreadable_files_are_listed_with_the_reason_and_refused_above_
     (pictures / "down/empty.png").write_bytes(b"")
     (pictures / "down/text.png").write_text("hello")
     with pytest.raises(InputRefusedError, match=r"3 of 63 files cannot be read, more than max_bad = 0.01\. .*down/cut"):
-        ingest("bars", **OPTIONS)
-    ingest("bars", **OPTIONS, max_bad=0.1)
+        ingest("bars", Ingest(**OPTIONS))
+    ingest("bars", Ingest(**OPTIONS, max_bad=0.1))
     reasons = pd.read_csv("data/ingest/bars/quarantine.csv").set_index("path")["reason"]
     assert reasons["down/cut.png"].startswith("damaged")
     assert reasons["down/empty.png"].startswith("not a picture")
@@ -183,7 +184,7 @@ def test_fault_31_whatever_a_reader_raises_leaves_out_that_example_with_the_reas
     pictures, monkeypatch, capsys, error
 ):
     raising(monkeypatch, [pictures / "down/07.png"], error)
-    ingest("bars", **OPTIONS, max_bad=0.02)
+    ingest("bars", Ingest(**OPTIONS, max_bad=0.02))
     [row] = pd.read_csv("data/ingest/bars/quarantine.csv").to_dict("records")
     assert row["path"] == "down/07.png"
     assert row["reason"].startswith(f"cannot be decoded ({type(error).__name__}): ")
@@ -197,13 +198,13 @@ def test_fault_31_whatever_a_reader_raises_leaves_out_that_example_with_the_reas
 def test_a_defect_of_the_code_does_not_vanish_in_the_quarantine(pictures, monkeypatch):
     raising(monkeypatch, list(pictures.rglob("*.png")), TypeError("of our own"))
     with pytest.raises(InputRefusedError, match=r"60 of 60 files cannot be read.*\(TypeError\): of our own"):
-        ingest("bars", **OPTIONS)
+        ingest("bars", Ingest(**OPTIONS))
 
 
 def test_too_little_memory_is_no_property_of_an_example(pictures, monkeypatch):
     raising(monkeypatch, [pictures / "down/07.png"], MemoryError())
     with pytest.raises(MemoryError):
-        ingest("bars", **OPTIONS, max_bad=0.5)
+        ingest("bars", Ingest(**OPTIONS, max_bad=0.5))
 
 
 def test_a_served_model_refuses_what_a_reader_raises_with_the_reason(pictures, monkeypatch):
@@ -221,18 +222,18 @@ def test_split_folders_of_the_raw_data_are_kept_and_val_comes_out_of_train(pictu
             folder.mkdir(parents=True)
             for path in sorted((pictures / label).iterdir())[files]:
                 shutil.copy(path, folder)
-    ingest("given", **OPTIONS, val=0.3)
+    ingest("given", Ingest(**OPTIONS, val=0.3))
     found = splits("given")
     assert {split for path, split in found.items() if path.startswith("test/")} == {"test"}
     assert {split for path, split in found.items() if path.startswith("train/")} == {"train", "val"}
 
 
 def test_removing_a_test_picture_leaves_the_training_shards_as_they_are(pictures):
-    ingest("bars", **OPTIONS)
+    ingest("bars", Ingest(**OPTIONS))
     train = pictures.parents[1] / "ingest/bars/train"
     before = {path.name: path.read_bytes() for path in train.iterdir()}
     (pictures / next(path for path, split in splits().items() if split == "test")).unlink()
-    ingest("bars", **OPTIONS)
+    ingest("bars", Ingest(**OPTIONS))
     assert {path.name: path.read_bytes() for path in train.iterdir()} == before
 
 
@@ -252,7 +253,7 @@ def test_removing_a_test_picture_leaves_the_training_shards_as_they_are(pictures
 def test_fault_37_too_little_data_is_refused_with_a_plain_message(workspace, prepare, message):
     prepare(workspace / "data/raw/pets")
     with pytest.raises(InputRefusedError, match=message):
-        ingest("pets", **OPTIONS)
+        ingest("pets", Ingest(**OPTIONS))
 
 
 def save(path, value):
@@ -262,7 +263,7 @@ def save(path, value):
 
 def test_shares_that_leave_nothing_to_train_on_are_refused(pictures):
     with pytest.raises(ConfigurationError, match=r"val 0.5 \+ test 0.5"):
-        ingest("bars", **OPTIONS, val=0.5, test=0.5)
+        ingest("bars", Ingest(**OPTIONS, val=0.5, test=0.5))
 
 
 @pytest.mark.parametrize(
@@ -277,7 +278,7 @@ def test_shares_that_leave_nothing_to_train_on_are_refused(pictures):
 )
 def test_options_that_do_not_fit_the_kind_are_refused(options, message):
     with pytest.raises(ConfigurationError, match=message):
-        check_options("ingest.x", **options, val=0.1, test=0.1)
+        Ingest(**options, val=0.1, test=0.1).check("ingest.x", "x")
 
 
 def scene(seed, size=64):
@@ -307,7 +308,7 @@ COLOUR = {"kind": "images", "size": (32, 32), "mode": "colour", "test": 0.4}
 
 
 def test_fault_36_near_copies_share_one_split_and_are_listed(scenes):
-    ingest("scenes", **COLOUR)
+    ingest("scenes", Ingest(**COLOUR))
     table = pd.read_parquet("data/ingest/scenes/manifest.parquet")
     assert len(table) == 52
     for number in (0, 1):
@@ -322,9 +323,9 @@ def test_fault_36_near_copies_share_one_split_and_are_listed(scenes):
 
 
 def test_near_copies_are_not_looked_for_where_that_is_switched_off(scenes):
-    ingest("scenes", **COLOUR, near_duplicates=False)
+    ingest("scenes", Ingest(**COLOUR, near_duplicates=False))
     assert (pd.read_parquet("data/ingest/scenes/manifest.parquet")["near"] == "").all()
-    ingest("scenes", **COLOUR)
+    ingest("scenes", Ingest(**COLOUR))
     assert (pd.read_parquet("data/ingest/scenes/manifest.parquet")["near"] != "").sum() == 14
 
 
@@ -336,24 +337,24 @@ def told(dataset):
 def test_of_pictures_without_detail_it_is_told_that_they_were_not_compared(scenes, capsys):
     for number in range(5):
         save(scenes / "a" / f"flat{number}.png", 40 * number)
-    ingest("scenes", **COLOUR)
+    ingest("scenes", Ingest(**COLOUR))
     pairs, compared = told("scenes")
     assert pairs > 0
     assert compared == 52  # of 57
     assert "not looked for" not in capsys.readouterr().out
-    ingest("scenes", **COLOUR)  # nothing is new
+    ingest("scenes", Ingest(**COLOUR))  # nothing is new
     assert told("scenes") == (pairs, 52)
 
 
 def test_where_nobody_looks_for_near_copies_nothing_is_told_of_them(scenes, capsys):
-    ingest("scenes", **COLOUR, near_duplicates=False)
+    ingest("scenes", Ingest(**COLOUR, near_duplicates=False))
     assert told("scenes") == (None, 0)
     assert "near copies were not looked for" in capsys.readouterr().out
     for number in range(40):
         clip = scenes.parent / "clips" / "ab"[number % 2] / f"{number}.npy"
         clip.parent.mkdir(parents=True, exist_ok=True)
         np.save(clip, np.random.default_rng(number // 2).integers(0, 200, (4, 8, 8), np.uint8) + number % 2)
-    ingest("clips", kind="volumes", size=(4, 8, 8), mode="grey", val=0.3, test=0.3)
+    ingest("clips", Ingest(kind="volumes", size=(4, 8, 8), mode="grey", val=0.3, test=0.3))
     assert told("clips") == (None, 0)
     assert "near copies were not looked for" in capsys.readouterr().out
     assert "Near copies were not looked for." in Path("data/ingest/clips/report.html").read_text()
@@ -369,7 +370,7 @@ def test_fault_36_copies_of_test_pictures_are_taken_out_of_train_and_listed(scen
         test = path.suffix == ".png" and int(path.stem) < 12
         shutil.copy(path, given / ("test" if test else "train") / path.parent.name)
     shutil.copy(scenes / "a/02.png", given / "train/a/same.png")
-    ingest("given", **{key: value for key, value in COLOUR.items() if key != "test"})
+    ingest("given", Ingest(**{key: value for key, value in COLOUR.items() if key != "test"}))
     table = pd.read_parquet("data/ingest/given/manifest.parquet")
     reasons = pd.read_csv("data/ingest/given/quarantine.csv").set_index("path")["reason"]
     assert (table["split"] == "test").sum() == 12
@@ -385,7 +386,7 @@ def test_fault_36_copies_of_test_pictures_are_taken_out_of_train_and_listed(scen
 
 def test_a_near_copy_under_another_label_is_reported(scenes, capsys):
     (scenes / "a/copy-0-3.jpg").rename(scenes / "b/copy-0-3.jpg")
-    ingest("scenes", **COLOUR)
+    ingest("scenes", Ingest(**COLOUR))
     pairs = pd.read_csv("data/ingest/scenes/duplicates.csv")
     conflicts = pairs[pairs["label"] != pairs["other_label"]]
     assert "b/copy-0-3.jpg" in {*conflicts["path"], *conflicts["same_as"]}
@@ -400,7 +401,7 @@ def sums(folder):
 
 def test_a_file_that_is_not_what_sha256sums_says_is_named_and_nothing_is_changed(pictures):
     sums(pictures)
-    ingest("bars", **OPTIONS)
+    ingest("bars", Ingest(**OPTIONS))
     before = {path: path.read_bytes() for path in (pictures.parents[1] / "ingest/bars").rglob("*.*")}
     path = pictures / "down/07.png"
     whole = path.read_bytes()
@@ -409,19 +410,19 @@ def test_a_file_that_is_not_what_sha256sums_says_is_named_and_nothing_is_changed
         if damaged is not None:
             path.write_bytes(damaged)
         with pytest.raises(IntegrityError, match=r"down/07.png (was changed|is missing): it does not match SHA256SUMS"):
-            ingest("bars", **OPTIONS)
+            ingest("bars", Ingest(**OPTIONS))
         path.write_bytes(whole)
     assert {path: path.read_bytes() for path in (pictures.parents[1] / "ingest/bars").rglob("*.*")} == before
     (pictures / "SHA256SUMS").write_text("what is this\n")
     with pytest.raises(IntegrityError, match="SHA256SUMS, line 1: .* is not"):
-        ingest("bars", **OPTIONS)
+        ingest("bars", Ingest(**OPTIONS))
 
 
 def test_all_refused_files_are_listed_when_they_are_too_many(pictures):
     for number in range(20):
         (pictures / f"down/bad{number:02d}.png").write_bytes(b"x")
     with pytest.raises(InputRefusedError, match="20 of 80 files cannot be read.*refused.csv"):
-        ingest("bars", **OPTIONS)
+        ingest("bars", Ingest(**OPTIONS))
     assert len(pd.read_csv("data/ingest/.cache/bars/refused.csv")) == 20
 
 
@@ -433,7 +434,7 @@ def test_sentences_are_stored_and_read_back(workspace):
     for label in ("good", "bad"):
         texts = [f"{label} " + " ".join(rng.permutation(words)[:6]) for _ in range(40)]
         (raw / f"{label}.txt").write_text("\n".join(texts) + "\n")
-    ingest("opinions", kind="text")
+    ingest("opinions", Ingest(kind="text"))
     train = Shards("data/ingest/opinions/train")
     table = train.table()
     stored = (raw / "good.txt").read_text().split("\n") + (raw / "bad.txt").read_text().split("\n")
@@ -447,7 +448,7 @@ def test_pairs_have_no_classes(workspace):
     raw.mkdir(parents=True)
     (raw / "all.en").write_text("".join(f"number {n}\n" for n in range(60)))
     (raw / "all.fr").write_text("".join(f"nombre {n}\n" for n in range(60)))
-    ingest("numbers", kind="translation", columns={"source": "en", "target": "fr"}, near_duplicates=False)
+    ingest("numbers", Ingest(kind="translation", columns={"source": "en", "target": "fr"}, near_duplicates=False))
     block = Shards("data/ingest/numbers/train")[:]
     assert sorted(block) == ["content", "source", "target"]
     for source, target in zip(block["source"], block["target"], strict=True):
@@ -458,7 +459,7 @@ def test_pairs_have_no_classes(workspace):
 def test_a_share_of_nothing_is_refused_before_anything_is_decoded(pictures, monkeypatch, split):
     monkeypatch.setattr("stages.ingest.reading.decode_block", None)
     with pytest.raises(InputRefusedError, match=f"{split} = 0, and the data gives no {split} split"):
-        ingest("bars", **OPTIONS, **{split: 0})
+        ingest("bars", Ingest(**OPTIONS, **{split: 0}))
 
 
 @pytest.mark.parametrize("pattern", ["./held/*/*", "held//*/*", "held/./*/*"])
@@ -469,13 +470,13 @@ def test_patterns_may_be_written_as_a_shell_takes_them(pictures, pattern):
         for number, path in enumerate(sorted((pictures / label).iterdir())):
             path.rename(pictures / ("held" if number < 6 else "rest") / label / path.name)
         (pictures / label).rmdir()
-    ingest("bars", **OPTIONS, files={"test": pattern, "train": "./rest/*/*"})
+    ingest("bars", Ingest(**OPTIONS, files={"test": pattern, "train": "./rest/*/*"}))
     assert len(Shards("data/ingest/bars/test")) == 12
     assert set(Shards("data/ingest/bars/test").table()["label"]) == {"across", "down"}
 
 
 def test_an_option_without_effect_is_named(pictures, capsys):
-    ingest("bars", **OPTIONS, encoding="latin-1", columns={"label": "kind"})
+    ingest("bars", Ingest(**OPTIONS, encoding="latin-1", columns={"label": "kind"}))
     said = capsys.readouterr().out
     assert "warning: encoding = latin-1 says nothing about class folders" in said
     assert "warning: columns = {'label': 'kind'} says nothing about class folders" in said
@@ -487,4 +488,4 @@ def test_a_parquet_file_that_arrow_cannot_name_is_named(workspace):
     pd.DataFrame({"image": [b"x"], "label": ["a"]}).to_parquet(raw / "plain.parquet")
     (raw / "plain.parquet").rename(raw / os.fsdecode(b"\xff.parquet"))
     with pytest.raises(InputRefusedError, match=r"odd/\\xff.parquet: its name is not valid UTF-8: rename it"):
-        ingest("odd", **OPTIONS)
+        ingest("odd", Ingest(**OPTIONS))

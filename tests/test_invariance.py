@@ -13,11 +13,15 @@ from convoy.data.shards import Shards, objects
 from convoy.data.vocabulary import Vocabulary
 from convoy.model.predictor import Predictor
 from stages.augment.augment import augment
+from stages.augment.entry import Augment
+from stages.evaluate.entry import Evaluate
 from stages.evaluate.evaluate import evaluate
 from stages.evaluate.evaluators.changed import Sample
 from stages.evaluate.evaluators.invariance import exchanged, filled, moved, shifts
 from stages.evaluate.evaluators.slices import parts, slices
+from stages.ingest.entry import Ingest
 from stages.ingest.ingest import ingest
+from stages.train.entry import Train
 from stages.train.train import train
 
 SIDE = 16  # of pictures, which therefore move by up to 2 pixels
@@ -175,12 +179,12 @@ def test_a_source_or_size_that_says_nothing_new_is_no_slice():
 
 
 def test_evaluate_writes_them_twice_alike(pictures):
-    ingest("bars", kind="images", size=(12, 12), mode="grey")
-    augment("bars", copies=0, seed=0)
-    train("small", dataset="bars", architecture="plain_cnn", sizes={"width": 0.1}, epochs=2, learning_rate=0.01)
+    ingest("bars", Ingest(kind="images", size=(12, 12), mode="grey"))
+    augment("bars", Augment(copies=0, seed=0))
+    train("small", Train(dataset="bars", architecture="plain_cnn", sizes={"width": 0.1}, epochs=2, learning_rate=0.01))
     folder, found = pictures.parents[1] / "evaluate/bars/small", []
     for _ in range(2):
-        evaluate("small", dataset="bars")
+        evaluate("small", Evaluate(dataset="bars"))
         tables = [(folder / "tables" / f"{name}.csv").read_bytes() for name in ("shifts", "corruptions", "slices")]
         found.append([(folder / "metrics.json").read_bytes(), *tables])
     assert found[0] == found[1]

@@ -17,11 +17,17 @@ from convoy.model.predictor import Predictor
 from convoy.tracking import registry
 from flows.serve.predict import predict
 from stages.augment.augment import augment
+from stages.augment.entry import Augment
 from stages.check import check
+from stages.evaluate.entry import Evaluate
 from stages.evaluate.evaluate import evaluate
+from stages.ingest.entry import Ingest
 from stages.ingest.ingest import ingest
+from stages.register.entry import Register
 from stages.register.register import register
-from stages.train.train import preset, train
+from stages.train.entry import Train
+from stages.train.signatures import preset
+from stages.train.train import train
 
 GOOD, BAD = ("good", "great", "lovely", "fine"), ("bad", "awful", "dull", "poor")
 FILLERS = ("the", "film", "was", "a", "story", "about", "some", "people", "who", "went", "home", "early")
@@ -61,9 +67,9 @@ def raw(workspace):
 
 
 def road(model, dataset, architecture, **entry):
-    train(model, **preset(architecture) | {"dataset": dataset, "architecture": architecture} | entry)
-    evaluate(model, dataset=dataset)
-    register(dataset)
+    train(model, Train(**preset(architecture) | {"dataset": dataset, "architecture": architecture} | entry))
+    evaluate(model, Evaluate(dataset=dataset))
+    register(dataset, Register())
 
 
 def files(workspace, dataset, model):
@@ -82,8 +88,8 @@ def files(workspace, dataset, model):
 
 
 def test_sentences(raw):
-    ingest("opinions", kind="text", near_duplicates=False)
-    augment("opinions", copies=1, seed=0, misspell=0.3)
+    ingest("opinions", Ingest(kind="text", near_duplicates=False))
+    augment("opinions", Augment(copies=1, seed=0, misspell=0.3))
     sizes = {"embedding": 16, "maps": 8}
     road("words", "opinions", "text_cnn", sizes=sizes, epochs=10, learning_rate=0.01, ema=0.9, clip_norm=1.0)
     metrics, table, folder = files(raw, "opinions", "words")
@@ -116,12 +122,12 @@ def test_sentences(raw):
 
 
 def test_pairs(raw):
-    ingest("counts", kind="translation", near_duplicates=False)
-    augment("counts", copies=0, seed=0, subwords=80)
+    ingest("counts", Ingest(kind="translation", near_duplicates=False))
+    augment("counts", Augment(copies=0, seed=0, subwords=80))
     sizes = {"width": 0.25, "encoder": 2, "decoder": 2}
     more = {"batch": 32, "learning_rate": 5e-3, "label_smoothing": 0.0, "sizes": sizes}
     entry = preset("conv_seq2seq") | {"dataset": "counts", "architecture": "conv_seq2seq"} | more
-    train("counter", **entry | {"epochs": 1})
+    train("counter", Train(**entry | {"epochs": 1}))
     trained = raw / "data/train/counts/counter"
     loss = Predictor.load(trained).loss(Shards(raw / "data/ingest/counts/val"))  # while it has much to learn
     assert loss == pytest.approx(pd.read_csv(trained / "history.csv")["val_loss"].iloc[-1], rel=1e-4)
@@ -147,8 +153,8 @@ def test_pairs(raw):
 
 
 def test_volumes(raw):
-    ingest("blocks", kind="volumes", size=(6, 6, 6), mode="grey")
-    augment("blocks", copies=2, seed=0, shift=1, noise=3, mirror=["depth"])
+    ingest("blocks", Ingest(kind="volumes", size=(6, 6, 6), mode="grey"))
+    augment("blocks", Augment(copies=2, seed=0, shift=1, noise=3, mirror=["depth"]))
     sizes = {"stem": "small", "depth": 10, "width": 0.1}
     road("shapes", "blocks", "conv3d", sizes=sizes, epochs=8, batch=16, learning_rate=0.01, ema=0.0)
     metrics, _, folder = files(raw, "blocks", "shapes")
@@ -165,11 +171,11 @@ def test_volumes(raw):
 
 
 def test_an_architecture_for_other_data_is_refused_before_any_work(raw):
-    ingest("opinions", kind="text", near_duplicates=False)
-    augment("opinions", copies=0, seed=0)
+    ingest("opinions", Ingest(kind="text", near_duplicates=False))
+    augment("opinions", Augment(copies=0, seed=0))
     message = r"lenet5 takes images, and opinions has text. For these: char_cnn, text_cnn"
     with pytest.raises(ConfigurationError, match=message):
-        train("words", dataset="opinions", architecture="lenet5", epochs=1, learning_rate=0.1)
+        train("words", Train(dataset="opinions", architecture="lenet5", epochs=1, learning_rate=0.1))
 
 
 @pytest.mark.parametrize(
@@ -196,10 +202,10 @@ def test_a_key_without_an_effect_is_refused_before_any_work(raw, dataset, archit
 
 
 def test_few_texts_are_one_batch_and_long_ones_are_predicted_one_by_one(raw, monkeypatch):
-    ingest("opinions", kind="text", near_duplicates=False)
-    augment("opinions", copies=0, seed=0)
+    ingest("opinions", Ingest(kind="text", near_duplicates=False))
+    augment("opinions", Augment(copies=0, seed=0))
     entry = preset("text_cnn") | {"dataset": "opinions", "architecture": "text_cnn", "batch": 1000, "epochs": 2}
-    train("words", **entry, sizes={"embedding": 8, "maps": 4})
+    train("words", Train(**entry, sizes={"embedding": 8, "maps": 4}))
     predictor, val = Predictor.load(raw / "data/train/opinions/words"), Shards(raw / "data/ingest/opinions/val")
     found = predictor.probabilities(val)
     monkeypatch.setattr("convoy.model.predictor.SIGNS", 1)
@@ -208,8 +214,8 @@ def test_few_texts_are_one_batch_and_long_ones_are_predicted_one_by_one(raw, mon
 
 
 def test_an_average_of_the_weights_is_what_is_validated_and_kept(raw):
-    ingest("opinions", kind="text", near_duplicates=False)
-    augment("opinions", copies=0, seed=0)
+    ingest("opinions", Ingest(kind="text", near_duplicates=False))
+    augment("opinions", Augment(copies=0, seed=0))
     entry = preset("text_cnn") | {
         "dataset": "opinions",
         "architecture": "text_cnn",
@@ -217,7 +223,7 @@ def test_an_average_of_the_weights_is_what_is_validated_and_kept(raw):
     }
     entry |= {"epochs": 3, "learning_rate": 0.02, "schedule": "constant"}
     for model, changes in (("plain", {}), ("words", {"ema": 0.95}), ("patient", {"ema": 0.95, "patience": 1})):
-        train(model, **entry | changes)
+        train(model, Train(**entry | changes))
     val = Shards(raw / "data/ingest/opinions/val")
     scores = {}
     for model in ("plain", "words", "patient"):
@@ -231,12 +237,12 @@ def test_an_average_of_the_weights_is_what_is_validated_and_kept(raw):
 
 
 def test_word_vectors_of_the_users_own_are_what_the_words_begin_with(raw, capsys):
-    ingest("opinions", kind="text", near_duplicates=False)
-    augment("opinions", copies=0, seed=0)
+    ingest("opinions", Ingest(kind="text", near_duplicates=False))
+    augment("opinions", Augment(copies=0, seed=0))
     (raw / "vectors.txt").write_text("3 4\nGood 1 2 3 4\nzebra 5 6 7 8\nbad -1 -2 -3 -4\n")
     entry = preset("text_cnn") | {"dataset": "opinions", "architecture": "text_cnn", "epochs": 1}
     entry |= {"sizes": {"embedding": 4, "maps": 2, "static": True}, "word_vectors": raw / "vectors.txt"}
-    train("words", **entry)
+    train("words", Train(**entry))
     assert "vectors of 2 of " in capsys.readouterr().out
     folder = raw / "data/train/opinions/words"
     vectors = keras.saving.load_model(folder / "model.keras").get_layer("embedding").get_weights()[0]
@@ -256,21 +262,21 @@ def test_word_vectors_of_the_users_own_are_what_the_words_begin_with(raw, capsys
     ):
         (raw / "vectors.txt").write_text(content)
         with pytest.raises(error, match=message):
-            train("words", **entry)
+            train("words", Train(**entry))
     damaged = raw / "vectors.txt.gz"
     damaged.write_bytes(gzip.compress(b"good 1 2 3 4\n" * 1000)[:-9])
     with pytest.raises(InputRefusedError, match=r"vectors.txt.gz is damaged"):
-        train("words", **entry | {"word_vectors": damaged})
+        train("words", Train(**entry | {"word_vectors": damaged}))
     with pytest.raises(ConfigurationError, match="char_cnn has no word vectors"):
-        train("words", **entry | {"architecture": "char_cnn", "sizes": {}, "length": 123})
+        train("words", Train(**entry | {"architecture": "char_cnn", "sizes": {}, "length": 123}))
     (raw / "vectors.txt").unlink()
     with pytest.raises(ConfigurationError, match=r"vectors.txt is missing"):
-        train("words", **entry)
+        train("words", Train(**entry))
 
 
 def test_the_vocabulary_is_that_of_the_training_split(raw):
-    ingest("opinions", kind="text", near_duplicates=False)
-    augment("opinions", copies=0, seed=0)
+    ingest("opinions", Ingest(kind="text", near_duplicates=False))
+    augment("opinions", Augment(copies=0, seed=0))
     words = dict(read_sealed(raw / "data/augment/opinions/about.json")["vocabulary"]["text"]["words"])
     test = set(" ".join(Shards(raw / "data/ingest/opinions/test").column("text")).split())
     trained = set(" ".join(Shards(raw / "data/ingest/opinions/train").column("text")).split())

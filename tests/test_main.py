@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from convoy.errors import ConfigurationError, ServiceError
 from flows import cli
 from stages.__main__ import main
+from stages.train import signatures
 
 
 @pytest.fixture
@@ -77,9 +78,7 @@ def test_check_looks_for_the_source_of_what_is_not_fetched_yet(edited, workspace
     [("def build(:", "broken.py, line 1: invalid syntax"), ("x = 1", "broken.py has no function build(input_shape")],
 )
 def test_check_names_an_architecture_file_that_cannot_be_read(edited, tmp_path, monkeypatch, capsys, code, message):
-    from stages.train import train
-
-    monkeypatch.setattr(train, "ARCHITECTURES", tmp_path)
+    monkeypatch.setattr(signatures, "ARCHITECTURES", tmp_path)
     (tmp_path / "broken.py").write_text(code)
     edited("train", "lenet5", architecture="broken")
     assert cli.main(["check"]) == 2
@@ -87,14 +86,12 @@ def test_check_names_an_architecture_file_that_cannot_be_read(edited, tmp_path, 
 
 
 def test_an_architecture_of_the_users_own_may_compute_its_defaults(tmp_path, monkeypatch):
-    from stages.train import train
-
-    monkeypatch.setattr(train, "ARCHITECTURES", tmp_path)
+    monkeypatch.setattr(signatures, "ARCHITECTURES", tmp_path)
     (tmp_path / "own.py").write_text("ONE = 1\ndef build(input_shape, classes, depth, width=ONE, rate=1 / 8, n=3): ...")
-    train.check_sizes("here", "own", {"depth": 2, "width": 3})
+    signatures.check_sizes("here", "own", {"depth": 2, "width": 3})
     with pytest.raises(ConfigurationError, match="own has no size deep. Sizes: depth, width, rate, n"):
-        train.check_sizes("here", "own", {"deep": 2})
-    assert train.default_sizes("own") == {"n": 3}
+        signatures.check_sizes("here", "own", {"deep": 2})
+    assert signatures.default_sizes("own") == {"n": 3}
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from test_architectures import SMALL, build, example
 from convoy.errors import InputRefusedError
 from convoy.machine import room
 from convoy.model import safe_load
-from stages.train.fit import fit
+from stages.train.fit import export
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def changed(path, config=None, weights=None, more=None):
 @pytest.mark.parametrize("name", SMALL)
 def test_what_the_architectures_build_is_loaded(name, tmp_path, monkeypatch):
     model = build(name, **example(name, 1, 1)[0])
-    fit.save(model, tmp_path / "model.keras")
+    export.save(model, tmp_path / "model.keras")
     monkeypatch.setattr(safe_load, "try_elsewhere", lambda path: None)  # seconds for each
     assert safe_load.load(tmp_path / "model.keras").count_params() == model.count_params()
 

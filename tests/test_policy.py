@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict, replace
 
 import keras
 import numpy as np
@@ -14,16 +15,17 @@ from ruamel.yaml import YAML
 
 from convoy.data.shards import Shards
 from convoy.model import backend as compute
-from convoy.schema import prepare
 from convoy.tracking import outbox
-from stages.train.fit import fit
-from stages.train.speed import policy
-from stages.train.train import fitting, opened, train
+from stages.check import prepare
+from stages.train.entry import Policy, Train
+from stages.train.fit.input_spec import open_inputs
+from stages.train.speed import pace, policy
+from stages.train.train import train
 
-FIRST = {"precision": "float32", "jit_compile": False, "steps_per_execution": 1, "threads": None}
-OPEN = dict.fromkeys(FIRST, "auto")
-RULE = FIRST | {"steps_per_execution": policy.STEPS}  # of ENTRY, whose steps are short
 ENTRY = {"dataset": "bars", "architecture": "plain_cnn", "sizes": {"width": 0.1}, "epochs": 2, "learning_rate": 0.01}
+OPEN = Train(**ENTRY, precision="auto")  # the other parts are, where nothing is said
+FIRST = Policy("float32", jit_compile=False, steps_per_execution=1, threads=None)
+RULE = replace(FIRST, steps_per_execution=policy.STEPS)  # of ENTRY, whose steps are short
 
 
 def measuring(steps, starts=(), failing=()):
@@ -32,10 +34,11 @@ def measuring(steps, starts=(), failing=()):
 
     def measure(one):
         asked.append(one)
-        if any(part in failing for part in one.items()):
+        parts = asdict(one).items()
+        if any(part in failing for part in parts):
             return policy.Tried(one, failed="no such operation")
-        seconds = 0.1 * np.prod([dict(steps).get(part, 1.0) for part in one.items()])
-        return policy.Tried(one, 1.0 + sum(dict(starts).get(part, 0.0) for part in one.items()), seconds)
+        seconds = 0.1 * np.prod([dict(steps).get(part, 1.0) for part in parts])
+        return policy.Tried(one, 1.0 + sum(dict(starts).get(part, 0.0) for part in parts), seconds)
 
     return measure, asked
 
@@ -68,17 +71,18 @@ def four_cores(monkeypatch):
 def test_the_shortest_training_is_chosen(four_cores, steps, starts, length, expected):
     measure, asked = measuring(steps, starts)
     best, tried = policy.search(FIRST, OPEN, length, 500, measure)
-    assert best.policy == FIRST | expected
+    assert best.policy == replace(FIRST, **expected)
     assert [one.policy for one in tried] == asked
 
 
 def test_what_the_entry_says_or_an_epoch_is_too_short_for_is_not_tried(four_cores):
     measure, asked = measuring([])
-    policy.search(FIRST, FIRST | {"threads": "auto"}, 1000, 500, measure)
-    assert asked == [FIRST, FIRST | {"threads": 2}]
+    entry = Train(**ENTRY, jit_compile=False, steps_per_execution=1)
+    policy.search(FIRST, entry, 1000, 500, measure)
+    assert asked == [FIRST, replace(FIRST, threads=2)]
     measure, asked = measuring([])
     policy.search(FIRST, OPEN, 1000, 63, measure)
-    assert {one["steps_per_execution"] for one in asked} == {1}
+    assert {one.steps_per_execution for one in asked} == {1}
 
 
 def test_what_fails_is_not_chosen(four_cores):
@@ -90,16 +94,20 @@ def test_what_fails_is_not_chosen(four_cores):
 
 def test_a_faster_precision_is_measured_against_the_plain_one(four_cores):
     measure, _ = measuring([(("precision", "bfloat16"), 2.0)])
-    best, _ = policy.search(FIRST | {"precision": "bfloat16"}, OPEN, 1000, 500, measure)
+    best, _ = policy.search(replace(FIRST, precision="bfloat16"), OPEN, 1000, 500, measure)
     assert best.policy == FIRST  # the instructions are there and do not help this network
 
 
 def settings(ready, monkeypatch, **entry):
-    """Returns the training examples, what a model takes of them, and the arguments of its fit."""
-    _, arguments = prepare("train", "one", ENTRY | entry)
-    data, _, takes = opened("one", arguments.pop("dataset"), arguments)
+    """Returns the training examples, what a model takes of them, and its entry."""
+    entry = prepare("train", "one", ENTRY | entry)
+    data, _, input_spec = open_inputs("one", entry)
     monkeypatch.setattr(policy, "_measured", lambda name, one, steps: pytest.fail("measured"))
-    return data, takes, fitting(arguments)
+    return data, input_spec, entry
+
+
+def changed(entry, **changes):
+    return entry.model_copy(update=changes)
 
 
 @pytest.mark.parametrize(
@@ -110,61 +118,61 @@ def test_python_looks_at_least_four_times_a_second(monkeypatch, backend, step, s
     monkeypatch.setattr(keras.backend, "backend", lambda: backend)
     monkeypatch.setattr(compute, "compilation", lambda: False)
     monkeypatch.setattr(compute, "precision", lambda asked: "float32")
-    assert policy.rule(OPEN | {"precision": "float32"}, step) == FIRST | {"steps_per_execution": steps}
+    assert policy.rule(Train(**ENTRY), step) == replace(FIRST, steps_per_execution=steps)
 
 
 def test_a_short_training_follows_the_rule_and_a_settled_entry_itself(ready, monkeypatch):
-    data, takes, asked = settings(ready, monkeypatch)
-    assert policy.choose("one", data, takes, asked) == (RULE, "rule")
-    settled = {"precision": "bfloat16", "jit_compile": True, "steps_per_execution": 4, "threads": 3}
-    assert policy.choose("one", data, takes, asked | settled) == (settled, "entry")
+    data, input_spec, asked = settings(ready, monkeypatch)
+    assert policy.choose("one", data, input_spec, asked) == (RULE, "rule")
+    settled = Policy("bfloat16", jit_compile=True, steps_per_execution=4, threads=3)
+    assert policy.choose("one", data, input_spec, changed(asked, **asdict(settled))) == (settled, "entry")
 
 
 def test_devices_are_divided_before_anything_asks_for_them(ready, monkeypatch):
-    data, takes, asked = settings(ready, monkeypatch)
+    data, input_spec, asked = settings(ready, monkeypatch)
     calls, on_cpu = [], compute.on_cpu
     monkeypatch.setattr(compute, "prepare", lambda count: calls.append(("prepare", count)))
     monkeypatch.setattr(compute, "on_cpu", lambda: calls.append("asked") or on_cpu())
-    policy.choose("one", data, takes, asked | {"devices": 2})
+    policy.choose("one", data, input_spec, changed(asked, devices=2))
     assert calls[0] == ("prepare", 2)
     assert "asked" in calls
 
 
 def test_a_long_training_is_measured_once_for_its_network_data_and_device(ready, monkeypatch):
-    data, takes, asked = settings(ready, monkeypatch, batch=1, epochs=10**9)
+    data, input_spec, asked = settings(ready, monkeypatch, batch=1, epochs=10**9)
     calls = []
 
     def measured(name, one, steps):
         calls.append((name, steps))
-        return policy.Tried(one, 1.0, 0.01 if one["steps_per_execution"] == 1 else 0.1)
+        return policy.Tried(one, 1.0, 0.01 if one.steps_per_execution == 1 else 0.1)
 
     monkeypatch.setattr(policy, "_measured", measured)
     chosen = FIRST
-    assert policy.choose("one", data, takes, asked) == (chosen, "measured")
+    assert policy.choose("one", data, input_spec, asked) == (chosen, "measured")
     counted = len(calls)
     assert {name for name, _ in calls} == {"one"}
     assert {steps for _, steps in calls} == {policy.MOST}
-    assert policy.choose("two", data, takes, asked | {"epochs": 1}) == (chosen, "measured")  # however short
+    assert policy.choose("two", data, input_spec, changed(asked, epochs=1)) == (chosen, "measured")  # however short
     assert len(calls) == counted
-    policy.choose("one", data, takes, asked, anew=True)
+    policy.choose("one", data, input_spec, asked, again=True)
     assert len(calls) == 2 * counted
-    assert policy.choose("one", data, takes, asked | {"batch": 2, "epochs": 1})[1] == "rule"
+    assert policy.choose("one", data, input_spec, changed(asked, batch=2, epochs=1))[1] == "rule"
     monkeypatch.setattr(compute, "hardware", lambda: "another")
-    assert policy.choose("one", data, takes, asked | {"epochs": 1})[1] == "rule"
+    assert policy.choose("one", data, input_spec, changed(asked, epochs=1))[1] == "rule"
 
 
 def test_a_training_of_few_steps_is_not_measured_and_says_so(ready, monkeypatch, capsys):
-    data, takes, asked = settings(ready, monkeypatch)
-    assert policy.choose("one", data, takes, asked, worth=0.0, anew=True) == (RULE, "rule")
+    data, input_spec, asked = settings(ready, monkeypatch)
+    assert policy.choose("one", data, input_spec, asked, worth=0.0, again=True) == (RULE, "rule")
     assert "train@one  has 2 steps, too few to measure" in capsys.readouterr().out
 
 
 def test_the_pace_is_that_of_steps_without_what_is_between_epochs(monkeypatch):
     clock = iter(range(10**6))
-    monkeypatch.setattr(fit.time, "perf_counter", lambda: 0.25 * next(clock))
-    meter = fit.Pace(20)
+    monkeypatch.setattr(pace.time, "perf_counter", lambda: 0.25 * next(clock))
+    meter = pace.Pace(20)
     meter.set_params({"steps": 10})
-    with pytest.raises(fit.Enough):
+    with pytest.raises(pace.Enough):
         for epoch in range(9):
             meter.on_epoch_begin(epoch)
             for batch in (3, 7, 11):  # four steps per execution; the last has two
@@ -177,9 +185,9 @@ def test_the_pace_is_that_of_steps_without_what_is_between_epochs(monkeypatch):
 
 
 def test_where_nothing_can_be_measured_the_rule_holds_and_nothing_is_remembered(ready, monkeypatch):
-    data, takes, asked = settings(ready, monkeypatch, batch=1)
+    data, input_spec, asked = settings(ready, monkeypatch, batch=1)
     monkeypatch.setattr(policy, "_measured", lambda name, one, steps: policy.Tried(one, failed="killed"))
-    assert policy.choose("one", data, takes, asked, worth=0.0) == (RULE, "rule")
+    assert policy.choose("one", data, input_spec, asked, worth=0.0) == (RULE, "rule")
     assert not policy.CACHE.exists()
 
 
@@ -209,7 +217,7 @@ def test_the_command_measures_in_processes_of_its_own_and_training_then_does_as_
 def test_the_number_of_steps_per_execution_changes_nothing_but_the_speed(ready):
     found = []
     for steps in (1, 16):
-        train("one", **ENTRY | {"batch": 3, "steps_per_execution": steps, "patience": 1})
+        train("one", Train(**ENTRY | {"batch": 3, "steps_per_execution": steps, "patience": 1}))
         folder = ready / "train/bars/one"
         found.append(
             (keras.saving.load_model(folder / "model.keras").get_weights(), pd.read_csv(folder / "history.csv"))
@@ -224,7 +232,7 @@ def test_the_number_of_steps_per_execution_changes_nothing_but_the_speed(ready):
 
 
 def test_float16_scales_its_loss_and_is_stored_as_float32(ready):
-    train("half", **ENTRY | {"precision": "float16", "ema": 0.5, "clip_norm": 1.0, "epochs": 6})
+    train("half", Train(**ENTRY | {"precision": "float16", "ema": 0.5, "clip_norm": 1.0, "epochs": 6}))
     folder = ready / "train/bars/half"
     model = keras.saving.load_model(folder / "model.keras")
     assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}

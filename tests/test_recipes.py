@@ -4,8 +4,7 @@ import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
 
-from convoy.schema import prepare
-from stages.train import train
+from stages.check import prepare
 
 RECIPES = YAML(typ="safe").load(ROOT / "benchmarks/recipes.yaml")
 
@@ -16,7 +15,5 @@ def test_a_recipe_has_entries_that_the_stages_take(name):
     assert set(recipe) - {"raw", "seeds"} == {"ingest", "augment", "train"}
     for stage in ("ingest", "augment"):
         prepare(stage, "data", recipe[stage])
-    _, arguments = prepare("train", "model", {"dataset": "data"} | recipe["train"])
-    kind = recipe["ingest"]["kind"]
-    train.check_kind(name, arguments["architecture"], "data", kind)
-    train.check_keys(name, kind, arguments)
+    entry = prepare("train", "model", {"dataset": "data"} | recipe["train"])
+    entry.check_kind(name, recipe["ingest"]["kind"])

@@ -28,11 +28,16 @@ from flows.serve.predict import predict
 from flows.serve.serve import serve
 from stages import __main__
 from stages.augment.augment import augment
+from stages.augment.entry import Augment
+from stages.evaluate.entry import Evaluate
 from stages.evaluate.evaluate import evaluate
+from stages.ingest.entry import Ingest
 from stages.ingest.ingest import ingest
 from stages.register import card, packaging
 from stages.register import register as module
+from stages.register.entry import Register
 from stages.register.register import register
+from stages.train.entry import Train
 from stages.train.train import train
 
 OTHERS = "fetch: {}\ningest: {}\naugment: {}\nregister: {}\n"
@@ -42,8 +47,8 @@ OTHERS = "fetch: {}\ningest: {}\naugment: {}\nregister: {}\n"
 def road(pictures):
     """Returns a function that trains and evaluates one more model of the data set bars."""
     workspace = pictures.parents[2]
-    ingest("bars", kind="images", size=(12, 12), mode="grey", val=0.3, test=0.3)
-    augment("bars", copies=2, seed=0, shift=1)
+    ingest("bars", Ingest(kind="images", size=(12, 12), mode="grey", val=0.3, test=0.3))
+    augment("bars", Augment(copies=2, seed=0, shift=1))
     names = []
 
     def add(name, **changes):
@@ -55,8 +60,8 @@ def road(pictures):
             "epochs": 1,
             "learning_rate": 1e-4,
         }
-        train(name, **entry | changes)
-        evaluate(name, dataset="bars")
+        train(name, Train(**entry | changes))
+        evaluate(name, Evaluate(dataset="bars"))
         text = "".join(f"  {name}: {{dataset: bars}}\n" for name in names)
         (workspace / "params.yaml").write_text(f"{OTHERS}train:\n{text}")
         return workspace
@@ -70,17 +75,17 @@ def outcome(workspace):
 
 def test_the_best_is_registered_once_and_a_better_one_takes_its_place(road, capsys):
     workspace = road("good", epochs=25, learning_rate=0.01)
-    register("bars")
+    register("bars", Register())
     first = outcome(workspace)
     assert (first["model"], first["version"], first["promoted"]) == ("good", 1, True)
     assert first["champion"] == {"version": 1, "model": "good"}
 
-    register("bars")  # again: nothing new
+    register("bars", Register())  # again: nothing new
     assert outcome(workspace)["version"] == 1
     assert "not registered again" in capsys.readouterr().out
 
     road("poor")  # does not beat it: it is not even a candidate
-    register("bars")
+    register("bars", Register())
     assert outcome(workspace)["model"] == "good"
 
     holder = registry.champion("bars")
@@ -97,10 +102,10 @@ def test_the_best_is_registered_once_and_a_better_one_takes_its_place(road, caps
 
 def test_a_challenger_that_is_not_better_is_registered_but_not_champion(road):
     workspace = road("good", epochs=25, learning_rate=0.01)
-    register("bars")
+    register("bars", Register())
     shutil.rmtree(workspace / "data/evaluate/bars/good")  # the champion's files are gone; the registry is not
     road("poor", seed=1)
-    register("bars")
+    register("bars", Register())
     found = outcome(workspace)
     assert (found["model"], found["version"], found["promoted"]) == ("poor", 2, False)
     assert found["champion"] == {"version": 1, "model": "good"}
@@ -115,7 +120,7 @@ def test_a_challenger_that_is_not_better_is_registered_but_not_champion(road):
 def test_the_comparison_shows_the_champion_and_lies_with_the_run_of_the_best(road):
     workspace = road("good", epochs=25, learning_rate=0.01)
     road("poor")
-    register("bars")
+    register("bars", Register())
     page = Page(workspace / "data/register/bars/comparison.html")
     assert re.search(r"good champion \d+\.\d\d% .* poor \d", page.text)
     facts = json.loads((workspace / "data/train/bars/good/run.json").read_text())
@@ -125,7 +130,7 @@ def test_the_comparison_shows_the_champion_and_lies_with_the_run_of_the_best(roa
 
 def test_a_champion_of_other_classes_is_compared_by_their_names(road):
     workspace = road("good", epochs=25, learning_rate=0.01)
-    register("bars")
+    register("bars", Register())
     holder, test = registry.champion("bars"), Shards(workspace / "data/ingest/bars/test")
     names = np.array(["across", "down"], object)[test.column("label")]
     found = module.champions(holder, test, "images", names)
@@ -133,7 +138,7 @@ def test_a_champion_of_other_classes_is_compared_by_their_names(road):
     renamed = np.where(names == "down", "upright", names)
     assert module.champions(holder, test, "images", renamed).value == np.mean(found.scores * (names == "across"))
 
-    ingest("bars", kind="images", size=(10, 10), mode="grey", val=0.3, test=0.3)
+    ingest("bars", Ingest(kind="images", size=(10, 10), mode="grey", val=0.3, test=0.3))
     assert module.champions(holder, Shards(workspace / "data/ingest/bars/test"), "images", names) is None
     assert module.champions(holder, test, "text", names) is None
 
@@ -148,17 +153,17 @@ def test_answers_that_differ_are_not_accepted():
 
 def test_scores_of_a_known_version_are_renewed(road):
     workspace = road("good", epochs=25, learning_rate=0.01)
-    register("bars")
+    register("bars", Register())
     file = workspace / "data/evaluate/bars/good/metrics.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"accuracy": 0.5}))
-    register("bars")
+    register("bars", Register())
     assert registry.champion("bars").tags["evaluation.accuracy"] == "0.5"
     assert "50.00%" in registry.champion("bars").description
 
 
 def test_a_registered_model_takes_raw_pictures(road):
     workspace = road("good", epochs=25, learning_rate=0.01)
-    register("bars")
+    register("bars", Register())
     holder = registry.champion("bars")
     info = mlflow.models.get_model_info("models:/bars@champion")
     assert set(info.flavors) == {"python_function"}
@@ -216,7 +221,7 @@ def test_a_stored_model_that_predicts_otherwise_is_not_accepted(road, monkeypatc
     model.layers[-1].kernel.assign(model.layers[-1].kernel * -3)
     model.save(file)
     with pytest.raises(IntegrityError, match="otherwise than evaluate saw"):
-        register("bars")
+        register("bars", Register())
     assert registry.champion("bars") is None
     assert not (workspace / "data/register/bars").exists()
 
@@ -240,7 +245,7 @@ def test_fault_09_a_model_whose_metric_is_no_number_is_not_the_best(workspace, c
 @pytest.mark.parametrize("name", ["model.keras", "input.json", "model.py"])
 def test_fault_24_a_version_whose_files_were_changed_is_not_loaded(road, monkeypatch, name):
     workspace = road("good", epochs=2)
-    register("bars")
+    register("bars", Register())
     holder = registry.champion("bars")
     assert registry.is_whole(holder)
     [file] = (workspace / "mlartifacts/bars/models").rglob(name)
@@ -266,12 +271,12 @@ def test_only_models_of_params_yaml_take_part(road):
     assert module.best("bars")[0] == "poor"
     (workspace / "params.yaml").write_text(f"{OTHERS}train:\n  other: {{dataset: bars}}\n")
     with pytest.raises(InputRefusedError, match=r"no model of bars was evaluated; params.yaml lists \['other'\]"):
-        register("bars")
+        register("bars", Register())
 
 
 def test_the_registry_has_a_model_card_and_the_run_its_data(road):
     workspace = road("good", epochs=25, learning_rate=0.01)
-    register("bars")
+    register("bars", Register())
     holder, metrics = registry.champion("bars"), module.best("bars")[1]
     text = holder.description
     for part in (
@@ -295,14 +300,14 @@ def test_a_class_is_shown_as_it_is_written():
 
 def test_limits_hold_a_better_model_back(road):
     workspace = road("good", epochs=25, learning_rate=0.01)
-    register("bars", max_size=1e-3, max_ece=1e-9, max_latency=1e-3)
+    register("bars", Register(max_size=1e-3, max_ece=1e-9, max_latency=1e-3))
     found = outcome(workspace)
     assert not found["promoted"]
     assert "exceeds max_latency = 0.001" in found["reason"]
     assert "exceeds max_size = 0.001" in found["reason"]
     assert "exceeds max_ece = 1e-09" in found["reason"]
     assert registry.champion("bars") is None
-    register("bars", max_size=100, max_ece=1, max_latency=1e5)
+    register("bars", Register(max_size=100, max_ece=1, max_latency=1e5))
     assert outcome(workspace)["promoted"]
 
 
@@ -321,9 +326,9 @@ def test_dependencies_are_what_dvc_recorded(workspace):
 
 def test_fault_39_a_registered_model_whose_files_are_gone_is_stored_again(road, capsys):
     workspace = road("good", epochs=2)
-    register("bars")
+    register("bars", Register())
     shutil.rmtree(workspace / "mlartifacts")
-    register("bars")
+    register("bars", Register())
     assert "the files of version 1 of bars are gone or were changed: good is stored again" in capsys.readouterr().out
     found = outcome(workspace)
     assert (found["version"], found["promoted"]) == (2, True)
@@ -333,7 +338,7 @@ def test_fault_39_a_registered_model_whose_files_are_gone_is_stored_again(road, 
     registry.describe_version(registry.champion("bars"), {"rolled_back": "it is bad"})
     store.connect().delete_registered_model_alias("bars", "champion")
     shutil.rmtree(workspace / "mlartifacts")
-    register("bars")  # what was taken back stays so
+    register("bars", Register())  # what was taken back stays so
     assert (outcome(workspace)["version"], outcome(workspace)["promoted"]) == (3, False)
     assert registry.champion("bars") is None
 
@@ -345,7 +350,7 @@ def test_fault_44_beside_a_champion_of_another_tool_a_model_is_registered_and_no
     client.create_model_version("bars", "s3://bucket/model")
     client.set_registered_model_alias("bars", "champion", 1)
     for _ in range(2):  # not only the first time
-        register("bars")
+        register("bars", Register())
         found = outcome(workspace)
         assert (found["version"], found["promoted"]) == (2, False)
         assert "version 1 of bars was not registered by convoy" in found["reason"]

@@ -6,6 +6,7 @@ import pytest
 
 from convoy.data.shards import Shards, write_shards
 from convoy.data.vocabulary import SPECIAL, Ragged
+from stages.train.entry import Train
 from stages.train.fit import resident
 from stages.train.fit.batches import Labelled, Pairs
 from stages.train.train import train
@@ -81,7 +82,7 @@ def test_it_trains_the_same_model_byte_for_byte(ready, monkeypatch):
     content = []
     for most in (resident.MOST, 0):
         monkeypatch.setattr(resident, "MOST", most)
-        train("one", **ENTRY | {"batch": 9})
+        train("one", Train(**ENTRY | {"batch": 9}))
         folder = ready / "train/bars/one"
         content.append([(folder / name).read_bytes() for name in ("model.keras", "history.csv")])
     assert content[0] == content[1]

@@ -16,10 +16,14 @@ from test_kinds import raw  # noqa: F401 - a fixture
 from convoy.errors import ServiceError
 from convoy.tracking import outbox, store
 from stages.augment.augment import augment
+from stages.augment.entry import Augment
+from stages.ingest.entry import Ingest
 from stages.ingest.ingest import ingest
-from stages.train.fit import fit
+from stages.train.entry import Train
 from stages.train.running import checkpoints
-from stages.train.train import preset, train
+from stages.train.running.checkpointing import Checkpointing
+from stages.train.signatures import preset
+from stages.train.train import train
 
 SMALL = {"dataset": "bars", "epochs": 4, "learning_rate": 0.01, "batch": 16}
 PICTURES = {
@@ -62,7 +66,7 @@ def killed(monkeypatch, epoch, model, **entry):
     with monkeypatch.context() as patch:
         patch.setattr(outbox.Record, "metrics", dies)
         with pytest.raises(Killed):
-            train(model, **entry)
+            train(model, Train(**entry))
 
 
 def start(model):
@@ -82,10 +86,10 @@ def outcome(data, dataset, model):
 
 def resumes(data, monkeypatch, capsys, dataset, **entry):
     """Asserts that a training which is killed ends like one that is not."""
-    train("whole", dataset=dataset, **entry)
+    train("whole", Train(dataset=dataset, **entry))
     killed(monkeypatch, 3, "cut", dataset=dataset, **entry)
     capsys.readouterr()
-    train("cut", dataset=dataset, **entry)
+    train("cut", Train(dataset=dataset, **entry))
     assert "resuming train@cut from epoch 3" in capsys.readouterr().out
     assert outcome(data, dataset, "cut") == outcome(data, dataset, "whole")
     assert not list(checkpoints.FOLDER.rglob("*.npz"))
@@ -108,8 +112,8 @@ def test_fault_01_a_killed_training_of_pictures_ends_with_the_same_bytes(ready, 
     ],
 )  # fmt: skip
 def test_fault_01_so_does_one_of_every_kind(raw, monkeypatch, capsys, dataset, kind, architecture, entry):  # noqa: F811
-    ingest(dataset, **kind, near_duplicates=False)
-    augment(dataset, copies=0, seed=0)
+    ingest(dataset, Ingest(**kind, near_duplicates=False))
+    augment(dataset, Augment(copies=0, seed=0))
     entry = preset(architecture) | {"architecture": architecture, "epochs": 4} | entry
     resumes(raw / "data", monkeypatch, capsys, dataset, **entry)
 
@@ -152,7 +156,7 @@ def test_fault_06_who_is_asked_to_end_says_where_it_goes_on(ready):
 
 def test_fault_46_ctrl_c_ends_a_training_after_its_step_and_a_second_one_at_once(workspace):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    keep = fit.Keep(checkpoints.Checkpoints("d", "m", {}), None, [], None)
+    keep = Checkpointing(checkpoints.Checkpoints("d", "m", {}), None, [], None)
     keep.on_train_begin()
     keep.on_epoch_begin(0)
     keep.on_train_batch_end(0)
@@ -167,7 +171,7 @@ def test_fault_46_ctrl_c_ends_a_training_after_its_step_and_a_second_one_at_once
 
 def test_fault_03_a_checkpoint_that_is_not_whole_is_not_there(ready, monkeypatch, capsys):
     entry = SMALL | PICTURES["bfloat16, clipping, warm-up"] | {"precision": "float32"}
-    train("whole", **entry)
+    train("whole", Train(**entry))
     rename = checkpoints.Path.rename
 
     def dies(self, target):
@@ -178,9 +182,9 @@ def test_fault_03_a_checkpoint_that_is_not_whole_is_not_there(ready, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints.Path, "rename", dies)
         with pytest.raises(Killed):
-            train("cut", **entry)
+            train("cut", Train(**entry))
     capsys.readouterr()
-    train("cut", **entry)
+    train("cut", Train(**entry))
     assert "resuming train@cut from epoch 3" in capsys.readouterr().out
     assert outcome(ready, "bars", "cut") == outcome(ready, "bars", "whole")
 
@@ -188,7 +192,7 @@ def test_fault_03_a_checkpoint_that_is_not_whole_is_not_there(ready, monkeypatch
 @pytest.mark.parametrize("damage", ["cut", "flipped"])
 def test_fault_04_of_a_damaged_checkpoint_the_one_before_is_taken(ready, monkeypatch, capsys, damage):
     entry = SMALL | PICTURES["bfloat16, clipping, warm-up"] | {"precision": "float32"}
-    train("whole", **entry)
+    train("whole", Train(**entry))
     killed(monkeypatch, 4, "cut", **entry)
     kept = sorted(checkpoints.FOLDER.rglob("*.npz"))
     assert [file.name[:6] for file in kept] == ["000002", "000003"]
@@ -199,7 +203,7 @@ def test_fault_04_of_a_damaged_checkpoint_the_one_before_is_taken(ready, monkeyp
         content[len(content) // 2] ^= 1
     kept[-1].write_bytes(content)
     capsys.readouterr()
-    train("cut", **entry)
+    train("cut", Train(**entry))
     said = capsys.readouterr().out
     assert "the checkpoint of epoch 3 is damaged, and not used" in said
     assert "resuming train@cut from epoch 3" in said
@@ -213,13 +217,13 @@ def test_fault_05_a_checkpoint_of_another_configuration_is_never_taken(ready, mo
     if changed == "params":
         entry |= {"learning_rate": 0.02}
     else:
-        augment("bars", copies=1, seed=1, noise=5)
+        augment("bars", Augment(copies=1, seed=1, noise=5))
     capsys.readouterr()
-    train("cut", **entry)
+    train("cut", Train(**entry))
     said = capsys.readouterr().out
-    assert "train@cut  begins anew: its checkpoints belong to another configuration" in said
+    assert "train@cut  starts over: its checkpoints belong to another configuration" in said
     assert "resuming" not in said
-    train("whole", **entry)
+    train("whole", Train(**entry))
     assert outcome(ready, "bars", "cut") == outcome(ready, "bars", "whole")
 
 

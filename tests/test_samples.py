@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from stages.fetch import samples
+from stages.ingest.entry import Ingest
 from stages.ingest.ingest import ingest
 
 
@@ -70,7 +71,7 @@ def test_reviews_are_balanced_and_split_by_subject(written):
 def test_reviews_have_no_near_duplicates(written, workspace):
     (workspace / "data/raw").mkdir(parents=True)
     Path(workspace, "data/raw/reviews").symlink_to(written / "reviews")
-    ingest("reviews", kind="text")
+    ingest("reviews", Ingest(kind="text"))
     assert pd.read_csv(workspace / "data/ingest/reviews/duplicates.csv").empty
 
 

@@ -19,18 +19,24 @@ from convoy.tracking import registry
 from flows.serve.serve import serve
 from flows.session import free_port
 from stages.augment.augment import augment
+from stages.augment.entry import Augment
+from stages.evaluate.entry import Evaluate
 from stages.evaluate.evaluate import evaluate
+from stages.ingest.entry import Ingest
 from stages.ingest.ingest import ingest
+from stages.register.entry import Register
 from stages.register.register import register
-from stages.train.train import preset, train
+from stages.train.entry import Train
+from stages.train.signatures import preset
+from stages.train.train import train
 
 
 def road(workspace, dataset, architecture, **entry):
     entry = preset(architecture) | {"dataset": dataset, "architecture": architecture} | entry
     (workspace / "params.yaml").write_text(json.dumps(NO_ENTRIES | {"train": {"model": {"dataset": dataset}}}))
-    train("model", **entry)
-    evaluate("model", dataset=dataset)
-    register(dataset)
+    train("model", Train(**entry))
+    evaluate("model", Evaluate(dataset=dataset))
+    register(dataset, Register())
 
 
 @pytest.fixture
@@ -70,8 +76,8 @@ def ask(port, content, form="application/json"):
 
 def test_fault_27_a_posted_picture_is_answered_here_alone_and_wrong_input_refused_with_the_reason(pictures, start):
     workspace = pictures.parents[2]
-    ingest("bars", kind="images", size=(12, 12), mode="grey", val=0.3, test=0.3)
-    augment("bars", copies=2, seed=0, shift=1)
+    ingest("bars", Ingest(kind="images", size=(12, 12), mode="grey", val=0.3, test=0.3))
+    augment("bars", Augment(copies=2, seed=0, shift=1))
     road(workspace, "bars", "plain_cnn", sizes={"width": 0.1}, epochs=25, learning_rate=0.01)
     process, port, said = start("bars")
     assert "version 1 of bars (model)" in said
@@ -112,8 +118,8 @@ def test_a_posted_sentence_is_answered(workspace, start):
     rows = [(f"{word} film {number}", label) for number in range(60) for word, label in (("good", "+"), ("dull", "-"))]
     (workspace / "data/raw/opinions").mkdir(parents=True)
     pd.DataFrame(rows, columns=["text", "label"]).to_csv(workspace / "data/raw/opinions/o.csv", index=False)
-    ingest("opinions", kind="text", near_duplicates=False)
-    augment("opinions", copies=0, seed=0)
+    ingest("opinions", Ingest(kind="text", near_duplicates=False))
+    augment("opinions", Augment(copies=0, seed=0))
     road(workspace, "opinions", "text_cnn", sizes={"embedding": 8, "maps": 8}, epochs=10, learning_rate=0.02)
     _, port, said = start("opinions")
     assert '"text": "%s"' in said

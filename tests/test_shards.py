@@ -8,6 +8,8 @@ from convoy.data.shards import INDEX, Shards, ShardWriter, write_shards
 from convoy.errors import BusyError, InputRefusedError, IntegrityError
 from convoy.files import read_sealed, scratch_folder, write_sealed
 from stages.augment.augment import augment
+from stages.augment.entry import Augment
+from stages.ingest.entry import Ingest
 from stages.ingest.ingest import ingest
 
 
@@ -166,8 +168,8 @@ def test_a_loader_in_pytorchs_manner_reads_it(example):
 
 
 def test_the_manifest_is_joined_in_the_order_of_the_rows(pictures):
-    ingest("bars", kind="images", size=(12, 12), mode="grey")
-    augment("bars", copies=1, seed=0, shift=1)
+    ingest("bars", Ingest(kind="images", size=(12, 12), mode="grey"))
+    augment("bars", Augment(copies=1, seed=0, shift=1))
     train = Shards("data/ingest/bars/train")
     table = train.table()
     assert (table["split"] == "train").all()

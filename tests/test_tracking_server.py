@@ -11,9 +11,14 @@ from ruamel.yaml import YAML
 from convoy.tracking import registry, store
 from flows.serve.predict import predict
 from stages.augment.augment import augment
+from stages.augment.entry import Augment
+from stages.evaluate.entry import Evaluate
 from stages.evaluate.evaluate import evaluate
+from stages.ingest.entry import Ingest
 from stages.ingest.ingest import ingest
+from stages.register.entry import Register
 from stages.register.register import register
+from stages.train.entry import Train
 from stages.train.train import train
 
 
@@ -36,12 +41,12 @@ def test_the_whole_road_with_login_and_nothing_in_the_checkout(pictures, server,
     entries = NO_ENTRIES | {"train": {"model": {"dataset": "bars"}}}
     with (workspace / "params.yaml").open("w") as file:
         YAML().dump(entries, file)
-    ingest("bars", kind="images", size=(12, 12), mode="grey", val=0.3, test=0.3)
-    augment("bars", copies=2, seed=0, shift=1)
+    ingest("bars", Ingest(kind="images", size=(12, 12), mode="grey", val=0.3, test=0.3))
+    augment("bars", Augment(copies=2, seed=0, shift=1))
     entry = {"dataset": "bars", "architecture": "plain_cnn", "sizes": {"width": 0.1}, "learning_rate": 0.01}
-    train("model", epochs=25, **entry)
-    evaluate("model", dataset="bars")
-    register("bars")
+    train("model", Train(epochs=25, **entry))
+    evaluate("model", Evaluate(dataset="bars"))
+    register("bars", Register())
     holder = registry.champion("bars")
     assert holder.tags["model"] == "model"
     assert "**Decision.** the first champion" in holder.description
@@ -53,9 +58,9 @@ def test_the_whole_road_with_login_and_nothing_in_the_checkout(pictures, server,
     out = pd.read_csv(workspace / "out.csv").set_index("path")
     assert out.loc[predictions["path"], "predicted"].tolist() == predictions["predicted"].tolist()
 
-    train("model", epochs=1, seed=1, **entry)
-    evaluate("model", dataset="bars")
-    register("bars")  # the champion comes from the server, to be compared
+    train("model", Train(epochs=1, seed=1, **entry))
+    evaluate("model", Evaluate(dataset="bars"))
+    register("bars", Register())  # the champion comes from the server, to be compared
     assert registry.champion("bars").version == holder.version
     assert not list(workspace.glob("mlflow.db*"))
     assert not (workspace / "mlartifacts").exists()

@@ -14,8 +14,11 @@ from convoy.data.shards import Shards, write_shards
 from convoy.errors import ConfigurationError, DivergedError
 from convoy.tracking import store
 from stages.augment.augment import augment
+from stages.augment.entry import Augment
+from stages.ingest.entry import Ingest
 from stages.ingest.ingest import ingest
-from stages.train.fit import fit as loop
+from stages.train.entry import Train
+from stages.train.fit import callbacks, optimisation
 from stages.train.fit.batches import Labelled
 from stages.train.running.progress import Progress
 from stages.train.train import train
@@ -67,13 +70,15 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from convoy.data.shards import Shards
-from stages.train import cost, loop
-entry = json.loads(sys.argv[1])
-takes = {"kind": "images", "array": "image", "classes": ["a", "b", "c"]}
-cost.check(Shards("a"), takes, "t", **entry)  # as train does before; it asks for the devices
-result = loop.fit(Shards("a"), Shards("b"), takes, **entry, title="t", log=lambda *_: None)
+from stages.train.entry import Policy, Train
+from stages.train.fit import export, fit
+from stages.train.speed import cost
+entry, policy = Train.model_validate_json(sys.argv[1]), Policy("float32", False, 1, None)
+input_spec = {"kind": "images", "array": "image", "classes": ["a", "b", "c"]}
+cost.check(Shards("a"), input_spec, entry, policy, "t")  # as train does before; it asks for the devices
+result = fit.fit(Shards("a"), Shards("b"), input_spec, entry, policy, title="t", log=lambda *_: None)
 print(json.dumps(result.history.to_dict("list")))
-loop.save(result.model, Path("model.keras"))
+export.save(result.model, Path("model.keras"))
 import keras
 keras.models.load_model("model.keras").predict(np.zeros((3, 32, 32, 1)), verbose=0)  # without devices of its own
 """
@@ -86,11 +91,8 @@ def test_a_model_on_two_devices_is_the_one_on_one(workspace):
         pictures = rng.integers(0, 60, (count, 32, 32, 1), np.uint8)
         pictures[np.arange(32) // 11 == labels[:, None]] += 150
         write_shards(workspace / name, [{"image": pictures, "label": labels}])
-    entry = {"architecture": "lenet5", "sizes": {}, "epochs": 2, "batch": 64, "optimizer": "sgd", "momentum": 0.9}
-    entry |= {"learning_rate": 0.02, "weight_decay": 0.0, "schedule": "cosine", "warmup": 0, "milestones": []}
-    entry |= {"clip_norm": None, "ema": 0.0, "word_vectors": None, "precision": "float32", "deterministic": False}
-    entry |= {"jit_compile": False, "steps_per_execution": 1, "threads": None, "augmentation": {}}
-    entry |= {"label_smoothing": 0.0, "class_weights": True, "patience": None, "seed": 0}  # LeNet-5 draws no numbers
+    entry = {"dataset": "a", "architecture": "lenet5", "epochs": 2, "batch": 64, "optimizer": "sgd"}
+    entry |= {"learning_rate": 0.02, "class_weights": True}  # LeNet-5 draws no numbers
     histories = []
     for devices in (1, 2):
         command = [sys.executable, "-c", SEVERAL, json.dumps(entry | {"devices": devices})]
@@ -108,7 +110,7 @@ def test_random_layers_are_seeded_from_seed_layer_and_epoch(numbers):
     batches = labelled(numbers, batch=64, seed=0)
     states = {}
     for seed, epoch in ((0, 0), (0, 1), (1, 0)):
-        callback = loop.EpochSeeds(batches.reorder, seed)
+        callback = callbacks.EpochSeeds(batches.reorder, seed)
         callback.set_model(model)
         callback.on_epoch_begin(epoch)
         states[seed, epoch] = [tuple(layer.seed_generator.state.numpy()) for layer in model.layers]
@@ -118,17 +120,23 @@ def test_random_layers_are_seeded_from_seed_layer_and_epoch(numbers):
     assert len({state for pair in states.values() for state in pair}) == 6
 
 
-def rates(*arguments):
-    schedule = loop.learning_rates(*arguments)
-    return [float(schedule(step)) for step in range(arguments[2] + 1)]
+def scheduled(schedule, **changes):
+    """Returns the learning rates of an epoch of 100 steps."""
+    entry = Train(**ENTRY | {"epochs": 1, "learning_rate": 0.1, "schedule": schedule} | changes)
+    return optimisation.learning_rates(entry, 100)
+
+
+def rates(schedule, **changes):
+    found = scheduled(schedule, **changes)
+    return [float(found(step)) for step in range(101)]
 
 
 def test_schedules_have_the_published_shape():
-    assert loop.learning_rates("constant", 0.1, 100, 0, []) == 0.1
-    step = rates("step", 0.1, 100, 0, [0.5, 0.75])
+    assert scheduled("constant") == 0.1
+    step = rates("step", milestones=[0.5, 0.75])
     np.testing.assert_allclose([step[0], step[50], step[51], step[75], step[76], step[100]],
                                [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-5)  # fmt: skip
-    cosine = rates("cosine", 0.1, 100, 20, [])
+    cosine = rates("cosine", warmup=0.2)
     np.testing.assert_allclose(cosine[:21], np.linspace(0, 0.1, 21), atol=1e-6)
     np.testing.assert_allclose(cosine[20:], 0.05 * (1 + np.cos(np.linspace(0, math.pi, 81))), atol=1e-6)
 
@@ -139,7 +147,8 @@ def test_weight_decay_shrinks_kernels_and_nothing_else(name):
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2), keras.layers.BatchNormalization()])
     model.layers[0].bias.assign([1.0, 1.0])
     model.layers[1].beta.assign([1.0, 1.0])
-    optimizer = loop.make_optimizer(name, 0.5, 0.9, 0.1, None, 0.0)
+    entry = Train(**ENTRY | {"optimizer": name, "weight_decay": 0.1})
+    optimizer = optimisation.make_optimizer(entry, 0.5)
     kernel = model.layers[0].kernel.numpy()
     optimizer.apply([np.zeros(w.shape, np.float32) for w in model.trainable_weights], model.trainable_weights)
     np.testing.assert_allclose(model.layers[0].kernel.numpy(), kernel * (1 - 0.5 * 0.1), rtol=1e-5)
@@ -152,7 +161,7 @@ def test_weight_decay_shrinks_kernels_and_nothing_else(name):
 def test_the_average_of_weights_is_short_at_first_and_forgets_the_untrained_ones(name):
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
-    model.compile(loop.make_optimizer(name, 0.1, 0.9, 0.0, None, 0.6), "mse")
+    model.compile(optimisation.make_optimizer(Train(**ENTRY | {"optimizer": name, "ema": 0.6}), 0.1), "mse")
     examples = np.random.default_rng(0).normal(size=(30, 1, 3)).astype(np.float32)
     average = 0.0
     for step, example in enumerate(examples):
@@ -181,20 +190,22 @@ def test_the_average_of_weights_is_short_at_first_and_forgets_the_untrained_ones
     ],
 )
 def test_a_value_for_longer_trainings_is_named_with_its_numbers_and_what_to_do(epochs, each, values, words):
-    found = loop.doubts(epochs, each, **{"ema": 0.0, "warmup": 0.0, "statistics": 0.0} | values)
+    changes = {key: value for key, value in values.items() if key != "statistics"}
+    entry = Train(**ENTRY | {"epochs": epochs} | changes)
+    found = optimisation.doubts(entry, each, values.get("statistics", 0.0))
     assert len(found) == bool(words)
     for word in words:
         assert word in found[0]
 
 
 def test_a_training_begins_with_its_doubts(ready, capsys):
-    train("m", **ENTRY | {"epochs": 1, "ema": 0.99, "warmup": 1})
+    train("m", Train(**ENTRY | {"epochs": 1, "ema": 0.99, "warmup": 1}))
     said = [line for line in capsys.readouterr().out.splitlines() if "warning: " in line]
     assert ["ema = 0.99 " in said[0], "warmup = 1 " in said[1], len(said)] == [True, True, 2]
 
 
 def test_leaves_a_model_its_history_and_its_run(ready):
-    train("small", **ENTRY | {"epochs": 12})
+    train("small", Train(**ENTRY | {"epochs": 12}))
     folder = ready / "train/bars/small"
     history, facts = pd.read_csv(folder / "history.csv"), json.loads((folder / "run.json").read_text())
     assert history["epoch"].tolist() == list(range(1, 13))
@@ -213,8 +224,8 @@ def test_leaves_a_model_its_history_and_its_run(ready):
         "input.data/augment/bars/train/index.json", "input.data/ingest/bars/val/index.json",
         "input.convoy/checksums.py", "input.convoy/data/shards.py", "input.convoy/data/vocabulary.py",
         "input.convoy/model/backend.py", "input.stages/train/architectures/plain_cnn.py",
-        "input.stages/train/fit/augmentation.py", "input.stages/train/fit/batches.py", "input.stages/train/fit/fit.py",
-        "input.stages/train/fit/resident.py", "input.stages/train/fit/vectors.py", "input.stages/train/train.py",
+        *(f"input.stages/train/{name}.py" for name in ("entry", "signatures", "train")),
+        *(f"input.stages/train/fit/{path.name}" for path in (ROOT / "stages/train/fit").glob("[!_]*.py")),
     }  # fmt: skip
     curve = store.connect().get_metric_history(run_of(facts), "loss")
     np.testing.assert_allclose([point.value for point in curve], history["loss"])
@@ -223,7 +234,7 @@ def test_leaves_a_model_its_history_and_its_run(ready):
 def test_equal_inputs_give_an_equal_model_and_another_seed_another(ready):
     content = {}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        train(name, **ENTRY, seed=seed)
+        train(name, Train(**ENTRY, seed=seed))
         folder = ready / "train/bars" / name
         content[name] = (folder / "model.keras").read_bytes(), (folder / "history.csv").read_bytes()
     assert content["a"] == content["b"]
@@ -234,13 +245,13 @@ def test_a_step_is_traced_once(ready, monkeypatch):
     """Seconds of the training of a deep network."""
     traced, step = [], keras.Model.train_step
     monkeypatch.setattr(keras.Model, "train_step", lambda self, data: traced.append(1) or step(self, data))
-    train("bars", **ENTRY)
+    train("bars", Train(**ENTRY))
     assert traced == [1]
 
 
 def test_auxiliary_heads_train_and_are_gone_afterwards(ready):
     sizes = {"stem": "small", "width": 0.06}
-    train("inception", **ENTRY | {"architecture": "googlenet", "sizes": sizes, "epochs": 1}, class_weights=True)
+    train("inception", Train(**ENTRY | {"architecture": "googlenet", "sizes": sizes, "epochs": 1}, class_weights=True))
     model = keras.saving.load_model(ready / "train/bars/inception/model.keras")
     assert [output.shape for output in model.outputs] == [(None, 2)]
     assert not [layer.name for layer in model.layers if "auxiliary" in layer.name]
@@ -255,7 +266,7 @@ def test_auxiliary_heads_train_and_are_gone_afterwards(ready):
     [("googlenet", {"stem": "small", "width": 0.06}), ("resnet", {"stem": "cifar", "depth": 8, "width": 0.25})],
 )
 def test_what_was_trained_in_bfloat16_is_stored_in_float32_with_the_same_answers(ready, architecture, sizes):
-    train("half", **ENTRY | {"architecture": architecture, "sizes": sizes, "epochs": 3, "precision": "bfloat16"})
+    train("half", Train(**ENTRY | {"architecture": architecture, "sizes": sizes, "epochs": 3, "precision": "bfloat16"}))
     folder = ready / "train/bars/half"
     model = keras.saving.load_model(folder / "model.keras")
     assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
@@ -269,7 +280,7 @@ def test_what_was_trained_in_bfloat16_is_stored_in_float32_with_the_same_answers
 
 
 def test_patience_stops_early_and_keeps_the_best_weights(ready):
-    train("early", **ENTRY | {"epochs": 60, "learning_rate": 0.03, "schedule": "constant"}, patience=2)
+    train("early", Train(**ENTRY | {"epochs": 60, "learning_rate": 0.03, "schedule": "constant"}, patience=2))
     history = pd.read_csv(ready / "train/bars/early/history.csv")
     assert len(history) < 60
     assert history["val_loss"].idxmin() == len(history) - 3
@@ -281,7 +292,7 @@ def test_patience_stops_early_and_keeps_the_best_weights(ready):
 
 @pytest.mark.parametrize("last", [False, True])
 def test_fault_08_a_loss_that_is_no_number_stops_one_step_later_and_is_named(last):
-    guard = loop.StopAtNaN()
+    guard = callbacks.StopAtNaN()
     guard.on_epoch_begin(6)
     guard.on_train_batch_end(2, {"loss": 3.5})
     guard.on_train_batch_end(3, {"loss": math.nan})
@@ -300,7 +311,7 @@ def test_a_training_does_not_wait_for_the_step_that_it_has_just_begun():
             self.asked += 1
             return 1.0
 
-    losses, guard = [Loss() for _ in range(3)], loop.StopAtNaN()
+    losses, guard = [Loss() for _ in range(3)], callbacks.StopAtNaN()
     guard.on_epoch_begin(0)
     for batch, loss in enumerate(losses):
         guard.on_train_batch_end(batch, {"loss": loss})
@@ -309,7 +320,7 @@ def test_a_training_does_not_wait_for_the_step_that_it_has_just_begun():
 
 def test_fault_08_a_diverging_training_leaves_no_model(ready):
     with pytest.raises(DivergedError, match=r"epoch \d+.* Try a smaller learning_rate"):
-        train("wild", **ENTRY | {"learning_rate": 1e20, "batch": 16, "optimizer": "sgd", "schedule": "constant"})
+        train("wild", Train(**ENTRY | {"learning_rate": 1e20, "batch": 16, "optimizer": "sgd", "schedule": "constant"}))
     assert not (ready / "train/bars/wild/run.json").exists()
     runs = store.connect().search_runs([store.connect().get_experiment_by_name("bars").experiment_id])
     assert [run.info.status for run in runs] == ["FAILED"]
@@ -317,7 +328,7 @@ def test_fault_08_a_diverging_training_leaves_no_model(ready):
 
 def test_fault_08_weights_that_overflow_in_the_last_step_are_not_kept(ready):
     with pytest.raises(DivergedError, match=r"the weight .* is no finite number after epoch 1"):
-        train("wild", **ENTRY | {"learning_rate": 1e39, "epochs": 1, "optimizer": "sgd", "schedule": "constant"})
+        train("wild", Train(**ENTRY | {"learning_rate": 1e39, "epochs": 1, "optimizer": "sgd", "schedule": "constant"}))
 
 
 @pytest.mark.parametrize(
@@ -330,11 +341,11 @@ def test_fault_08_weights_that_overflow_in_the_last_step_are_not_kept(ready):
 )
 def test_a_model_that_cannot_be_built_is_a_plain_message(ready, changes, message):
     with pytest.raises(ConfigurationError, match=message):
-        train("odd", **ENTRY | changes)
+        train("odd", Train(**ENTRY | changes))
 
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(ready, capsys):
-    train("small", **ENTRY)
+    train("small", Train(**ENTRY))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("train@small")]
     assert len(lines) == 4  # the first two are what it will cost, and how it computes
     assert lines[1].endswith("(rule)")
@@ -371,7 +382,7 @@ def compiled(ready, monkeypatch):
 
         monkeypatch.setattr(keras.Model, "fit", fit)
         with pytest.raises(StopError):
-            train("small", **ENTRY | changes)
+            train("small", Train(**ENTRY | changes))
         return found["model"], found["batches"]
 
     return run
@@ -393,8 +404,8 @@ def test_label_smoothing_reaches_the_loss(compiled):
 def test_class_weights_make_every_class_count_the_same(compiled, ready, balanced):
     for path in sorted((ready / "raw/bars/down").iterdir())[:15]:
         path.unlink()
-    ingest("bars", kind="images", size=(12, 12), mode="grey")
-    augment("bars", copies=1, seed=0, noise=5)
+    ingest("bars", Ingest(kind="images", size=(12, 12), mode="grey"))
+    augment("bars", Augment(copies=1, seed=0, noise=5))
     _, batches = compiled(class_weights=balanced, batch=1000)
     [(_, targets, weights)] = batches.as_numpy_iterator()
     total, counts = weights @ targets, targets.sum(axis=0)
@@ -404,5 +415,5 @@ def test_class_weights_make_every_class_count_the_same(compiled, ready, balanced
 
 def test_patience_works_with_auxiliary_heads(ready):
     sizes = {"stem": "small", "width": 0.06}
-    train("inception", **ENTRY | {"architecture": "googlenet", "sizes": sizes, "epochs": 2}, patience=1)
+    train("inception", Train(**ENTRY | {"architecture": "googlenet", "sizes": sizes, "epochs": 2}, patience=1))
     assert len(pd.read_csv(ready / "train/bars/inception/history.csv")) >= 1

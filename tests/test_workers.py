@@ -9,7 +9,9 @@ from distributed import LocalCluster
 from convoy.errors import ServiceError
 from convoy.machine import workers
 from stages.augment.augment import augment
+from stages.augment.entry import Augment
 from stages.ingest import reading
+from stages.ingest.entry import Ingest
 from stages.ingest.ingest import ingest
 
 pytestmark = pytest.mark.alone
@@ -67,8 +69,8 @@ def test_processes_and_a_cluster_give_the_bytes_of_threads(pictures, monkeypatch
     data = pictures.parents[1]
 
     def run():
-        ingest("bars", kind="images", size=(12, 12), mode="grey")
-        augment("bars", copies=2, seed=1, shift=2, elastic=1, noise=5)
+        ingest("bars", Ingest(kind="images", size=(12, 12), mode="grey"))
+        augment("bars", Augment(copies=2, seed=1, shift=2, elastic=1, noise=5))
         files = [path for stage in ("ingest", "augment") for path in (data / stage / "bars").rglob("*.*")]
         content = {str(path.relative_to(data)): path.read_bytes() for path in files}
         for stage in ("ingest", "augment"):

@@ -18,7 +18,7 @@ from convoy.repo import graph
 from convoy.tracking import outbox
 from flows.run import devices
 from flows.show import live
-from stages.train.train import RATES, STEP
+from stages.train.speed.rates import FLOPS_PER_STEP, RATES
 
 REASONS = 3  # named of each stage; the others are counted
 START = 10.0  # seconds of a training before its first step and after its last, mostly for imports
@@ -108,7 +108,7 @@ def speed(cost: Mapping[str, Any], former: Sequence[Mapping[str, Any]]) -> tuple
     alike = [run for run in known if run["architecture"] == cost["architecture"]]
     if chosen := own or sorted(alike, key=lambda run: abs(math.log(run["flops"] / cost["flops"]))):
         nearest = chosen[0]
-        return STEP * nearest["flops"] * nearest["examples_per_second"], f"train@{nearest['model']}"
+        return FLOPS_PER_STEP * nearest["flops"] * nearest["examples_per_second"], f"train@{nearest['model']}"
     return RATES.get(kind), f"{RATES[kind]:.0e} operations/s" if kind in RATES else "unknown"
 
 
@@ -123,7 +123,7 @@ def _costs(found: Sequence[Mapping[str, Any]], former: Sequence[Mapping[str, Any
             table.add_row(cost["model"], *[""] * 7, cost["unknown"])
             continue
         rate, whose = speed(cost, former)
-        epoch = STEP * cost["flops"] * cost["examples"] / rate if rate else None
+        epoch = FLOPS_PER_STEP * cost["flops"] * cost["examples"] / rate if rate else None
         table.add_row(
             cost["model"],
             f"{cost['parameters']:,}",

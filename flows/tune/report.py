@@ -68,7 +68,7 @@ def write(
         error=None if search.smaller else math.sqrt(best.value * (1 - best.value) / examples),
         examples=examples,
         epochs=sum(len(one.curve) for one in trials),
-        whole=search.train["epochs"] * sum(one.same is None and one.state != "failed" for one in trials),
+        whole=search.train.epochs * sum(one.same is None and one.state != "failed" for one in trials),
         seconds=sum(one.seconds for one in trials),
         count={state: sum(one.state == state for one in trials) for state in ("complete", "pruned", "failed")},
         score=lambda value: format_value(search, value),

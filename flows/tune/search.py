@@ -8,8 +8,8 @@ from convoy import params
 from convoy.checksums import sha256
 from convoy.data.shards import INDEX
 from convoy.errors import ConfigurationError
-from convoy.schema import prepare
-from stages.search_space import Search
+from stages.check import prepare
+from stages.search_space import Search, define
 from stages.train.train import code
 
 FOLDER = Path("data/tune")
@@ -28,8 +28,7 @@ def read(model: str, trials: int | None = None, minutes: float | None = None) ->
             "keys of the train entry: see README.md, Search."
         )
     given = {key: value for key, value in (("trials", trials), ("minutes", minutes)) if value is not None}
-    function, arguments = prepare("tune", model, entries[model] | given)
-    return function(model, **arguments)
+    return define(model, prepare(params.TUNE, model, entries[model] | given))
 
 
 def has_same_basis(one: Search, other: Search) -> bool:
@@ -40,19 +39,19 @@ def has_same_basis(one: Search, other: Search) -> bool:
 def identify(search: Search) -> str:
     """Returns a name for all searches whose trials of equal values have equal results: the model and a hash."""
     places = set(search.places.values())
-    fixed = {key: value for key, value in search.train.items() if ("train", search.model, key) not in places}
+    fixed = {key: value for key, value in search.train if ("train", search.model, key) not in places}
     sizes = ("train", search.model, "sizes")
     fixed["sizes"] = {key: value for key, value in fixed["sizes"].items() if (*sizes, key) not in places}
     facts = [{name: repr(one) for name, one in search.ranges.items()}, fixed, search.seed, checksum_inputs(search)]
     if search.augments:
-        facts.append({k: v for k, v in search.augment.items() if ("augment", search.dataset, k) not in places})
+        facts.append({k: v for k, v in search.augment if ("augment", search.dataset, k) not in places})
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
     return f"{search.model}-{digest[:12]}"
 
 
 def checksum_inputs(search: Search) -> dict[str, str]:
     """Returns the data and the code that trials read: path -> SHA-256."""
-    return {str(path): sha256(path) for path in _data(search)} | code(search.train["architecture"])
+    return {str(path): sha256(path) for path in _data(search)} | code(search.train.architecture)
 
 
 def check_data(search: Search) -> None:

@@ -118,7 +118,7 @@ class Study:
             study_name=name,
             load_if_exists=True,
             direction="minimize" if search.smaller else "maximize",
-            pruner=make_pruner(search.train["epochs"], search.train["warmup"]),
+            pruner=make_pruner(search.train.epochs, search.train.warmup),
         )
         # After a stop it would otherwise try again what it tried at first.
         seed = hashlib.sha256(f"{search.seed} {len(self._study.trials)}".encode()).digest()[:4]

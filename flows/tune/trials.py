@@ -67,7 +67,7 @@ class TrialRunner:
     @property
     def at_once(self) -> int:
         """How many trials can run at once."""
-        return max(1, len(self._slots.all) // self._search.train["devices"])
+        return max(1, len(self._slots.all) // self._search.train.devices)
 
     def remove(self) -> None:
         """Removes the checkouts of all trials."""
@@ -89,7 +89,7 @@ class TrialRunner:
                     last = deque(process.stdout, maxlen=LAST_LINES)
                 if process.returncode:
                     return self._fail(TrialOutcome(), process.returncode, last)
-            with self._slots.lease(self._search.train["devices"], self.ended, lambda: None) as lease:
+            with self._slots.lease(self._search.train.devices, self.ended, lambda: None) as lease:
                 if lease is None:
                     return TrialOutcome(None)
                 print(f"trial {number}, on {lease.name}: {_list(values)}", flush=True)
@@ -126,7 +126,7 @@ class TrialRunner:
         """Gives a folder in which stages see the values of a trial, and of the data what they may see."""
         folder, dataset = self._folder / f"{number:04}", self._search.dataset
         changes, place = self._search.changes(values), ("train", self._search.model, "word_vectors")
-        if vectors := changes.get(place, self._search.train["word_vectors"]):  # a path from the checkout
+        if vectors := changes.get(place, self._search.train.word_vectors):  # a path from the checkout
             changes |= {place: str(Path(vectors).resolve())}
         try:
             (folder / "data/ingest" / dataset).mkdir(parents=True)

@@ -124,7 +124,7 @@ class Tuning:
         def is_hopeless(row: dict[str, float]) -> bool:
             run.log_metrics(row, row["epoch"])
             trial.report(row[self._search.objective], row["epoch"])
-            return may_end and row["epoch"] < self._search.train["epochs"] and trial.should_prune()
+            return may_end and row["epoch"] < self._search.train.epochs and trial.should_prune()
 
         return is_hopeless
 

@@ -1,7 +1,6 @@
 """Makes more training examples: data/ingest/<dataset>/train -> data/augment/<dataset>. Val and test stay."""
 
 import hashlib
-import inspect
 import json
 import math
 from collections.abc import Iterator
@@ -10,10 +9,9 @@ from importlib import import_module
 from importlib.metadata import version
 from itertools import chain, starmap
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from convoy import dependencies
 from convoy.data import vocabulary
@@ -22,41 +20,16 @@ from convoy.errors import ConfigurationError, InputRefusedError, IntegrityError
 from convoy.files import read_sealed, scratch_folder, swap_folder, write_sealed
 from convoy.machine import workers
 from convoy.machine.progress import track
-from convoy.params import Amount, Count, Positive, Seed, Share
 from stages.augment.draws import Draws
+from stages.augment.entry import Augment
 
 BLOCK_PIXELS = 2**20  # changed at a time; with some 60 bytes of intermediate results for each, bounds memory
 TEXTS = 4096  # texts or pairs changed at a time
 PREPARED = ("images", "volumes")  # kinds that ingest brings to one size
 SMALL = 1000  # copies below which threads are used: starting processes takes longer
 
-Axis = Literal["depth", "height", "width"]
-Length = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 
-
-def augment(
-    dataset: str,
-    *,
-    copies: Count,
-    seed: Seed,
-    shift: Amount = 0.0,
-    rotate: Amount = 0.0,
-    scale: Share = 0.0,
-    elastic: Amount = 0.0,
-    smoothness: Amount = 4.0,
-    flip: list[str] = [],  # noqa: B006 - read only; the signature is the schema of params.yaml
-    erase: Share = 0.0,
-    noise: Amount = 0.0,
-    mirror: list[Axis] = [],  # noqa: B006
-    turn: list[Axis] = [],  # noqa: B006
-    swap: Share = 0.0,
-    delete: Share = 0.0,
-    insert: Share = 0.0,
-    misspell: Share = 0.0,
-    mask: Share = 0.0,
-    span: Length = 3.0,
-    subwords: Positive | None = None,
-) -> None:
+def augment(dataset: str, entry: Augment) -> None:
     """Reads the training split of data/ingest/<dataset>; writes it and its changed copies to data/augment/<dataset>.
 
     ``train/`` holds the original examples, then ``copies`` changed versions of each, with the same ``label`` and
@@ -69,45 +42,27 @@ def augment(
 
     Args:
         dataset: name of the data set.
-        copies: changed versions per example; 0 keeps the originals alone.
-        seed: of every random choice. Equal seeds give equal bytes.
-        shift: images, volumes: largest move, in pixels or whole voxels.
-        rotate: images: largest turn, in degrees.
-        scale: images: largest change of size, as a share: 0.1 is 90 % to 110 %.
-        elastic: images: typical length of the elastic displacement, in pixels.
-        smoothness: images: distance over which the elastic displacement changes, in pixels.
-        flip: images: the classes of which a mirrored picture keeps its label; half of their copies are mirrored.
-        erase: images: largest share of the area that is overwritten with noise.
-        noise: images, volumes: standard deviation of the noise added to each pixel, in grey levels of 255.
-        mirror: volumes: axes (depth, height, width) along which half of the copies are mirrored.
-        turn: volumes: axes about which copies are turned by a multiple of 90 degrees.
-        swap: text, translation: share of the words that change places.
-        delete: text, translation: share of the words that are left out.
-        insert: text, translation: words of the vocabulary that are put in, as a share of those there are.
-        misspell: text, translation: share of the characters that are left out, doubled, exchanged or replaced.
-        mask: text, translation: share of the words that are hidden, in spans.
-        span: text, translation: words of such a span, on average.
-        subwords: text, translation: learn so many, for the models that divide texts into subwords.
+        entry: its entry of params.yaml.
 
     Raises:
         ConfigurationError: an option is for another kind of data; ``flip`` names a class that the data set does not
             have; ``turn`` an axis of which the two others differ; voxels are to ``shift`` by a part of one; there
             cannot be so many ``subwords``.
     """
-    given = {key: value for key, value in locals().items() if key not in ("dataset", "copies", "seed", "subwords")}
+    copies, seed, flip = entry.copies, entry.seed, entry.flip
     where, source, target = f"augment.{dataset}", Path("data/ingest", dataset), Path("data/augment", dataset)
     about = read_sealed(source / "about.json")
     kind, classes = about["kind"], about["classes"]
     changer = import_module(f"stages.augment.{kind}")
-    _check(where, about, given | {"subwords": subwords}, changer.OPTIONS)
+    _check(where, about, entry, changer.OPTIONS)
     train = Shards(source / "train")
-    options = {key: given[key] for key in changer.OPTIONS}
+    options = {key: getattr(entry, key) for key in changer.OPTIONS}
     facts = {"dataset": dataset, "kind": kind, "classes": classes}
     if kind in PREPARED:
         facts["options"] = {key: about["options"][key] for key in ("size", "mode", "fit")}
     else:
         columns = [column for column in ("text", "source", "target") if column in train.names]
-        facts["vocabulary"] = {column: vocabulary.describe(_texts(train, column), subwords) for column in columns}
+        facts["vocabulary"] = {column: vocabulary.describe(_texts(train, column), entry.subwords) for column in columns}
     # With that of ingest: the same content is stored as another picture in another size, mode or fit.
     changes = options | {"seed": seed, "ingest": read_sealed(source / "key.json")["key"]}
     if options.get("insert"):
@@ -167,21 +122,21 @@ def _texts(train: Shards, column: str) -> Iterator[str]:
         yield from block[column]
 
 
-def _check(where: str, about: dict[str, Any], given: dict[str, Any], allowed: tuple[str, ...]) -> None:
+def _check(where: str, about: dict[str, Any], entry: Augment, allowed: tuple[str, ...]) -> None:
     """Raises ConfigurationError for options that the data set has no use for."""
-    defaults = {name: parameter.default for name, parameter in inspect.signature(augment).parameters.items()}
     allowed = (*allowed, *(() if about["kind"] in PREPARED else ("subwords",)))
-    if foreign := [name for name, value in given.items() if name not in allowed and value != defaults[name]]:
+    changed = [key for key, field in Augment.model_fields.items() if getattr(entry, key) != field.default]
+    if foreign := [key for key in changed if key not in ("copies", "seed", *allowed)]:
         raise ConfigurationError(
             f"{where}: {', '.join(foreign)} cannot change {about['kind']}. Allowed: {', '.join(allowed)}."
         )
-    if unknown := set(given["flip"]) - set(about["classes"]):
+    if unknown := set(entry.flip) - set(about["classes"]):
         raise ConfigurationError(f"{where}: flip names {sorted(unknown)}. Classes: {', '.join(about['classes'])}.")
-    if about["kind"] == "volumes" and given["shift"] % 1:
-        raise ConfigurationError(f"{where}: shift = {given['shift']}: volumes move by whole voxels.")
-    if given["turn"]:
+    if about["kind"] == "volumes" and entry.shift % 1:
+        raise ConfigurationError(f"{where}: shift = {entry.shift}: volumes move by whole voxels.")
+    if entry.turn:
         size = dict(zip(("depth", "height", "width"), about["options"]["size"], strict=True))
-        for axis in given["turn"]:
+        for axis in entry.turn:
             if len({length for name, length in size.items() if name != axis}) > 1:
                 raise ConfigurationError(
                     f"{where}: turn about {axis} needs the two other sides to be equal; got {size}."

@@ -10,10 +10,11 @@ from convoy.files import read_json
 from convoy.model import backend, scores
 from convoy.model.predictor import Predictor
 from convoy.tracking import outbox
+from stages.evaluate.entry import Evaluate
 from stages.evaluate.report import files, report
 
 
-def evaluate(model: str, *, dataset: str) -> None:
+def evaluate(model: str, entry: Evaluate) -> None:
     """Reads data/train/<dataset>/<model> and the val and test splits; writes data/evaluate/<dataset>/<model>.
 
     ``metrics.json``, ``predictions.parquet`` (one row per test example), ``tables/`` and ``plots/`` (see the file of
@@ -27,8 +28,9 @@ def evaluate(model: str, *, dataset: str) -> None:
 
     Args:
         model: an entry of train.
-        dataset: its data set.
+        entry: what is read of it: its data set.
     """
+    dataset = entry.dataset
     trained, source = Path("data/train", dataset, model), Path("data/ingest", dataset)
     target, title = Path("data/evaluate", dataset, model), f"{model} on {dataset}"
     facts = read_json(trained / "run.json")

@@ -6,42 +6,23 @@ change stay the very same files. The list is taken away before the first change 
 without one is the work of a killed run, which running again repairs.
 """
 
-import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ByteSize, Field
 from rich.filesize import decimal
 
 from convoy import checksums
 from convoy.errors import ConfigurationError, InputRefusedError, IntegrityError
-from convoy.secrets import masked
-from stages.fetch.addresses import File, check_files
 from stages.fetch.catalogue import entries
 from stages.fetch.download import download, find
+from stages.fetch.entry import Fetch
 from stages.fetch.folders import synchronise
 from stages.fetch.samples import SAMPLES
 
-GIB = 2**30
 
-Urls = Annotated[list[File], BeforeValidator(lambda value: value if isinstance(value, list) else [value])]
-Bytes = Annotated[ByteSize, Field(gt=0)]  # a number, or text such as 50 GB
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-def fetch(
-    dataset: str,
-    *,
-    sample: str | None = None,
-    path: Path | None = None,
-    urls: Urls | None = None,
-    catalogue: str | None = None,
-    max_bytes: Bytes = 20 * GIB,
-    timeout: Seconds = 60.0,
-) -> None:
+def fetch(dataset: str, entry: Fetch) -> None:
     """Writes data/raw/<dataset> from exactly one source.
 
     A data set that the user tracks with ``dvc add data/raw/NAME`` or ``dvc import-url`` needs no fetch entry. Archives
@@ -49,16 +30,7 @@ def fetch(
 
     Args:
         dataset: name of the data set.
-        sample: an embedded sample, made without network.
-        path: a local folder, file or archive. A folder is synchronised: files of unchanged size and time stay as they
-            are, others are copied, missing ones taken away. If it has a ``SHA256SUMS``, its files must agree with it.
-            DVC does not watch the source: after a change there, ``dvc repro --force --single-item fetch@NAME``.
-        urls: addresses, or mappings {url, sha256, md5, name} with a checksum to hold the file against and a relative
-            path to write it to. http, https, s3, gs, ssh, sftp, file; see ``web.py`` and ``stores.py`` for logins.
-        catalogue: a well-known data set of catalogue.yaml.
-        max_bytes: largest size of one download, in bytes or such as 50 GB.
-        timeout: seconds in which the next MiB of a download has to arrive. So it bounds a silence, and a file of n MiB
-            takes n times that at most.
+        entry: its entry of params.yaml.
 
     Raises:
         ConfigurationError: no source, two sources, an unknown name, or an address that is wrong or needs a login.
@@ -67,80 +39,32 @@ def fetch(
         IntegrityError: a checksum is wrong.
         ServiceError: a download was cut, did not come in time or has no room; run again to go on.
     """
-    where = f"fetch.{dataset}"
-    source = {"sample": sample, "path": path, "urls": urls, "catalogue": catalogue}
-    check_source(where, dataset=dataset, max_bytes=max_bytes, timeout=timeout, **source)
+    entry.check_source(f"fetch.{dataset}", dataset)
     target = Path("data/raw", dataset)
     former: dict[str, str] = {}
     with suppress(InputRefusedError):  # a damaged list of ours is made anew
         former = checksums.read(target)
     folders: set[str] = set()
     with _staging(dataset) as staging:
-        if sample is not None:
-            files = _make(sample, staging / "copies")
-        elif path is not None:
-            path = path.expanduser().resolve()
+        if entry.sample is not None:
+            files = _make(entry.sample, staging / "copies")
+        elif entry.path is not None:
+            path = entry.path.expanduser().resolve()
             published = checksums.read(path)
             files, folders = synchronise(path, target, staging / "copies", former)
             checksums.compare(path, published, {name: checksum for name, (_, checksum) in files.items()})
         else:
             files = {}
-            for file in urls or entries()[catalogue].files:
+            for file in entry.urls or entries()[entry.catalogue].files:
                 checksum = find(file, target / file.target)
-                files[file.target] = (
-                    (None, checksum) if checksum else download(file, staging / "downloads", max_bytes, timeout)
-                )
+                if checksum:
+                    files[file.target] = None, checksum
+                else:
+                    files[file.target] = download(file, staging / "downloads", entry.max_bytes, entry.timeout)
         removed = _install(target, files, folders, former)
     new = sum(copy is not None for copy, _ in files.values())
     size = decimal(sum((target / name).stat().st_size for name in files))
     print(f"{target}: {len(files):,} files, {size}; {new:,} new, {removed:,} taken away")
-
-
-def check_source(
-    where: str,
-    *,
-    dataset: str,
-    sample: str | None = None,
-    path: Path | None = None,
-    urls: list[File] | None = None,
-    catalogue: str | None = None,
-    **limits: Any,
-) -> None:
-    """Raises what ``fetch`` would raise for these arguments, before any work and without network."""
-    given = {"sample": sample, "path": path, "urls": urls, "catalogue": catalogue}
-    names = [name for name, value in given.items() if value is not None]
-    if len(names) != 1:
-        raise ConfigurationError(
-            f"{where}: give one of sample ({', '.join(SAMPLES)}), path, urls or catalogue ({', '.join(entries())}); "
-            f"got {' and '.join(names) or 'none'}."
-        )
-    if sample is not None and sample not in SAMPLES:
-        raise ConfigurationError(f"{where}: unknown sample {sample!r}. Samples: {', '.join(SAMPLES)}.")
-    if catalogue is not None and catalogue not in entries():
-        raise ConfigurationError(f"{where}: {catalogue!r} is not in the catalogue. It has: {', '.join(entries())}.")
-    if urls is not None:
-        check_files(where, urls)
-    if path is not None:
-        _check_path(where, dataset, path)
-
-
-def _check_path(where: str, dataset: str, path: Path) -> None:
-    address = re.match(r"([a-z][a-z0-9+]+):/(.*)", str(path))  # of two slashes Path keeps one
-    if address:
-        raise ConfigurationError(
-            f"{where}: path is for a local folder or file; give {masked('://'.join(address.groups()))} as `urls`."
-        )
-    try:
-        here, target = path.expanduser().resolve(), Path("data/raw", dataset).resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # no such user, a link to itself, a NUL
-        raise ConfigurationError(f"{where}: path {str(path)!r} is none: {error}") from None
-    if here == target or here in target.parents or target in here.parents:
-        raise ConfigurationError(
-            f"{where}: path {path} and data/raw/{dataset}, where the copy goes, lie in each other. Data that is there "
-            f"already needs no fetch entry but `dvc add data/raw/{dataset}`."
-        )
-    if not here.exists() or (here.is_dir() and not any(here.iterdir())):
-        raise InputRefusedError(f"{where}: path {path} ({here}) does not exist or is empty.")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,12 +18,12 @@ import pandas as pd
 from convoy import dependencies
 from convoy.checksums import sha256
 from convoy.data.shards import Shards, ShardWriter
-from convoy.errors import ConfigurationError, InputRefusedError
+from convoy.errors import InputRefusedError
 from convoy.files import scratch_folder, swap_folder, write_sealed
 from convoy.kinds.base import UNEXPECTED
 from convoy.pages.page import many
-from convoy.params import Positive, Share
 from stages.ingest import decoding, previous, reading
+from stages.ingest.entry import PIXELS, Ingest
 from stages.ingest.formats import archives
 from stages.ingest.near.incremental import find_near
 from stages.ingest.outputs import write_split, write_tables
@@ -32,25 +32,8 @@ from stages.ingest.records import Source, natural
 from stages.ingest.report.report import report
 from stages.ingest.splits import SPLITS, check_counts, check_shares, choose_splits, keep_distinct
 
-Role = Literal["text", "label", "split", "image", "path", "source", "target"]
-PIXELS = {"images": 2, "volumes": 3}  # kinds with a size, and its axes
 
-
-def ingest(
-    dataset: str,
-    *,
-    kind: Literal["images", "volumes", "text", "translation"],
-    size: tuple[Positive, ...] | None = None,
-    mode: Literal["grey", "colour"] | None = None,
-    fit: Literal["stretch", "pad", "crop"] = "stretch",
-    columns: dict[Role, str | int | list[str | int]] = {},  # noqa: B006 - read only; the signature is the schema
-    files: dict[Literal["train", "val", "test"], str] = {},  # noqa: B006
-    encoding: str | None = None,
-    near_duplicates: bool = True,
-    val: Share = 0.15,
-    test: Share = 0.2,
-    max_bad: Share = 0.01,
-) -> None:
+def ingest(dataset: str, entry: Ingest) -> None:
     """Reads data/raw/<dataset>; writes data/ingest/<dataset>.
 
     The result is one folder of shards per split (the arrays of the kind, ``label`` and ``content``),
@@ -62,20 +45,7 @@ def ingest(
 
     Args:
         dataset: name of the data set.
-        kind: the reader, a file of this folder. Arrays: images ``image`` uint8 (height, width, channels); volumes
-            ``volume`` uint8 (depth, height, width, channels); text ``text``; translation ``source`` and ``target``.
-        size: (height, width) of the stored pictures, in pixels; (depth, height, width) of volumes.
-        mode: grey has one channel, colour has three; for pictures and volumes.
-        fit: how a picture comes to ``size``: ``stretch`` changes its proportions, ``pad`` adds black margins,
-            ``crop`` cuts the longer side, centred.
-        columns: role -> column of a table (its name, its number from 0, or several to be joined) or ending of a
-            parallel file, where the names are not the usual ones.
-        files: split -> glob pattern of the raw files that belong to it, where their names do not say it.
-        encoding: of text files; by default detected for each, and noted in about.json.
-        near_duplicates: look for nearly equal examples too, and keep them in one split.
-        val: share of the examples for validation; see ``split_of``.
-        test: share of the examples for the test, likewise.
-        max_bad: largest share of unreadable examples; above it the data set is refused.
+        entry: its entry of params.yaml.
 
     Raises:
         ConfigurationError: the options do not fit the kind; the shares leave nothing to train on.
@@ -84,8 +54,8 @@ def ingest(
         IntegrityError: a file is not what the SHA256SUMS beside the raw data says.
         BusyError: another run is at it.
     """
-    asked = {name: value for name, value in locals().items() if name not in ("dataset", "kind")}
-    check_options(f"ingest.{dataset}", kind=kind, size=size, mode=mode, val=val, test=test)
+    entry.check(f"ingest.{dataset}", dataset)
+    kind, val, test = entry.kind, entry.val, entry.test
     now = time.time_ns()
     source, target = Path("data/raw", dataset), Path("data/ingest", dataset)
     if not source.is_dir():
@@ -93,17 +63,18 @@ def ingest(
     cache = target.parent / ".cache" / dataset
     with scratch_folder(cache) as scratch:
         output = scratch / "output"
-        options: dict[str, Any] = {"encoding": encoding}
+        options: dict[str, Any] = {"encoding": entry.encoding}
         if kind in PIXELS:
-            options = {"size": size, "mode": mode, "fit": fit, "fingerprints": near_duplicates}
-        key = _key(kind, options | {"near_duplicates": near_duplicates})
+            options = {"size": entry.size, "mode": entry.mode, "fit": entry.fit, "fingerprints": entry.near_duplicates}
+        key = _key(kind, options | {"near_duplicates": entry.near_duplicates})
         known = previous.load(cache, target, key, SPLITS)
         sums = reading.read_sums(source)
         reading.check_sums(source, sums, lambda name: "/" not in name)  # archives and tables, before they are opened
 
         reader = import_module(f"stages.ingest.finders.{kind}")
         folder = archives.prepared(source, scratch / "unpacked")
-        raw = Source(folder, columns, {split: _plain(pattern) for split, pattern in files.items()}, encoding)
+        patterns = {split: _plain(pattern) for split, pattern in entry.files.items()}
+        raw = Source(folder, entry.columns, patterns, entry.encoding)
         items = reader.find(raw)
         if isinstance(items, list):  # else they are found out while they are read
             check_shares(source, {item.split for item in items}, val, test)
@@ -113,13 +84,13 @@ def ingest(
                 title=f"ingest@{dataset}", now=now,
             )  # fmt: skip
         reading.check_sums(source, sums, lambda name: True)
-        _check_readable(source, found, max_bad, cache)
+        _check_readable(source, found, entry.max_bad, cache)
         classes = _classes(source, found)
 
         kept, doubles = keep_distinct(found)
         new = Shards(scratch / "new")
         pairs, compared = np.zeros((0, 2), np.int64), 0
-        if near_duplicates:
+        if entry.near_duplicates:
             pairs, compared = find_near(
                 found, kept, known, new, kind, scratch / previous.FINGERPRINTS, f"ingest@{dataset}"
             )
@@ -160,7 +131,7 @@ def ingest(
             "left_out_of_train": len(leaks),
             "reading": raw.notes,
             "manifest_sha256": sha256(output / "manifest.parquet"),
-            "options": asked,
+            "options": entry.model_dump(exclude={"kind"}),
         }
         write_sealed(output / "about.json", about)
         # Not in about.json: a new library that changes nothing is no change.
@@ -169,23 +140,6 @@ def ingest(
         swap_folder(output, target)
         _remember(cache, scratch, key, found, kept, pairs)
         _say(target, about, refused, len(found.rows))
-
-
-def check_options(
-    where: str, *, kind: str, size: tuple[int, ...] | None, mode: str | None, val: float, test: float, **_: object
-) -> None:
-    """Raises what ``ingest`` would raise for these arguments, before any work."""
-    axes = PIXELS.get(kind)
-    if axes and (size is None or len(size) != axes or mode is None):
-        names = "height, width" if axes == 2 else "depth, height, width"
-        raise ConfigurationError(
-            f"{where}: kind {kind} needs size: [{names}], in pixels, and mode: grey or colour; got size = {size}, "
-            f"mode = {mode}."
-        )
-    if not axes and (size is not None or mode is not None):
-        raise ConfigurationError(f"{where}: kind {kind} has no size and no mode; got size = {size}, mode = {mode}.")
-    if val + test >= 1:
-        raise ConfigurationError(f"{where}: val {val} + test {test} leave nothing to train on.")
 
 
 def _key(kind: str, options: Mapping[str, Any]) -> str:

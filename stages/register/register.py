@@ -14,21 +14,12 @@ from convoy.data.shards import INDEX, Shards
 from convoy.errors import InputRefusedError
 from convoy.files import read_json, read_sealed
 from convoy.model import scores
-from convoy.params import Above, Amount, Part
 from convoy.tracking import registry, runs
 from stages.register import card, comparison, gate, packaging
+from stages.register.entry import Register
 
 
-def register(
-    dataset: str,
-    *,
-    min_gain: Amount = 0.0,
-    alpha: Part = 0.05,
-    max_slice_loss: Amount = 0.1,
-    max_latency: Above | None = None,
-    max_size: Above | None = None,
-    max_ece: Above | None = None,
-) -> None:
+def register(dataset: str, entry: Register) -> None:
     """Reads every evaluation of ``dataset``; writes data/register/<dataset>: decision.json, comparison.html.
 
     The best is the model of the highest main metric on the validation split (then the lowest validation loss), so
@@ -39,15 +30,7 @@ def register(
 
     Args:
         dataset: a name in ingest.
-        min_gain: by which a challenger has to exceed the champion, in the main metric: a share for accuracy, points of
-            100 for BLEU.
-        alpha: largest probability of promoting a challenger that was only lucky.
-        max_slice_loss: by which it may be worse on a class, a size or a source of the test examples, in accuracy; of
-            sentence pairs in chrF of 1. A loss that chance explains does not count.
-        max_latency: of a champion, in milliseconds: within it 95 % of single raw examples have to be answered, on the
-            machine that registers. None of the limits is set by default.
-        max_size: of a champion's model.keras, in megabytes.
-        max_ece: of a champion's expected calibration error on the test split, as served.
+        entry: its entry of params.yaml.
 
     Raises:
         InputRefusedError: no model of this data set was evaluated.
@@ -110,17 +93,17 @@ def register(
             metric=kind.metric,
             baseline=metrics["baseline"],
             slices=slices(predictions),
-            min_gain=min_gain,
-            alpha=alpha,
-            max_slice_loss=max_slice_loss,
+            min_gain=entry.min_gain,
+            alpha=entry.alpha,
+            max_slice_loss=entry.max_slice_loss,
             alone="the first champion" if holder is None else f"version {holder.version} cannot read such examples",
         )
         decision = gate.limited(
             decision,
             {
-                "max_latency": (float(version.tags["latency.p95_ms"]), max_latency),
-                "max_size": ((trained / "model.keras").stat().st_size / 1e6, max_size),
-                "max_ece": (metrics.get("ece_scaled"), max_ece),
+                "max_latency": (float(version.tags["latency.p95_ms"]), entry.max_latency),
+                "max_size": ((trained / "model.keras").stat().st_size / 1e6, entry.max_size),
+                "max_ece": (metrics.get("ece_scaled"), entry.max_ece),
             },
         )
         numbers = {f"decision.{key}": f"{getattr(decision, key):.4g}" for key in ("p", "power")

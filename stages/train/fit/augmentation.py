@@ -1,4 +1,4 @@
-"""Pictures that are changed anew in every epoch, by the device that trains.
+"""Pictures that are changed in every epoch in another way, by the device that trains.
 
 Beside the stage ``augment``, whose copies are stored and can be looked at: none is seen twice, and none takes room. On
 2 cores a batch of 128 small pictures takes 3 ms here, and 20 ms by the code of the stage (``benchmarks/input.py``).

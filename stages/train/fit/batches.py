@@ -10,13 +10,14 @@ import numpy as np
 
 from convoy.data.shards import Shards
 from convoy.data.vocabulary import BEGIN, END, MULTIPLE, PAD, Ragged, Vocabulary, by_length, pad
+from stages.train.entry import Train
 
 # Bytes of pictures that are read together: of many shards each costs a little, however few rows are taken from it.
 TOGETHER = 2**23
 
 
 class Batches(keras.utils.PyDataset, ABC):
-    """Batches of examples, shuffled anew for each epoch, so that a training can be repeated and resumed.
+    """Batches of examples, shuffled for each epoch, so that a training can be repeated and resumed.
 
     Each is (inputs, targets, weights). For several devices the number of examples is a multiple of them: a batch is
     filled up with examples of weight 0, as a device without an example fails. Each device has an equal part of a
@@ -99,7 +100,7 @@ class Labelled(Batches):
         length: that tokens are filled up to; None: a little more than the longest of a batch.
         outputs: names of the model's outputs.
         class_weights: shape (classes,).
-        settings: as of ``Batches``.
+        settings: those of ``Batches``.
     """
 
     def __init__(
@@ -174,3 +175,33 @@ class Pairs(Batches):
 def encoded(shards: Shards, array: str, vocabulary: Vocabulary, length: int | None) -> Ragged:
     """Returns the tokens of all texts of a split, in memory: four bytes each."""
     return vocabulary.encode(shards.texts(array), length)
+
+
+def make_batches(
+    split: Shards, input_spec: dict[str, Any], model: keras.Model, outputs: Sequence[str], entry: Train, training: bool
+) -> Batches:
+    """Returns the batches of a split: shuffled and, if the entry says so, weighted for the training.
+
+    Args:
+        split: the examples.
+        input_spec: the content of the model's input.json.
+        model: that takes them.
+        outputs: names of its outputs.
+        entry: of train.
+        training: or else validation, in order and without weights.
+    """
+    settings: dict[str, Any] = {"batch": entry.batch, "seed": entry.seed if training else None}
+    settings |= {"devices": entry.devices}
+    if input_spec["kind"] == "translation":
+        length = input_spec["length"]
+        sides = (encoded(split, side, Vocabulary.from_json(input_spec[side]), length) for side in ("source", "target"))
+        return Pairs(*sides, **settings)
+    classes = len(input_spec["classes"])
+    weights = np.ones(classes, np.float32)
+    if entry.class_weights and training:
+        counts = np.bincount(split.column("label"), minlength=classes)
+        weights = (len(split) / (classes * np.maximum(counts, 1))).astype(np.float32)
+    if input_spec["kind"] == "text":
+        tokens = encoded(split, "text", Vocabulary.from_json(input_spec["text"]), input_spec["length"])
+        settings |= {"tokens": tokens, "length": model.input_shape[1]}
+    return Labelled(split, input_spec.get("array"), outputs=outputs, class_weights=weights, **settings)

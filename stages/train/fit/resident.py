@@ -149,7 +149,7 @@ def _ragged(tokens: Ragged) -> Any:
 
 
 def _filled(rows: Any, length: int | None = None) -> Any:
-    """Does what ``tokens.pad`` does."""
+    """Does what ``vocabulary.pad`` does."""
     import tensorflow as tf
 
     made = rows.to_tensor(PAD)

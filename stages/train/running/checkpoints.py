@@ -23,7 +23,7 @@ from convoy.checksums import sha256
 
 FOLDER = Path("data/train/.cache/checkpoints")
 KEPT = 2
-SHARE = 0.02  # of the time that a training takes, at most, is spent on checkpoints
+SHARE = 0.02  # of the time of a training, at most, for checkpoints
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Checkpoints:
         self._name, self._place = f"train@{model}", FOLDER / dataset / model
         self.key = digest[:32]
         self._folder = self._place / self.key
-        self._spent, self._began = 0.0, time.monotonic()
+        self._seconds, self._began = 0.0, time.monotonic()
 
     def newest(self) -> State | None:
         """Returns the last whole one; says which are damaged, and removes those of another configuration."""
@@ -79,7 +79,7 @@ class Checkpoints:
         for other in others:
             shutil.rmtree(other)
         if others:
-            print(f"{self._name}  begins anew: its checkpoints belong to another configuration", flush=True)
+            print(f"{self._name}  starts over: its checkpoints belong to another configuration", flush=True)
         for epochs, file in self._files():
             if sha256(file).startswith(file.stem.partition("-")[2]):
                 return _read(file)
@@ -89,15 +89,15 @@ class Checkpoints:
 
     def due(self) -> bool:
         """Whether so much time passed that another one is worth its own."""
-        return self._spent <= SHARE * (time.monotonic() - self._began)
+        return self._seconds <= SHARE * (time.monotonic() - self._began)
 
     def save(self, state: State) -> None:
         """Keeps a state beside the one before it."""
         started = time.monotonic()
         content = io.BytesIO()
-        said = {key: getattr(state, key) for key in ("epochs", "rows", "facts", "stopping")}
+        about = {key: getattr(state, key) for key in ("epochs", "rows", "facts", "stopping")}
         arrays = {f"{kind}{number}": one for kind in ARRAYS for number, one in enumerate(getattr(state, kind))}
-        np.savez(content, said=np.frombuffer(json.dumps(said).encode(), np.uint8), **arrays)
+        np.savez(content, said=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)
         data = content.getbuffer()
         self._folder.mkdir(parents=True, exist_ok=True)
         partial = self._folder / "partial"
@@ -113,7 +113,7 @@ class Checkpoints:
             os.close(folder)
         for _, file in list(self._files())[KEPT:]:
             file.unlink()
-        self._spent += time.monotonic() - started
+        self._seconds += time.monotonic() - started
 
     def remove(self) -> None:
         """Removes all of them: the training is done."""

@@ -15,27 +15,29 @@ import numpy as np
 
 from convoy.data.shards import Shards
 from convoy.model import backend
-from stages.train.speed import cost
+from stages.train.entry import Train
+from stages.train.speed.count import kernel_layers
 
 TOLERANCE = 0.05  # of the length of a gradient; rounding of bfloat16 makes 0.005
 
 
-def wrong(data: Shards, takes: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+def wrong(data: Shards, input_spec: dict[str, Any], entry: Train, precision: str) -> list[str]:
     """Returns the layers whose gradients, at the sizes of this training, are not those that float32 has.
 
     Each layer with a kernel is looked at alone, with random inputs; of equal ones the first.
 
     Args:
         data: training examples.
-        takes: what the model takes.
-        settings: arguments of ``loop.fit``; its ``precision`` is that of the layers.
+        input_spec: the content of the model's input.json.
+        entry: of train.
+        precision: of the layers.
 
     Raises:
         ConfigurationError: the architecture refuses the data or its sizes.
     """
     found, seen = [], set()
-    for layer, shape in cost.kernel_layers(data, takes, settings):
-        # The initial values are drawn anew, and activations left out: where rounding turns a sign their gradients jump.
+    for layer, shape in kernel_layers(data, input_spec, entry, precision):
+        # Initial values are drawn again, and activations left out: where rounding turns a sign their gradients jump.
         config = {key: value for key, value in layer.get_config().items() if not key.endswith("initializer")}
         config |= {"activation": "linear"} if "activation" in config else {}
         kind = json.dumps([type(layer).__name__, shape, config | {"name": ""}], default=str)
