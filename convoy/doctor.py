@@ -1,4 +1,4 @@
-"""What of this machine will not work, before it does not: ``make doctor``.
+"""What of this machine will not work, before it does not: ``convoy doctor``.
 
 Libraries that do not go together, a clock that is off, a disk without room, a folder in which files cannot be written
 or locked, a server that does not answer, a GPU that TensorFlow was not installed for. The libraries are looked at by

@@ -1,6 +1,6 @@
 """The night's work: pulls data, runs the pipeline, pushes the results, and reports new champions.
 
-``python -m flows schedule`` keeps one machine to a schedule; ``prefect.yaml`` deploys the same to a work pool.
+``convoy schedule`` keeps one machine to a schedule; ``prefect.yaml`` deploys the same to a work pool.
 """
 
 import os
@@ -48,14 +48,14 @@ def pull_data() -> None:
     for file in graph.imports():
         _run("dvc", "update", file)
     if graph.remote() is not None:
-        _run("stages", "pull")
+        _run("flows", "pull")
 
 
 @task(name="send results", task_run_name="send results", retry_condition_fn=_may_pass, **RETRIES)
 def push_results() -> None:
     """Pushes data and models to the remote."""
     if graph.remote() is not None:
-        _run("stages", "push")
+        _run("flows", "push")
 
 
 @flow(name="nightly", persist_result=False)
@@ -95,7 +95,7 @@ def report(text: str) -> None:
 
 def serve(cron: str, targets: list[str], slots: int | None, cluster: str | None) -> None:
     """Runs ``nightly`` in this checkout at the times of ``cron``, until it is ended; the server keeps the schedule."""
-    with temporary_settings(session.pages()):
+    with temporary_settings(session.hide_login()):
         nightly.serve(
             name="nightly",
             cron=cron,
@@ -120,4 +120,4 @@ def _run(module: str, *words: str) -> None:
     finally:
         guard.end(process)
     if status := process.wait():
-        raise CommandFailedError((module, *words), status, last)
+        raise CommandFailedError(("convoy" if module == "flows" else module, *words), status, last)

@@ -1,4 +1,4 @@
-"""The Prefect server that a flow reports to: the one that is set, else one that lives as long as the flow."""
+"""The Prefect server that a flow reports to: the one that is set, or one that lives as long as the flow."""
 
 import logging
 import os
@@ -35,23 +35,23 @@ class ServerLostError(ServiceError):
     """
 
     def __init__(self, address: str) -> None:
-        self.gone = away(address) is not None
+        self.gone = find_outage(address) is not None
         self.what = f"the Prefect server {masked(address)} {'went away' if self.gone else 'was away for a while'}"
         super().__init__(f"{self.what}. Run again: what is done is kept.")
 
 
 @contextmanager
-def reporting() -> Iterator[str]:
-    """Gives the address of a server that answers: the one that is set in Prefect, else one of our own.
+def connect() -> Iterator[str]:
+    """Gives the address of a server that answers: the one that is set in Prefect, or one of our own.
 
     A server that does not answer keeps no pipeline from running: the work matters more. Ours is under a guard, since
     Prefect's own would stay behind when a flow is killed.
     """
     address = PREFECT_API_URL.value()
     if address:
-        if (problem := away(address)) is None:
+        if (problem := find_outage(address)) is None:
             # Prefect's five are a minute of waiting where the server is gone, for each of several requests.
-            with temporary_settings(pages(), set_defaults={PREFECT_CLIENT_MAX_RETRIES: 2}):
+            with temporary_settings(hide_login(), set_defaults={PREFECT_CLIENT_MAX_RETRIES: 2}):
                 yield address
             return
         print(
@@ -63,13 +63,13 @@ def reporting() -> Iterator[str]:
         yield address
 
 
-def pages() -> dict[str, str]:
+def hide_login() -> dict[str, str]:
     """Returns the settings with which Prefect names its pages without the login that its server's address may have."""
     shown = PREFECT_UI_URL.value()
     return {PREFECT_UI_URL.name: without_login(shown)} if shown else {}
 
 
-def away(address: str) -> str | None:
+def find_outage(address: str) -> str | None:
     """Returns why a server does not answer; None if it does."""
     try:
         httpx.get(f"{address}/health", timeout=ANSWER_SECONDS).raise_for_status()
@@ -109,7 +109,7 @@ def keep(
 
     Args:
         command: the module and its arguments.
-        address: what to ask whether it is there.
+        address: that answers when the server is ready.
         settings: added to the environment.
         cwd: its working directory; by default ours.
 
@@ -127,8 +127,8 @@ def keep(
             return process
         except httpx.HTTPError as error:
             if process.poll() is not None or time.monotonic() > stop:
-                last = "".join(said).strip() or str(error)
-                raise ServiceError(f"no server at {address}: {last}") from error
+                first, *more = "".join(said).strip().splitlines() or [str(error)]
+                raise ServiceError(f"no server at {address}: {first}", *more) from error
             time.sleep(0.1)
 
 
@@ -147,7 +147,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def quiet(drawn: bool) -> Iterator[None]:
+def silence_console(drawn: bool) -> Iterator[None]:
     """Keeps Prefect's log off a terminal on which the table is ``drawn``; its server has it all the same."""
     loggers = [logging.getLogger(name) for name in ("root", "prefect", *logging.root.manager.loggerDict)]
     taken = [

@@ -1,27 +1,22 @@
 """Where a registered model comes from, and the way back.
 
-``python -m stages trace digits@champion`` prints the chain from raw files to the decision, ``rebuild`` trains the model
-once more from what was recorded and compares, ``rollback digits --to VERSION --reason ...`` makes an earlier version
+``convoy trace digits@champion`` prints the chain from raw files to the decision, ``rebuild`` trains the model
+once more from what was recorded and compares, ``rollback digits@2 --reason ...`` makes an earlier version
 champion, and ``clean`` removes what no version that stays needs. ``register`` stores what DVC recorded of the chain
 beside the model (``lineage.json``), so none of it depends on which commits of dvc.lock were kept.
 """
 
 import json
-import logging
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from dvc.exceptions import DvcException
-from dvc.repo import Repo
-from dvc.scm import NoSCM
 from rich.console import Console
 from rich.tree import Tree
 
@@ -29,8 +24,10 @@ from convoy import params
 from convoy.checksums import sha256
 from convoy.errors import ConfigurationError, IntegrityError, ServiceError, StageError
 from convoy.model.scores import with_interval
-from convoy.repo.objects import opened
-from convoy.tracking import registry, retention
+from convoy.repo.collect import collect
+from convoy.repo.objects import open_cache
+from convoy.repo.restore import check_out, restore
+from convoy.tracking import outbox, registry, retention
 
 LINEAGE = "lineage.json"
 CHAIN = {"fetch": "raw files", "ingest": "shards", "augment": "augmentation", "train": "training",
@@ -48,12 +45,12 @@ def trace(name: str) -> None:
     stages = {stage.split("@")[0]: entry for stage, entry in recorded["lock"]["stages"].items()}
     aliases = f" ({', '.join(found.aliases)})" if found.aliases else ""
     tree = Tree(f"{found.name} version {found.version}{aliases}: {tags['model']}")
-    with opened() as repo:
+    with open_cache() as is_cached:
         for stage, title in CHAIN.items():
             entry = stages.get(stage, {"outs": []})
             branch = tree.add(f"{title}  {recorded['names'][stage]}")
             for out in entry["outs"]:
-                branch.add(_out(repo, out))
+                branch.add(_out(out, is_cached(out["md5"])))
             for path, text in recorded["files"].items() if stage == "fetch" else ():
                 branch.add(f"{path}: {' '.join(text.split())}")
             for key, value in entry.get("params", {}).get("params.yaml", {}).items():
@@ -97,11 +94,11 @@ def rebuild(name: str) -> None:
         _git("checkout", "--quiet", commit, cwd=clone, problem=f"commit {commit} is not in this repository; fetch it")
         if run["patch"]:
             _git("apply", "--whitespace=nowarn", "-", cwd=clone, given=run["patch"])
-        _restore(clone, recorded)
+        restore(clone, recorded)
         inputs = sorted(
             {str(Path(*Path(one["path"]).parts[:3])) for one in stage["deps"] if one["path"][:5] == "data/"}
         )
-        _bring(name, clone, inputs)
+        check_out(name, clone, inputs)
         print(f"{name}: train@{model} at {commit[:12]}{' with its patch' if run['patch'] else ''}", flush=True)
         env = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{clone}/mlflow.db"}
         done = subprocess.run([sys.executable, "-m", "stages", "train", model], cwd=clone, env=env, check=False)
@@ -172,7 +169,7 @@ def clean(last: int, champions: bool, dry_run: bool) -> None:
         named = ", ".join(f"{one.name}@{one.version} ({one.tags.get('model')})" for one in held)
         raise ConfigurationError(
             f"refused, nothing was removed: {named} would go, to which an alias such as champion points. "
-            f"--keep champion,last:{last} lets it stay; rollback makes another one champion first."
+            f"--keep-champions lets it stay; rollback makes another one champion first."
         )
     would = "would go" if dry_run else "gone"
     lineages = _lineages(stay, mentioned=content["ingest"])
@@ -181,7 +178,7 @@ def clean(last: int, champions: bool, dry_run: bool) -> None:
     print(f"{would}: {len(go.versions)} versions, {len(go.runs)} runs, {len(go.models)} stored models")
     if not dry_run:
         retention.remove(go)
-    objects, size = _clean_cache(lineages, dry_run)
+    objects, size = collect(lineages, dry_run)
     print(f"{would}: {objects:,} objects of DVC's cache, {_megabytes(size)}")
     for place in Path("data/train/.cache/checkpoints").glob("*/*"):
         if place.is_dir() and content["train"].get(place.name, {}).get("dataset") != place.parent.name:
@@ -248,10 +245,10 @@ def _lineages(stay: Sequence[registry.ModelVersion], mentioned: Container[str]) 
     return list(found.values())
 
 
-def _out(repo: Repo, out: dict[str, Any]) -> str:
+def _out(out: dict[str, Any], is_cached: bool) -> str:
     """Returns a line about an output: its hash, how much it is, and whether DVC's cache has it."""
     files = f"{out['nfiles']:,} files, " if "nfiles" in out else ""
-    here = "" if repo.cache.local.exists(out["md5"]) else ", not in the cache"
+    here = "" if is_cached else ", not in the cache"
     return f"{out['path']}: {out['md5'][:12]}, {files}{_megabytes(out['size'])}{here}"
 
 
@@ -293,122 +290,6 @@ def _git(*words: str, cwd: Path | None = None, given: str | None = None, problem
         raise ConfigurationError(f"{problem or 'git ' + words[0] + ' failed'}: {done.stderr.strip()}")
 
 
-def _restore(folder: Path, recorded: dict[str, Any]) -> None:
-    """Writes what DVC recorded into a checkout, which gets the cache and the remotes of this one."""
-    (folder / "dvc.lock").write_text(json.dumps(recorded["lock"]))  # YAML, too
-    for path, text in recorded["files"].items():
-        if not re.fullmatch(r"data/raw/[^/\\]+\.dvc", path):  # it comes from a registry, which others may write
-            raise IntegrityError(
-                f"the lineage of a version names the file {path!r}; only data/raw/<name>.dvc is allowed."
-            )
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(text)
-    settings = Path(".dvc/config.local")
-    if settings.exists():
-        shutil.copyfile(settings, folder / settings)
-    with opened() as repo:
-        place = Path(repo.cache.local_cache_dir).resolve()
-    _dvc(folder, "cache", "dir", "--local", str(place))
-
-
-def _bring(name: str, folder: Path, paths: Sequence[str]) -> None:
-    """Has DVC write outputs into a checkout, from the cache or else the remote.
-
-    Raises:
-        ConfigurationError: they are in neither, or it cannot be reached; the message names those that lack.
-    """
-    if not _dvc(folder, "checkout", "--quiet", *paths, needed=False).returncode:
-        return
-    pulled = _dvc(folder, "pull", *paths, needed=False)
-    if not pulled.returncode:
-        return
-    lost = [path for path in paths if _dvc(folder, "checkout", "--quiet", path, needed=False).returncode]
-    lines = _said(pulled).splitlines()
-    why = next((line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")), lines[-1]).rstrip(":")
-    raise ConfigurationError(
-        f"{name} cannot be trained again: {', '.join(lost)} are neither in DVC's cache nor in a remote (DVC: {why}). "
-        "A clone that has them can send them, python -m stages push, or be the remote itself: "
-        f"dvc remote add --default other CLONE/.dvc/cache. python -m stages trace {name} shows their hashes."
-    )
-
-
-def _dvc(folder: Path, *words: str, needed: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", *words], cwd=folder, capture_output=True, text=True, check=False
-    )
-    if done.returncode and needed:
-        raise ServiceError(f"dvc {words[0]} ended with status {done.returncode}: {_said(done)}")
-    return done
-
-
-def _said(done: subprocess.CompletedProcess[str]) -> str:
-    """Returns the last that a command said: why it failed, which some commands of DVC print as if it was a result."""
-    return (done.stderr.strip() or done.stdout.strip() or "it said nothing")[-2000:]
-
-
 def _runs_of_workspace() -> set[str]:
-    """Returns the runs that evaluate and register of this checkout would continue."""
-    return {json.loads(file.read_text())["run_id"] for file in Path("data/train").glob("*/*/run.json")}
-
-
-def _clean_cache(lineages: Sequence[dict[str, Any]], dry_run: bool) -> tuple[int, int]:
-    """Removes from DVC's cache what is unused; returns how many objects and bytes.
-
-    DVC's own collector keeps what other repositories use: each lineage becomes one, of its stages alone.
-    """
-    removed: list[int] = []
-
-    class Listener(logging.Handler):
-        """Takes down what DVC says it would remove."""
-
-        def emit(self, record: logging.LogRecord) -> None:
-            if record.msg == "Removing %s":
-                removed.append(Path(record.args[0]).stat().st_size)
-
-    with tempfile.TemporaryDirectory() as scratch, opened() as repo:
-        others = []
-        here = repo.cache.local.exists
-        known = [
-            one for one in lineages if one["files"] or any(here(out["md5"]) for out in _outs(one))
-        ]  # not elsewhere
-        for number, lineage in enumerate(known):
-            folder = Path(scratch, str(number))
-            folder.mkdir()
-            _dvc(folder, "init", "--no-scm", "--quiet")
-            _restore(folder, lineage)
-            (folder / "dvc.yaml").write_text(json.dumps({"stages": _stages(lineage["lock"])}))
-            others.append(str(folder))
-        speaks, complains = logging.getLogger("dvc_data.hashfile.gc"), logging.getLogger("dvc")
-        listener, levels = Listener(), (speaks.level, complains.level)
-        speaks.addHandler(listener)
-        speaks.setLevel(logging.INFO)
-        complains.setLevel(logging.ERROR)  # of every output that a commit's dvc.lock does not have
-        everywhere = not isinstance(repo.scm, NoSCM)
-        options = {"workspace": True, "all_branches": everywhere, "all_tags": everywhere, "repos": others}
-        try:
-            repo.gc(**options, dry=True)
-            if not dry_run:
-                repo.gc(**options)
-        except DvcException as error:
-            raise ServiceError(f"DVC's cache was not cleaned: {error}") from error
-        finally:
-            speaks.removeHandler(listener)
-            speaks.setLevel(levels[0])
-            complains.setLevel(levels[1])
-    return len(removed), sum(removed)
-
-
-def _outs(lineage: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yields what DVC recorded of each output of a lineage."""
-    for entry in lineage["lock"]["stages"].values():
-        yield from entry["outs"]
-
-
-def _stages(lock: dict[str, Any]) -> dict[str, Any]:
-    """Returns the stages of a dvc.yaml whose entries a lock has."""
-    stages: dict[str, Any] = {}
-    for name, entry in lock["stages"].items():
-        kind, _, key = name.partition("@")
-        do = {"cmd": entry["cmd"], "outs": [{out["path"]: {"persist": True}} for out in entry["outs"]]}
-        stages[kind] = {"foreach": [key], "do": do}
-    return stages
+    """Returns the ids of the records that evaluate and register of this checkout would continue."""
+    return {outbox.record_id(json.loads(file.read_text())) for file in Path("data/train").glob("*/*/run.json")}

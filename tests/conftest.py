@@ -61,7 +61,7 @@ def run_of(facts):
 
     client = store.connect()
     experiment = client.get_experiment_by_name(facts["dataset"]).experiment_id
-    [run, *_] = client.search_runs([experiment], f"tags.record = '{facts['run_id']}'")
+    [run, *_] = client.search_runs([experiment], f"tags.record = '{outbox.record_id(facts)}'")
     return run.info.run_id
 
 

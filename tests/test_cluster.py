@@ -242,13 +242,13 @@ def test_another_worker_takes_over_from_one_that_is_killed(prefect, clones, work
 
 FLOW = f"""
 import sys
-from flows import __main__
+from flows import cli
 from stages import check
 from convoy import params
 from convoy.tracking import runs
 check.check = runs.end_abandoned = lambda: None
 params.load = lambda: {NO_ENTRIES!r}
-sys.exit(__main__.main(["pipeline", "--cluster", sys.argv[1]]))
+sys.exit(cli.main(["run", "--cluster", sys.argv[1]]))
 """
 
 

@@ -29,12 +29,12 @@ def installed(folder, name, version, *requires):
     (place / "METADATA").write_text("\n".join([*lines, *(f"Requires-Dist: {one}" for one in requires)]) + "\n")
 
 
-@pytest.mark.parametrize("command", [("stages", "check"), ("flows", "results")])
+@pytest.mark.parametrize("command", ["check", "show"])
 def test_fault_28_a_mix_of_libraries_that_cannot_work_is_named_with_the_range_that_does(tmp_path, command):
     installed(tmp_path, "fastapi", "0.165.0")
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     said = subprocess.run(
-        [sys.executable, "-m", *command], capture_output=True, text=True, check=False, cwd=ROOT,
+        [sys.executable, "-m", "flows", command], capture_output=True, text=True, check=False, cwd=ROOT,
         env=os.environ | {"PYTHONPATH": path},
     )  # fmt: skip
     assert said.stderr == (

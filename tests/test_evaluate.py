@@ -149,7 +149,7 @@ def test_scores_and_pictures_reach_the_run_of_the_training(evaluated):
 
 def test_a_model_trained_elsewhere_gets_one_run_here(evaluated):
     file = evaluated / "train/bars/small/run.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"run_id": "0" * 32}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"record_id": "0" * 32}))
     for _ in range(2):
         evaluate("small", Evaluate(dataset="bars"))
     client = store.connect()

@@ -13,7 +13,8 @@ from convoy.data.shards import Shards, write_shards
 from convoy.data.vocabulary import UNKNOWN, Vocabulary
 from convoy.errors import ConfigurationError
 from convoy.model.predictor import Predictor
-from stages.evaluate.evaluators import explain
+from stages.evaluate.evaluators import explain, graph, ngrams
+from stages.evaluate.report import files as output
 
 RNG = np.random.default_rng(0)
 
@@ -106,7 +107,7 @@ def test_the_map_is_the_last_of_a_convolution_before_pooling_with_what_belongs_t
     x = layers.Dropout(0.5)(layers.AveragePooling2D(2, name="c_pool")(x))
     x = layers.Conv2D(3, 4, name="one_place")(x)
     model = keras.Model(picture, layers.Dense(2, "softmax")(layers.Flatten()(x)))
-    found = explain._feature_maps(model)
+    found = graph.feature_maps(model)
     assert [(node.operation.name, convolved) for node, convolved in found] == [
         ("a_relu", True), ("a_pool", False), ("sum", True), ("c", True), ("c_pool", False),
     ]  # fmt: skip # not c1 and c3, which stand side by side; nor one_place, whose map has no places
@@ -126,7 +127,7 @@ def text_cnn(**sizes):
 def test_contributions_and_bias_sum_to_the_scores_of_every_sentence(widths):
     model = text_cnn(widths=widths, classes=3)
     tokens = RNG.integers(1, 30, (40, 12)) * (np.arange(12) < RNG.integers(1, 13, (40, 1)))
-    sentences, windows, added = explain.window_contributions(model, tokens)
+    sentences, windows, added = ngrams.window_contributions(model, tokens)
     pooled = layers.Concatenate()([model.get_layer(f"max{n}").output for n in widths]) if len(widths) > 1 else None
     part = keras.Model(model.input, model.get_layer("max2").output if pooled is None else pooled)
     output = model.get_layer("output")
@@ -156,21 +157,21 @@ def test_the_planted_phrase_is_the_first_n_gram_of_its_class():
         start = RNG.integers(0, 8)
         sentence[start : start + 3] = phrases[number % 3 % 2]  # 40 and 20
     words = Vocabulary("words", [f"w{number}" for number in range(4, 30)])
-    blocks = (explain.window_contributions(model, tokens[part]) for part in (slice(0, 25), slice(25, 60)))
-    table = explain.ngrams(blocks, words, ["first", "second"])
+    blocks = (ngrams.window_contributions(model, tokens[part]) for part in (slice(0, 25), slice(25, 60)))
+    table = ngrams.ngrams(blocks, words, ["first", "second"])
     top = table.groupby("class").first()
     assert top["ngram"].tolist() == ["w7 w11 w13", "w20 w5 w9"]
     assert top["sentences"].tolist() == [40, 20]
     answer = [(vectors[list(phrase)] ** 2).sum() for phrase in phrases.values()]
     np.testing.assert_allclose(top["contribution"], answer, rtol=1e-5)  # nothing is likelier to win than itself
     np.testing.assert_allclose(top["total"], top["advantage"] * top["sentences"])
-    assert table.groupby("class").size().max() <= explain.NGRAMS
+    assert table.groupby("class").size().max() <= ngrams.NGRAMS
 
 
 def test_what_no_vocabulary_has_is_not_taken_for_a_question_mark():
     words, signs = Vocabulary("words", ["why", "?"]), Vocabulary("characters", ["a", " "])
-    assert "".join(explain._shown(words, np.array([4, UNKNOWN, 5, 0, 0]))) == "why [unknown] ? "
-    assert explain._shown(signs, np.array([4, 5, UNKNOWN])) == ["a", " ", "□"]
+    assert "".join(ngrams.readable(words, np.array([4, UNKNOWN, 5, 0, 0]))) == "why [unknown] ? "
+    assert ngrams.readable(signs, np.array([4, 5, UNKNOWN])) == ["a", " ", "□"]
 
 
 def test_examples_are_typical_right_ones_and_the_most_certain_errors():
@@ -186,14 +187,14 @@ def test_examples_are_typical_right_ones_and_the_most_certain_errors():
 
 
 @pytest.fixture
-def explained(tmp_path, capsys):
-    """Explains a model, loaded from a file, for some random examples; returns the files and what was said."""
+def explained(tmp_path):
+    """Explains a model, loaded from a file, for some random examples; returns the files and what is not there."""
 
     def run(model, kind, examples, folder="out"):
         model.save(tmp_path / "model.keras")
         loaded = keras.saving.load_model(tmp_path / "model.keras")
         classes = [f"class {number}" for number in range(model.output_shape[-1])]
-        takes = {"kind": kind, "classes": classes, "array": "example"}
+        takes = {"kind": kind, "classes": classes, "array": "text" if kind == "text" else "example"}
         rows = {"example": examples}
         if kind == "text":
             pieces = [f"w{number}" for number in range(4, 30)]
@@ -207,11 +208,10 @@ def explained(tmp_path, capsys):
         table = pd.DataFrame({"label": [classes[label] for label in labels], "probability": found.max(axis=1)})
         table["predicted"] = [classes[place] for place in found.argmax(axis=1)]
         table["correct"] = table["label"] == table["predicted"]
-        target = tmp_path / folder
-        for name in ("plots", "tables"):
-            (target / name).mkdir(parents=True)
-        explain.write(Predictor(loaded, takes), Shards(tmp_path / "test"), table, target, "m on d")
-        return {path.name: path.read_bytes() for path in target.rglob("*.*")}, capsys.readouterr().out
+        results = explain.explain(Predictor(loaded, takes), Shards(tmp_path / "test"), table)
+        results.predictions = table
+        output.write(results, tmp_path / folder, "m on d")
+        return {path.name: path.read_bytes() for path in (tmp_path / folder).glob("*s/*.*")}, results.notes
 
     return run
 
@@ -223,7 +223,7 @@ def test_every_architecture_can_be_explained_in_equal_bytes(name, explained):
     keras.utils.set_random_seed(0)
     model = module.build(**sizes)
     files, said = explained(model, module.KIND, inputs)
-    assert said == ""
+    assert said == []
     expected = {"images": ["activations.png", "filters.png", "gradcam.png"], "volumes": ["gradcam.png"]}
     expected["text"] = ["gradcam.png"] if name == "char_cnn" else ["ngrams.csv", "ngrams.png"]
     assert sorted(files) == expected[module.KIND]
@@ -237,7 +237,7 @@ def test_a_network_of_the_users_own_around_a_model_can_be_explained(explained):
     x = layers.GlobalAveragePooling2D()(inner(layers.Conv2D(3, 1, name="first")(picture)))
     model = keras.Model(picture, layers.Dense(2, "sigmoid")(x))  # not softmax
     files, said = explained(model, "images", RNG.integers(0, 256, (4, 16, 16, 3), np.uint8))
-    assert (sorted(files), said) == (["activations.png", "filters.png", "gradcam.png"], "")
+    assert (sorted(files), said) == (["activations.png", "filters.png", "gradcam.png"], [])
 
 
 def test_what_a_network_does_not_have_is_said_in_a_line_each(explained):
@@ -246,8 +246,8 @@ def test_what_a_network_does_not_have_is_said_in_a_line_each(explained):
         network(keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(2, "softmax")), "images", pictures
     )
     assert files == {}
-    [first, second, third] = said.splitlines()
-    assert first.endswith("no filters: no layer is a convolution over pictures")
+    [first, second, third] = said
+    assert first == "no filters: no layer is a convolution over pictures"
     assert "no activation maps: no convolution makes a feature map" in second
     assert "no Grad-CAM: no convolution makes a feature map" in third
 

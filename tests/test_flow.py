@@ -24,11 +24,10 @@ from prefect.states import Cancelling
 from ruamel.yaml import YAML
 
 from convoy.errors import BusyError, ServiceError
-from flows import __main__ as command
+from flows import cli, session
 from flows import pipeline as module
-from flows import session
 from flows.pipeline import StageFailedError, pipeline
-from flows.run import devices
+from flows.run import command, devices
 from flows.run.exclusive import CHECKOUT
 from flows.session import free_port
 
@@ -241,14 +240,14 @@ def running():
 FLOW = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
-from flows import __main__, pipeline
+from flows import cli, pipeline
 from stages import check
 from convoy import params
 from convoy.tracking import runs
 check.check = runs.end_abandoned = lambda: None
 params.load = lambda: {NO_ENTRIES!r}
 pipeline.devices.tempfile.gettempdir = os.getcwd
-sys.exit(__main__.main(["pipeline", "--slots", "1"]))
+sys.exit(cli.main(["run", "--slots", "1"]))
 """
 
 
@@ -329,7 +328,7 @@ def test_fault_22_a_server_that_goes_away_meanwhile_costs_a_warning_and_no_work(
     monkeypatch.setenv("PREFECT_HOME", str(Path.cwd() / "prefect"))
     monkeypatch.setenv("PREFECT_API_URL", address)
     try:
-        wait_for(lambda: session.away(address) is None, 120)
+        wait_for(lambda: session.find_outage(address) is None, 120)
         toy(a=(5, 0))
         process = started()
         wait_for(lambda: "train@a" in ran(), 90)
@@ -345,17 +344,17 @@ def test_fault_22_a_server_that_goes_away_meanwhile_costs_a_warning_and_no_work(
 
 
 class Replaced(Exception):  # noqa: N818 - it is no error
-    """Stands for the new process, in which the command is begun anew."""
+    """Stands for the new process, in which the command begins again."""
 
 
 @pytest.fixture
 def lost(toy, monkeypatch):
-    """A function by which ``python -m flows pipeline`` loses its server while somebody may ask it to end."""
+    """A function by which ``convoy run`` loses its server while somebody may ask it to end."""
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     monkeypatch.setenv(command.BEGUN, "")  # what the command sets is gone after the test
     monkeypatch.delenv(command.BEGUN)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.setattr(session, "reporting", lambda: nullcontext("http://127.0.0.1:9/api"))
+    monkeypatch.setattr(session, "connect", lambda: nullcontext("http://127.0.0.1:9/api"))
 
     def replaced(*_):
         raise Replaced
@@ -371,14 +370,14 @@ def lost(toy, monkeypatch):
                 raise httpx.ConnectError("refused")
 
         monkeypatch.setattr(module, "pipeline", flow)
-        monkeypatch.setattr(session, "away", lambda _: "refused" if gone else None)
-        return command.main(["pipeline", *words])
+        monkeypatch.setattr(session, "find_outage", lambda _: "refused" if gone else None)
+        return cli.main(["run", *words])
 
     return run
 
 
 @pytest.mark.parametrize(("gone", "address"), [(True, ""), (False, "http://127.0.0.1:9/api")])
-def test_fault_22_the_command_is_begun_anew(lost, capsys, gone, address):
+def test_fault_22_the_command_begins_again(lost, capsys, gone, address):
     with pytest.raises(Replaced):
         lost("train", gone=gone)
     assert os.environ["PREFECT_API_URL"] == address

@@ -6,7 +6,7 @@ import pytest
 from stages.register import gate
 from stages.register.gate import Answers, decide, mcnemar, mcnemar_power
 
-SETTINGS = {"kind": "text", "baseline": 0.5, "slices": {}, "min_gain": 0.0, "alpha": 0.05, "max_slice_loss": 0.1}
+SETTINGS = {"metric": "accuracy", "baseline": 0.5, "slices": {}, "min_gain": 0.0, "alpha": 0.05, "max_slice_loss": 0.1}
 EXPECTED = np.array(["yes"] * 400, object)
 
 
@@ -106,10 +106,10 @@ def test_fault_23_of_200_pairs_of_translations_that_are_equally_good_few_are_pro
         wrong = rng.uniform(size=sentences.shape) < rng.beta(1, 4, (60, 1))
         given = np.where(wrong, rng.integers(0, len(words), sentences.shape), sentences)
         texts = np.array([" ".join(words[row]) for row in given] + [None], object)[:-1]
-        value = gate.scores.main("translation", expected, texts)
+        value = gate.scores.main("bleu", expected, texts)
         return Answers(value, np.zeros(60), texts)
 
-    settings = SETTINGS | {"kind": "translation", "baseline": 0.0}
+    settings = SETTINGS | {"metric": "bleu", "baseline": 0.0}
     promoted = sum(decide(translated(), translated(), expected, **settings).promote for _ in range(200))
     assert promoted <= 16
     good, bad = translated(), Answers(5.0, np.zeros(60), expected[::-1])

@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 import struct
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
@@ -16,9 +17,9 @@ from convoy.errors import ConfigurationError, InputRefusedError, IntegrityError
 from convoy.kinds import images
 from stages.ingest import ingest as ingest_module
 from stages.ingest.entry import Ingest
-from stages.ingest.ingest import ingest, split_of
+from stages.ingest.ingest import ingest
 from stages.ingest.reading import Found
-from stages.register.model import prepared
+from stages.ingest.splits import choose_splits, split_of
 
 OPTIONS = {"kind": "images", "size": (12, 12), "mode": "grey"}
 
@@ -52,7 +53,7 @@ def test_equal_input_gives_equal_bytes(pictures):
 
 
 def test_the_tables_are_written_however_late_the_shards_begin(pictures, monkeypatch):
-    tables, write, written = ingest_module._tables, ingest_module._write, Event()
+    tables, write, written = ingest_module.write_tables, ingest_module.write_split, Event()
 
     def late(*arguments):
         assert written.wait(30)
@@ -62,8 +63,8 @@ def test_the_tables_are_written_however_late_the_shards_begin(pictures, monkeypa
         tables(*arguments)
         written.set()
 
-    monkeypatch.setattr(ingest_module, "_write", late)
-    monkeypatch.setattr(ingest_module, "_tables", first)
+    monkeypatch.setattr(ingest_module, "write_split", late)
+    monkeypatch.setattr(ingest_module, "write_tables", first)
     ingest("bars", Ingest(kind="images", size=(12, 12), mode="grey"))
     assert len(pd.read_parquet("data/ingest/bars/manifest.parquet")) == 60
 
@@ -101,7 +102,7 @@ def split_in_groups(size, count):
     found = Found(paths=[""] * len(contents), given=[None] * len(contents), contents=contents)
     near = [(first, first + copy) for first in range(0, len(contents), size) for copy in range(1, size)]
     pairs = np.array(near, np.int64).reshape(-1, 2)
-    found_splits, left_out = ingest_module._split(found, list(range(len(contents))), pairs, val=0.15, test=0.2)
+    found_splits, left_out = choose_splits(found, list(range(len(contents))), pairs, val=0.15, test=0.2)
     assert not left_out
     return dict(zip(contents, found_splits, strict=True))
 
@@ -168,14 +169,14 @@ RAISED = [
 
 def raising(monkeypatch, files, error):
     """Has the reader of pictures raise ``error`` at the bytes of ``files``."""
-    decode, contents = images.decode, {file.read_bytes() for file in files}
+    decode, contents = images.KIND.decode, {file.read_bytes() for file in files}
 
     def decode_or_raise(data, **options):
         if data[0] in contents:
             raise error
         return decode(data, **options)
 
-    monkeypatch.setattr(images, "decode", decode_or_raise)
+    monkeypatch.setattr(images, "KIND", replace(images.KIND, decode=decode_or_raise))
 
 
 @pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
@@ -209,10 +210,9 @@ def test_too_little_memory_is_no_property_of_an_example(pictures, monkeypatch):
 def test_a_served_model_refuses_what_a_reader_raises_with_the_reason(pictures, monkeypatch):
     file = pictures / "down/07.png"
     raising(monkeypatch, [file], TypeError("Cannot handle this data type"))
-    monkeypatch.setattr(images, "decode", lambda data, decode=images.decode, **options: decode([data], **options))
     takes = {"kind": "images", "array": "image", "size": (12, 12), "mode": "grey", "fit": "stretch"}
     with pytest.raises(InputRefusedError, match=r"cannot be decoded \(TypeError\): Cannot handle this data type"):
-        prepared(file.read_bytes(), takes)
+        images.prepare(file.read_bytes(), takes)
 
 
 def test_split_folders_of_the_raw_data_are_kept_and_val_comes_out_of_train(pictures):

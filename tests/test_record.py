@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -28,7 +29,7 @@ with outbox.run("0" * 32, "train@a", "d", {"rate": 0.1, "sizes": {"width": 2}}, 
         run.metrics({"epoch": epoch, "loss": 1 / epoch}, epoch)
         print(time.perf_counter() - started, flush=True)
         time.sleep(float(sys.argv[1]))
-    run.facts({"run_id": run.id, "memory": 7, "backend": "x", "libraries": {"keras": "3"}})
+    run.facts({"record_id": run.id, "memory": 7, "backend": "x", "libraries": {"keras": "3"}})
 """
 
 
@@ -185,7 +186,7 @@ def test_a_record_can_go_on_after_it_was_shipped(workspace):
         pass
     ended = shipped()[0].info.end_time
     time.sleep(0.01)
-    facts = {"run_id": run.id, "model": "a", "dataset": "d"}
+    facts = {"record_id": run.id, "model": "a", "dataset": "d"}
     with outbox.reopened(facts) as again:
         again.metrics({"test_accuracy": 0.5})
     [found] = shipped()
@@ -219,11 +220,39 @@ def test_a_run_that_died_and_began_anew_ended_as_killed(workspace, monkeypatch):
 
 
 def test_what_a_training_took_is_known_where_it_ran(workspace):
-    facts = {"model": "a", "dataset": "d", "run_id": "0" * 32}
+    facts = {"model": "a", "dataset": "d", "record_id": "0" * 32}
     assert outbox.measured(facts) == {}
     outbox.keep(facts, {"seconds": 1.5})
     assert outbox.measured(facts) == {"seconds": 1.5}
-    assert outbox.measured(facts | {"run_id": "1" * 32}) == {}  # of another training
+    assert outbox.measured(facts | {"record_id": "1" * 32}) == {}  # of another training
+
+
+def known(model="a"):
+    return json.loads((outbox.MEASURED / f"d/{model}.json").read_text())
+
+
+def test_mlflows_own_id_stands_beside_the_records_as_soon_as_it_is_known(workspace, monkeypatch):
+    monkeypatch.setattr(outbox, "Shipper", lambda number, name: SimpleNamespace(wait=lambda seconds: None))
+    with outbox.run("0" * 32, "train@a", "d", {}, {}):
+        assert known() == {"record_id": "0" * 32, "run_id": None}
+    facts = {"model": "a", "dataset": "d", "record_id": "0" * 32}
+    outbox.keep(facts, {"seconds": 1.5})
+    assert known()["run_id"] is None  # the store was away
+    shipping.ship()
+    assert known() == {"record_id": "0" * 32, "run_id": run_of(facts), "seconds": 1.5}
+    assert store.connect().get_run(known()["run_id"]).info.status == "FINISHED"
+    assert outbox.measured(facts) == {"seconds": 1.5}
+
+
+def test_files_of_an_older_convoy_call_the_record_run_id(workspace):
+    facts = {"model": "a", "dataset": "d", "run_id": "0" * 32}
+    (outbox.MEASURED / "d").mkdir(parents=True)
+    (outbox.MEASURED / "d/a.json").write_text(json.dumps({"run_id": "0" * 32, "seconds": 1.5}))
+    assert outbox.record_id(facts) == "0" * 32
+    assert outbox.measured(facts) == {"seconds": 1.5}
+    assert outbox.measured(facts | {"record_id": "0" * 32}) == {"seconds": 1.5}
+    outbox.note("d", "a", "0" * 32, run_id="9")
+    assert known() == {"record_id": "0" * 32, "run_id": "9", "seconds": 1.5}
 
 
 def test_a_line_is_whole_json_and_on_the_disk_before_the_work_goes_on(workspace, monkeypatch):
@@ -335,7 +364,7 @@ def test_fault_43_one_record_that_is_refused_for_now_keeps_no_other_waiting(unsh
         shipping.ship()
     assert first.exists()
     assert not second.exists()
-    facts = {"run_id": second.stem, "model": "second", "dataset": "d"}
+    facts = {"record_id": second.stem, "model": "second", "dataset": "d"}
     with runs.reopened(facts):  # as register does
         pass
 

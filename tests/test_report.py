@@ -22,7 +22,7 @@ KINDS = ("images", "volumes", "text", "translation")
 CLASSES = ("cat", "dog", "cow")
 HISTORY = pd.DataFrame({"epoch": [1, 2, 3], "loss": [2, 1, 0.5], "accuracy": [0.3, 0.5, 0.8], "val_loss": [2, 1.5, 1],
                         "val_accuracy": [0.3, 0.4, 0.6]})  # fmt: skip
-FACTS = {"model": "small", "dataset": "pets", "architecture": "plain_cnn", "run_id": "0" * 32, "parameters": 12345,
+FACTS = {"model": "small", "dataset": "pets", "architecture": "plain_cnn", "record_id": "0" * 32, "parameters": 12345,
          "epochs": 3, "flops": 1_000_000, "devices": ["cpu:0"], "libraries": {"keras": "3.15.0"}}  # fmt: skip
 TOOK = {"examples_per_second": 6789, "validation_examples_per_second": 23456, "memory": 1234, "seconds": 12.3}
 ACCURACY = {"metric": "accuracy", "accuracy": 0.75, "accuracy_low": 0.6, "accuracy_high": 0.86, "val_accuracy": 0.7,

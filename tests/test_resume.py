@@ -80,7 +80,7 @@ def start(model):
 def outcome(data, dataset, model):
     folder = data / "train" / dataset / model
     facts = json.loads((folder / "run.json").read_text())
-    facts = {key: value for key, value in facts.items() if key not in ("model", "run_id")}
+    facts = {key: value for key, value in facts.items() if key not in ("model", "record_id")}
     return [facts, *((folder / name).read_bytes() for name in ("model.keras", "history.csv", "input.json"))]
 
 

@@ -82,7 +82,7 @@ def trained(workspace):
     with outbox.run("0" * 32, "train@a", "d", {}, {}) as run:
         pass
     time.sleep(0.01)
-    return {"run_id": run.id, "dataset": "d", "model": "a"}
+    return {"record_id": run.id, "dataset": "d", "model": "a"}
 
 
 def test_a_run_deleted_in_the_browser_is_taken_back(trained):

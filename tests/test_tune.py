@@ -481,13 +481,13 @@ COMMAND = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from flows import __main__
+from flows import cli
 from flows.run import devices
 from flows.tune import trials as module
 devices.tempfile.gettempdir = os.getcwd
 if Path("code").exists():
     module.CODE = Path("code").resolve()
-sys.exit(__main__.main(["tune", "m", "--trials", *sys.argv[1:]]))
+sys.exit(cli.main(["tune", "m", "--trials", *sys.argv[1:]]))
 """
 
 

@@ -1,1 +1,5 @@
-"""Kinds of data: all that is known about pictures, volumes, texts and pairs of sentences."""
+"""Kinds of data: all that is known about pictures, volumes, texts and pairs of sentences, in one file each."""
+
+from convoy.kinds.base import NAMES, Kind, get
+
+__all__ = ["NAMES", "Kind", "get"]

@@ -1,9 +1,14 @@
 """Pictures: how one is read, and what is stored of it."""
 
+import io
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
+from PIL import Image
 
 from convoy.kinds import pictures
-from convoy.kinds.base import Example
+from convoy.kinds.base import Example, Kind, Raw, prepare_file
 from convoy.kinds.fingerprints import SIDE, fingerprint
 
 
@@ -42,3 +47,32 @@ def decode(
         thumbnail = fingerprint(stored if enough else picture)
     content = pictures.content(picture, file, facts)
     return Example(content, {"image": pictures.to_array(stored)}, facts, thumbnail)
+
+
+def prepare(raw: Raw, takes: Mapping[str, Any]) -> np.ndarray:
+    """Returns what ingest would store of the file ``raw``; see ``base.prepare_file``."""
+    return prepare_file("images", raw, takes)
+
+
+def pack(stored: np.ndarray) -> bytes:
+    """Returns a stored picture, (height, width, channels), as a PNG."""
+    packed = io.BytesIO()
+    Image.fromarray(stored[..., 0] if stored.shape[-1] == 1 else stored).save(packed, "PNG")
+    return packed.getvalue()
+
+
+KIND = Kind(
+    name="images",
+    noun="picture",
+    arrays=("image",),
+    decode=decode,
+    prepare=prepare,
+    pack=pack,
+    axes=2,
+    sent="binary",
+    endings=(".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"),
+    reads="A picture: the bytes of a PNG, JPEG, BMP, GIF, TIFF, WEBP or PPM file; read as {size} pixels, {mode}.",
+    per_class=9,
+    errors=48,
+    explained=(10, 5),
+)

@@ -4,11 +4,13 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 from convoy.errors import InputRefusedError
 from convoy.kinds import encodings
-from convoy.kinds.base import Example
+from convoy.kinds.base import Example, Kind, Raw
 from convoy.kinds.fingerprints import text_fingerprint
 
 CHARACTERS = 1_000_000  # of one text; the longest novels have three times as many
@@ -68,3 +70,34 @@ def facts(text: str) -> dict[str, int | str]:
 def _script(letter: str) -> str:
     """Returns the first word of the name that Unicode gives to a letter."""
     return unicodedata.name(letter, "none").partition(" ")[0].partition("-")[0]
+
+
+def prepare(raw: Raw, _: Mapping[str, Any]) -> str:
+    """Returns what ingest would store of the text ``raw``.
+
+    Raises:
+        InputRefusedError: it is no text, or as ``normalised``.
+    """
+    if not isinstance(raw, str):
+        raise InputRefusedError(f"is {type(raw).__name__}, not a text")
+    return normalised(raw)
+
+
+def pack(stored: str) -> str:
+    """Returns a stored text as it is."""
+    return stored
+
+
+KIND = Kind(
+    name="text",
+    noun="text",
+    arrays=("text",),
+    decode=decode,
+    prepare=prepare,
+    pack=pack,
+    sent="string",
+    reads="A sentence; of longer texts the first {length} tokens are read.",
+    per_class=5,
+    errors=20,
+    explained=(6, 4),
+)

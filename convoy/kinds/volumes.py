@@ -1,14 +1,16 @@
 """Volumes and clips: how one is read, and what is stored of it."""
 
 import hashlib
-from collections.abc import Iterator
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from convoy.errors import InputRefusedError
 from convoy.kinds import arrays, pictures
-from convoy.kinds.base import Example
+from convoy.kinds.base import Example, Kind, Raw, prepare_file
 
 VOXELS = 2**29  # of one volume; bounds the time and memory that a small file full of frames can take
 LEAST = 2**14  # voxels that a frame counts for at least
@@ -88,3 +90,32 @@ def _to_depth(frames: np.ndarray, depth: int, fit: str) -> np.ndarray:
         return frames
     lines = Image.fromarray(frames.reshape(len(frames), -1))  # Pillow's rule for height, for depth
     return np.asarray(lines.resize((lines.width, depth), Image.Resampling.BILINEAR)).reshape(depth, *frames.shape[1:])
+
+
+def prepare(raw: Raw, takes: Mapping[str, Any]) -> np.ndarray:
+    """Returns what ingest would store of the files ``raw``; see ``base.prepare_file``."""
+    return prepare_file("volumes", raw, takes)
+
+
+def pack(stored: np.ndarray) -> bytes:
+    """Returns a stored volume, (depth, height, width, channels), as an .npy file."""
+    packed = io.BytesIO()
+    np.save(packed, stored[..., 0] if stored.shape[-1] == 1 else stored)
+    return packed.getvalue()
+
+
+KIND = Kind(
+    name="volumes",
+    noun="volume",
+    arrays=("volume",),
+    decode=decode,
+    prepare=prepare,
+    pack=pack,
+    axes=3,
+    sent="binary",
+    endings=(".npy", ".gif", ".tif", ".tiff"),
+    reads="A volume or clip: the bytes of an .npy, GIF or TIFF file, brought to {size} voxels, {mode}.",
+    per_class=7,
+    errors=24,
+    explained=(3, 2),
+)

@@ -9,8 +9,10 @@ import keras
 import numpy as np
 from scipy.special import logsumexp
 
-from convoy.data.shards import Arrays, Shards, objects, read_json
+from convoy import kinds
+from convoy.data.shards import Arrays, Shards, objects
 from convoy.data.vocabulary import BEGIN, END, PAD, Vocabulary, by_length, pad
+from convoy.files import read_json
 from convoy.model import backend
 from convoy.model.beam_search import Translation, search
 from convoy.model.scores import scaled
@@ -31,13 +33,17 @@ class Predictor:
     def __init__(self, network: keras.Model, takes: dict[str, Any]) -> None:
         self.network, self.takes = network, takes
         network.jit_compile = backend.compilation()  # a loaded model has none, which means XLA
-        self.kind, self.classes = takes["kind"], takes["classes"]
-        sides = [side for side in ("text", "source", "target") if side in takes]
-        self.vocabularies = {side: Vocabulary.from_json(takes[side]) for side in sides}
-        if self.kind == "translation":
+        self.kind, self.classes = kinds.get(takes["kind"]), takes["classes"]
+        self.vocabularies = {side: Vocabulary.from_json(takes[side]) for side in self.kind.arrays if side in takes}
+        if not self.kind.has_classes:
             self._encoder, self._decoder = network.get_layer("encoder"), network.get_layer("decoder")
             for part in (self._encoder, self._decoder):
                 part.compile(jit_compile=backend.compilation())
+
+    @property
+    def array(self) -> str:
+        """The array of stored examples that the network reads."""
+        return self.takes.get("array", self.kind.column)
 
     @classmethod
     def load(cls, folder: Path) -> "Predictor":
@@ -46,21 +52,21 @@ class Predictor:
 
     def inputs(self, block: Arrays) -> list[np.ndarray]:
         """Returns the network's inputs for a block of stored examples."""
-        if self.kind == "translation":
+        if not self.kind.has_classes:
             source = self.vocabularies["source"].encode(block["source"], self.takes["length"])
             target = self.vocabularies["target"].encode(block["target"], self.takes["length"])
             return [pad(list(source)), pad([np.concatenate([[BEGIN], row]) for row in target])]
-        if self.kind == "text":
-            tokens = self.vocabularies["text"].encode(block["text"], self.takes["length"])
+        if self.kind.is_text:
+            tokens = self.vocabularies[self.array].encode(block[self.array], self.takes["length"])
             return [pad(list(tokens), self.network.input_shape[1])]
-        return [block[self.takes["array"]]]
+        return [block[self.array]]
 
     def probabilities(self, examples: Shards) -> np.ndarray:
         """Returns the probabilities of all examples, float32 of shape (examples, classes), in bounded memory."""
         found = np.empty((len(examples), len(self.classes)), np.float32)
-        for rows in self._blocks(examples, BLOCK, "text"):
+        for rows in self._blocks(examples, BLOCK, self.array):
             [inputs] = self.inputs(examples[rows])
-            if self.kind == "text":
+            if self.kind.is_text:
                 found[rows] = self.network.predict_on_batch(inputs)
             else:
                 found[rows] = self.network.predict(inputs, verbose=0)  # few at a time: pictures take memory
@@ -68,17 +74,16 @@ class Predictor:
 
     def answers(self, examples: Shards) -> np.ndarray:
         """Returns the name of the class, or the translation, of each example; objects of shape (examples,)."""
-        if self.kind == "translation":
+        if not self.kind.has_classes:
             found = dict(self.translations(examples))
             return self.written(found[number] for number in range(len(examples)))
         return np.array(self.classes, object)[self.probabilities(examples).argmax(axis=1)]
 
     def reads(self, examples: Shards) -> bool:
         """Tells whether these are examples of the kind and size that the network takes."""
-        if self.kind in ("text", "translation"):
-            return {"text": "text", "translation": "target"}[self.kind] in examples.names
-        array = self.takes["array"]
-        return array in examples.names and self.network.input_shape[1:] == examples.shape(array)
+        if self.kind.is_text:
+            return all(array in examples.names for array in self.kind.arrays)
+        return self.array in examples.names and self.network.input_shape[1:] == examples.shape(self.array)
 
     def classified(self, block: Arrays) -> np.ndarray:
         """Returns the probabilities of few examples, float of shape (n, classes), at the temperature of what it takes.
@@ -99,7 +104,7 @@ class Predictor:
         Args:
             block: as of ``classified``, or source.
         """
-        if self.kind == "translation":
+        if not self.kind.has_classes:
             known = self.vocabularies["target"]
             return [(known.decode(one.tokens), math.exp(one.score)) for one in self.translate(block["source"])]
         return [(self.classes[row.argmax()], float(row.max())) for row in self.classified(block)]
@@ -135,7 +140,7 @@ class Predictor:
     def _blocks(self, examples: Shards, size: int, column: str) -> Iterator[np.ndarray]:
         """Yields the numbers of examples, those of texts by length, so that little padding is computed."""
         order = np.arange(len(examples))
-        if column not in examples.names:
+        if not self.kind.is_text:
             yield from (order[start : start + size] for start in range(0, len(order), size))
             return
         lengths = examples.text_bytes(column)  # signs and tokens are no more

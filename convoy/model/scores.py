@@ -9,18 +9,16 @@ from scipy.special import softmax
 if TYPE_CHECKING:
     from sacrebleu.metrics import BLEU
 
-METRICS = {"images": "accuracy", "volumes": "accuracy", "text": "accuracy", "translation": "bleu"}  # by kind of data
-TRUTHS = {"images": "label", "volumes": "label", "text": "label", "translation": "target"}  # column of predictions
 PART = "part."  # of predictions.parquet: begins the name of a column that says which part an example belongs to
 SMALLEST = 1e-12  # a probability of float32 may be 0
 
 
-def main(kind: str, expected: np.ndarray, answers: np.ndarray) -> float:
-    """Returns the main metric of ``answers``: accuracy, a share; or BLEU of a whole test split, of 100.
+def main(metric: str, expected: np.ndarray, answers: np.ndarray) -> float:
+    """Returns the main metric of a kind for ``answers``: accuracy, a share; or BLEU of a whole test split, of 100.
 
     Source of BLEU: Papineni et al. 2002, as computed by Post 2018, arXiv:1804.08771 (sacreBLEU).
     """
-    if METRICS[kind] == "accuracy":
+    if metric == "accuracy":
         return float(np.mean(expected == answers))
     return bleu().corpus_score(answers.tolist(), [expected.tolist()]).score
 
@@ -32,17 +30,17 @@ def bleu() -> "BLEU":
     return BLEU(effective_order=True)
 
 
-def of_examples(kind: str, expected: np.ndarray, answers: np.ndarray) -> np.ndarray:
+def of_examples(metric: str, expected: np.ndarray, answers: np.ndarray) -> np.ndarray:
     """Returns the score of each answer: 1 for the right class and 0 for others; chrF of 100 for a translation.
 
     Source of chrF: Popovic 2015, with sacreBLEU's defaults; of single sentences BLEU says little.
     """
-    if METRICS[kind] == "accuracy":
+    if metric == "accuracy":
         return (expected == answers).astype(np.float64)
     from sacrebleu.metrics import CHRF
 
-    metric = CHRF()
-    return np.array([metric.sentence_score(one, [other]).score for one, other in zip(answers, expected, strict=True)])
+    chrf = CHRF()
+    return np.array([chrf.sentence_score(one, [other]).score for one, other in zip(answers, expected, strict=True)])
 
 
 def shown(metric: str, value: float, digits: int = 2) -> str:

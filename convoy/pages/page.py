@@ -56,7 +56,7 @@ def words(name: str) -> str:
 
 
 def later(key: str, facts: Mapping[str, Any]) -> Markup:
-    """Returns the place of a number of ``record.measured``, given a model's run.json, which the browser fills in.
+    """Returns the place of a number of ``outbox.measured``, given a model's run.json, which the browser fills in.
 
     It is in ``measured.js`` beside the model's report, since a page has equal bytes for equal input.
     """

@@ -12,7 +12,7 @@ from dvc.dependency.param import ParamsDependency
 from dvc.utils.serialize import load_yaml, modify_yaml
 
 from convoy.errors import ConfigurationError
-from convoy.repo.objects import opened
+from convoy.repo.objects import open_repo
 
 LOCK = "dvc.lock"
 
@@ -54,7 +54,7 @@ def read(targets: Sequence[str] = ()) -> dict[str, Node]:
     Raises:
         ConfigurationError: DVC cannot read the graph, or a target is not in it.
     """
-    with opened() as repo:
+    with open_repo() as repo:
         whole = repo.index.graph
         nodes = {}
         for stage in whole:
@@ -79,13 +79,13 @@ def read(targets: Sequence[str] = ()) -> dict[str, Node]:
 
 def imports() -> list[str]:
     """Returns the .dvc files of what ``dvc import`` and ``dvc import-url`` brought."""
-    with opened() as repo:
+    with open_repo() as repo:
         return sorted(stage.path_in_repo for stage in repo.index.graph if stage.is_import)
 
 
 def remote() -> str | None:
     """Returns the name of the default remote; None: there is none."""
-    with opened() as repo:
+    with open_repo() as repo:
         return repo.config["core"].get("remote")
 
 
@@ -95,7 +95,7 @@ def changes(names: Sequence[str]) -> dict[str, list[str]]:
     What stages would change for one another is not foreseen.
     """
     found: dict[str, list[str]] = {name: [] for name in names}
-    with opened() as repo:
+    with open_repo() as repo:
         for name, facts in repo.status(targets=list(names)).items() if names else ():
             for fact in facts:
                 if isinstance(fact, str):  # "changed command", "always changed"
@@ -108,7 +108,7 @@ def changes(names: Sequence[str]) -> dict[str, list[str]]:
 
 def code() -> list[str]:
     """Returns the files of this checkout that stages read and none writes, and dvc.yaml."""
-    with opened() as repo:
+    with open_repo() as repo:
         made = [Path(out.fs_path) for out in repo.index.outs]
         files = [dep for dep in repo.index.deps if dep.protocol == "local" and not isinstance(dep, ParamsDependency)]
         read = {Path(dep.fs_path) for dep in files if dep.is_in_repo}
@@ -122,21 +122,21 @@ def code() -> list[str]:
 
 def parameters() -> list[str]:
     """Returns the files of parameters."""
-    with opened() as repo:
+    with open_repo() as repo:
         paths = {Path(dep.fs_path) for dep in repo.index.params if dep.is_in_repo}
         return sorted({"params.yaml", *(path.relative_to(repo.root_dir).as_posix() for path in paths)})
 
 
 def entries(names: Sequence[str]) -> dict[str, dict]:
     """Returns what dvc.lock says of the stages that it knows."""
-    with opened() as repo:
+    with open_repo() as repo:
         known = load_yaml(str(Path(repo.root_dir, LOCK))) if Path(LOCK).exists() else {}
     return {name: entry for name, entry in known.get("stages", {}).items() if name in names}
 
 
 def merge(entries: Mapping[str, dict]) -> None:
     """Writes what dvc.lock of another clone says of some stages into the one here."""
-    with opened(wait=True) as repo, repo.lock, modify_yaml(str(Path(repo.root_dir, LOCK))) as known:
+    with open_repo(wait=True) as repo, repo.lock, modify_yaml(str(Path(repo.root_dir, LOCK))) as known:
         known.setdefault("schema", "2.0")
         stages = known.setdefault("stages", {})
         for name, entry in entries.items():
@@ -149,7 +149,7 @@ def ignore(names: Sequence[str]) -> None:
 
     It matters beyond Git: a stage that depends on their folder depends on its .gitignore too.
     """
-    with opened(wait=True) as repo, repo.lock:
+    with open_repo(wait=True) as repo, repo.lock:
         for name in names:
             repo.stage.load_one(name=name).ignore_outs()
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -124,7 +124,7 @@ class Store:
         infos = list(infos)
         if not self.exists:
             return dict.fromkeys(infos, MISSING)
-        with _threads(self.threads) as pool:
+        with threads(self.threads) as pool:
             found = track(pool.map(self.problem, infos), self.name, "objects", len(infos))
             return {info: problem for info, problem in zip(infos, found, strict=True) if problem}
 
@@ -150,7 +150,7 @@ class Store:
 
 
 @contextmanager
-def opened(wait: bool = False) -> Iterator[Repo]:
+def open_repo(wait: bool = False) -> Iterator[Repo]:
     """Opens DVC's view of the checkout; its own errors here are about configuration.
 
     Args:
@@ -166,18 +166,26 @@ def opened(wait: bool = False) -> Iterator[Repo]:
 
 
 @contextmanager
-def shared(remote: str | None) -> Iterator[tuple[Store, Store, list[Output]]]:
+def open_cache() -> Iterator[Callable[[str], bool]]:
+    """Yields a function that tells whether DVC's cache has the object of a hash, as dvc.lock writes it."""
+    with open_repo() as repo:
+        yield repo.cache.local.exists
+
+
+@contextmanager
+def open_shared(remote: str | None) -> Iterator[tuple[Store, Store, list[Output]]]:
     """Opens the cache, a remote, and the outputs that are pushed to it."""
-    with opened() as repo:
-        cache, store = _cache(repo), _remote(repo, remote, needed=True)
-        yield cache, store, [output for output in _outputs(repo, cache, store, remote) if output.pushed]
+    with open_repo() as repo:
+        cache, store = cache_of(repo), remote_of(repo, remote, needed=True)
+        yield cache, store, [output for output in outputs_of(repo, cache, store, remote) if output.pushed]
 
 
-def _cache(repo: Repo) -> Store:
+def cache_of(repo: Repo) -> Store:
+    """Returns DVC's cache of a checkout."""
     return Store("cache", repo.cache.local, repo.cache.legacy, os.cpu_count() or 1)
 
 
-def _remote(repo: Repo, name: str | None, *, needed: bool = False) -> Store | None:
+def remote_of(repo: Repo, name: str | None, *, needed: bool = False) -> Store | None:
     """Returns a remote by its name, or the default one; None where there is no default and none is needed."""
     name = name or repo.config["core"].get("remote")
     known = ", ".join(repo.config["remote"]) or "none"
@@ -199,7 +207,7 @@ def _remote(repo: Repo, name: str | None, *, needed: bool = False) -> Store | No
         raise ConfigurationError(f"remote {name}: {error}") from error
 
 
-def _outputs(repo: Repo, cache: Store, store: Store | None, remote: str | None) -> list[Output]:
+def outputs_of(repo: Repo, cache: Store, store: Store | None, remote: str | None) -> list[Output]:
     """Returns what dvc.lock and the .dvc files record; a listing comes from wherever it is whole."""
     name = (remote or repo.config["core"].get("remote") or "").lower()
     outputs = []
@@ -225,13 +233,13 @@ def _outputs(repo: Repo, cache: Store, store: Store | None, remote: str | None) 
 def _listing_of_workspace(repo: Repo, path: str, info: HashInfo) -> dict[str, HashInfo] | None:
     """Hashes a folder; returns its members if they are the ones that were recorded."""
     tree = Tree()
-    for file in _files(repo, path):
+    for file in files_of(repo, path):
         tree.add(PurePosixPath(file).relative_to(path).parts, None, HashInfo(info.name, file_md5(file, name=info.name)))
     tree.digest(name=info.name)
     return {"/".join(key): member for key, _, member in tree} if tree.hash_info.value == info.value else None
 
 
-def _files(repo: Repo, path: str) -> list[str]:
+def files_of(repo: Repo, path: str) -> list[str]:
     """The files of a folder that DVC would look at, from the root of the checkout."""
     found = repo.dvcignore.find(repo.fs, str(Path(repo.root_dir, path))) if Path(path).is_dir() else ()
     return sorted(PurePosixPath(Path(file).relative_to(repo.root_dir)).as_posix() for file in found)
@@ -258,25 +266,29 @@ def run_hash(path: Path) -> str | None:
         return None
 
 
-def _objects(outputs: list[Output]) -> dict[HashInfo, None]:
+def objects_of(outputs: list[Output]) -> dict[HashInfo, None]:
+    """Returns the objects that outputs consist of, in their order, each once."""
     return dict.fromkeys(info for output in outputs for info in output.objects)
 
 
 def is_here(output: Output) -> bool:
+    """Tells whether an output is in the workspace, perhaps as a link to nowhere."""
     return os.path.lexists(output.path)
 
 
-def _names(paths: list[str]) -> str:
+def listed(paths: list[str]) -> str:
+    """Returns up to three paths, and how many more there are."""
     return ", ".join(paths[:3]) + (f" and {len(paths) - 3:,} more" if len(paths) > 3 else "")
 
 
 def capped(texts: Iterable[str]) -> list[str]:
+    """Returns up to SHOWN lines of a message, and how many more there are."""
     texts = [f"  {text}" for text in texts]
     return texts[:SHOWN] + ([f"  ... and {len(texts) - SHOWN:,} more"] if len(texts) > SHOWN else [])
 
 
 @contextmanager
-def _threads(number: int) -> Iterator[ThreadPoolExecutor]:
+def threads(number: int) -> Iterator[ThreadPoolExecutor]:
     """A pool that does not finish its queue when something has failed."""
     pool = ThreadPoolExecutor(number)
     try:

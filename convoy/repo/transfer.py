@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 from convoy.errors import ServiceError
-from convoy.repo.objects import MISSING, _objects, _remote, is_here, opened, shared
+from convoy.repo.objects import MISSING, is_here, objects_of, open_repo, open_shared, remote_of
 from convoy.repo.verify import Findings, damaged_cache, damaged_remote, empty
 
 
@@ -23,8 +23,8 @@ def push(remote: str | None = None, *, repair: bool = False) -> None:
         ConfigurationError: no such remote.
     """
     findings = Findings()
-    with shared(remote) as (cache, store, outputs):
-        bad = cache.examine(_objects(outputs))
+    with open_shared(remote) as (cache, store, outputs):
+        bad = cache.examine(objects_of(outputs))
         for output in outputs:
             for info, paths in output.objects.items():
                 if bad.get(info, MISSING) != MISSING:
@@ -33,7 +33,7 @@ def push(remote: str | None = None, *, repair: bool = False) -> None:
             raise findings.error("Nothing was pushed.")
         if repair:
             deleted = 0
-            broken = store.examine(_objects(outputs))
+            broken = store.examine(objects_of(outputs))
             for output in outputs:
                 lost = [info for info in output.objects if info in broken]
                 for info in {*lost, output.info} if lost else ():
@@ -43,8 +43,8 @@ def push(remote: str | None = None, *, repair: bool = False) -> None:
                         deleted += 1
             print(f"{store.name}: deleted {deleted} objects, to be sent again")
     _dvc("push", remote)
-    with opened() as repo:
-        store = _remote(repo, remote, needed=True)
+    with open_repo() as repo:
+        store = remote_of(repo, remote, needed=True)
         broken = store.examine(bad)
         for output in outputs:
             for info, paths in output.objects.items():
@@ -63,15 +63,15 @@ def pull(remote: str | None = None) -> None:
         ConfigurationError: no such remote.
     """
     findings = Findings()
-    with shared(remote) as (cache, store, outputs):
-        bad = cache.examine(_objects(outputs))
-        whole = _objects(outputs).keys() - bad.keys()
+    with open_shared(remote) as (cache, store, outputs):
+        bad = cache.examine(objects_of(outputs))
+        whole = objects_of(outputs).keys() - bad.keys()
         if bad and not store.exists:
-            empty(store, len(_objects(outputs)), findings)
+            empty(store, len(objects_of(outputs)), findings)
     if bad and not findings.damages:
         _dvc("fetch", remote, needed=False)  # its status is 0 also when it has thrown away what arrived damaged
-        with shared(remote) as (cache, store, outputs):
-            bad = cache.examine(info for info in _objects(outputs) if info not in whole)
+        with open_shared(remote) as (cache, store, outputs):
+            bad = cache.examine(info for info in objects_of(outputs) if info not in whole)
             broken = store.examine(info for info, problem in bad.items() if problem == MISSING)
             for output in outputs:
                 # A listing arrives after its members: where one of them is the cause, it is not reported on its own.

@@ -1,6 +1,6 @@
 """Re-hashes what the data relies on, and lets data pass to and from a remote only when it is whole.
 
-``python -m stages verify`` reads every byte of the outputs in the workspace, of DVC's cache and of the default remote;
+``convoy verify`` reads every byte of the outputs in the workspace, of DVC's cache and of the default remote;
 ``verify REMOTE`` of that remote, in which everything then has to be. ``push`` and ``pull`` are ``dvc push`` and
 ``dvc pull`` with that check between reading and writing.
 
@@ -23,18 +23,18 @@ from convoy.repo.objects import (
     MISSING,
     Output,
     Store,
-    _cache,
-    _files,
-    _names,
-    _objects,
-    _outputs,
-    _remote,
-    _threads,
     altered,
+    cache_of,
     capped,
+    files_of,
     is_here,
-    opened,
+    listed,
+    objects_of,
+    open_repo,
+    outputs_of,
+    remote_of,
     run_hash,
+    threads,
 )
 
 
@@ -70,14 +70,14 @@ def verify(remote: str | None = None) -> None:
         ConfigurationError: no such remote.
     """
     findings, unreachable = Findings(), None
-    with opened() as repo:
-        cache, store = _cache(repo), _remote(repo, remote)
+    with open_repo() as repo:
+        cache, store = cache_of(repo), remote_of(repo, remote)
         try:
             if store:
                 _ = store.exists
         except ServiceError as error:
             store, unreachable = None, error
-        outputs = _outputs(repo, cache, store, remote)
+        outputs = outputs_of(repo, cache, store, remote)
         bad = _check_cache(repo, outputs, cache, findings)
         _check_workspace(repo, outputs, bad, findings)
         if store:
@@ -95,13 +95,13 @@ def verify(remote: str | None = None) -> None:
 def _check_cache(repo: Repo, outputs: list[Output], cache: Store, findings: Findings) -> dict[HashInfo, str]:
     """Reads every object of the cache, whichever commit it is of; returns what is wrong with each bad one."""
     cached = [output for output in outputs if output.cached]
-    known = _objects(cached)
+    known = objects_of(cached)
     names = list(cache.odb.all()) if cache.exists else []
     halves = [name for name in names if name.endswith(".tmp")]
     if halves:
         findings.notes.append(
-            f"half-written by runs that were ended, and no data: {len(halves):,} files of the cache (python -m stages "
-            "clean removes them)"
+            f"half-written by runs that were ended, and no data: {len(halves):,} files of the cache (convoy clean "
+            "removes them)"
         )
     stored = [HashInfo(cache.odb.hash_name, name) for name in names if not name.endswith(".tmp")]
     bad = cache.examine(dict.fromkeys([*stored, *known]))
@@ -130,8 +130,7 @@ def _check_cache(repo: Repo, outputs: list[Output], cache: Store, findings: Find
     print(f"cache: read {len(stored):,} objects; notes of earlier runs: {len(entries):,}")
     if absent:
         findings.notes.append(
-            f"not in this clone: {len(absent):,} of {len(cached):,} outputs, e.g. {absent[0]} "
-            "(python -m stages pull brings them)"
+            f"not in this clone: {len(absent):,} of {len(cached):,} outputs, e.g. {absent[0]} (convoy pull brings them)"
         )
     return bad
 
@@ -148,16 +147,16 @@ def _check_workspace(repo: Repo, outputs: list[Output], bad: dict[HashInfo, str]
             )
             continue
         wanted |= {path: (info, output) for path, info in output.files.items()}
-        for path in _files(repo, output.path):
+        for path in files_of(repo, output.path):
             wanted.setdefault(path, (None, output))
-    with _threads(os.cpu_count() or 1) as pool:
+    with threads(os.cpu_count() or 1) as pool:
         tasks = ((path, info) for path, (info, _) in wanted.items())
         for path, problem in track(pool.map(lambda task: altered(*task), tasks), "workspace", "files", len(wanted)):
             if problem:
                 output = wanted[path][1]
                 lost = not output.cached or any(info in bad for info in output.objects)
                 source = (
-                    f"bring it back with `python -m stages pull`, or {output.again}"
+                    f"bring it back with `convoy pull`, or {output.again}"
                     if lost
                     else f"`dvc checkout {output.path}`; if the change is meant, `dvc commit {output.path}` instead"
                 )
@@ -170,16 +169,14 @@ def _check_remote(
 ) -> None:
     """Reads every object that this commit needs; unless ``complete``, what is whole here may be missing there."""
     outputs = [output for output in outputs if output.pushed]
-    objects = _objects(outputs)
+    objects = objects_of(outputs)
     broken = store.examine(objects)
     print(f"{store.name}: read {len(objects) - sum(problem == MISSING for problem in broken.values()):,} objects")
     if objects and not store.exists:
         if complete:
             empty(store, len(objects), findings)
         else:
-            findings.notes.append(
-                f"{store.name} ({store.url}) is empty: nothing was pushed yet (python -m stages push)"
-            )
+            findings.notes.append(f"{store.name} ({store.url}) is empty: nothing was pushed yet (convoy push)")
         return
     waiting = set()
     for output in outputs:
@@ -193,14 +190,15 @@ def _check_remote(
     if waiting:
         findings.notes.append(
             f"{store.name}: not pushed yet: {len(waiting):,} of {len(outputs):,} outputs, e.g. {min(waiting)} "
-            "(python -m stages push)"
+            "(convoy push)"
         )
 
 
 def empty(store: Store, objects: int, findings: Findings) -> None:
+    """Adds that a remote has none of so many ``objects``."""
     findings.add(
         f"{store.name} ({store.url}) is empty or does not exist: it has none of the {objects:,} objects",
-        "`python -m stages push` in a clone that has the data, if nothing was pushed yet; else check the remote's URL",
+        "`convoy push` in a clone that has the data, if nothing was pushed yet; else check the remote's URL",
     )
 
 
@@ -214,11 +212,22 @@ def damaged_cache(
     *,
     here: bool,
 ) -> None:
+    """Adds an object of the cache that is altered or missing.
+
+    Args:
+        output: that needs it.
+        info: its hash.
+        paths: that it stands for.
+        bad: what is wrong with objects of the cache.
+        cache: where it lies.
+        findings: gets it.
+        here: the output is in the workspace, from which the cache can take it.
+    """
     delete = "" if bad[info] == MISSING else "delete the objects named, then "
     fetch = f"`dvc fetch {output.path}`, or where no remote has it "
     from_workspace = f"`dvc commit --force {output.path}`, which takes it from the workspace if that is whole"
     findings.add(
-        f"cache: {cache.place(info)} {bad[info]}: {_names(paths)}",
+        f"cache: {cache.place(info)} {bad[info]}: {listed(paths)}",
         f"{output.path} in the cache: {delete}{fetch}{from_workspace if here else output.again}",
     )
 
@@ -232,10 +241,21 @@ def damaged_remote(
     store: Store,
     findings: Findings,
 ) -> None:
+    """Adds an object of a remote that is altered or missing.
+
+    Args:
+        output: that needs it.
+        info: its hash.
+        paths: that it stands for.
+        broken: what is wrong with objects of the remote.
+        bad: the same of the cache.
+        store: the remote.
+        findings: gets it.
+    """
     whole = not any(info in bad for info in output.objects)
     where = "here" if whole else f"in a clone that has it whole; if there is none, {output.again} first"
-    mend = f"python -m stages push --repair {store.name.removeprefix('remote ')}"
+    mend = f"convoy push --repair {store.name.removeprefix('remote ')}"
     findings.add(
-        f"{store.name}: {store.place(info)} {broken[info]}: {_names(paths)}",
+        f"{store.name}: {store.place(info)} {broken[info]}: {listed(paths)}",
         f"{output.path} in the {store.name}: `{mend}` {where}",
     )

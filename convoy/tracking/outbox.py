@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import psutil
 from filelock import FileLock
 
-from convoy import CODE, secrets
+from convoy import CODE, files, secrets
 from convoy.errors import ServiceError
 
 FOLDER = Path("data/runs")
@@ -118,6 +118,8 @@ def run(
     }
     with _written(number, opening | {"anew": anew}) as record:
         record.open()
+        if anew:
+            note(dataset, name.partition("@")[2], number, run_id=None)  # until it is shipped
         yield record
 
 
@@ -129,17 +131,39 @@ def reopened(facts: Mapping[str, Any]) -> Iterator[Record]:
     """
     found = {"stage": "train", "model": facts["model"], "dataset": facts["dataset"]}
     opening = {"name": f"train@{facts['model']}", "dataset": facts["dataset"], "tags": found, "later": True}
-    with _written(facts["run_id"], opening) as record:
+    with _written(record_id(facts), opening) as record:
         yield record
 
 
 def keep(facts: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
     """Keeps what a training took here - seconds, memory, speed - beside its ``run.json``; see ``measured``."""
-    file = MEASURED / facts["dataset"] / f"{facts['model']}.json"
+    note(facts["dataset"], facts["model"], record_id(facts), **measured)
+
+
+def note(dataset: str, model: str, number: str, **more: Any) -> None:
+    """Adds to what this checkout alone knows of a training: ``data/train/.cache/measured/<dataset>/<model>.json``.
+
+    ``record_id`` stands in ``run.json`` too, and ``run_id`` is MLflow's own id of the run, null until it is shipped.
+    MLflow draws it by chance, each store another one, so that it cannot be in an output of DVC.
+
+    Args:
+        dataset: of the training.
+        model: of the training.
+        number: id of its record; what the file says of another one is dropped.
+        more: what to add.
+    """
+    file = _measured(dataset, model)
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps({"run_id": facts["run_id"]} | measured, indent=1), encoding="utf-8")
-    partial.replace(file)
+    with FileLock(file.with_suffix(".lock")):  # a training and its shipper both write
+        content, known = {"record_id": number, "run_id": None}, _read(file)
+        if record_id(known) == number:
+            content |= known if "record_id" in known else {**known, "run_id": None}
+        files.write_json(file, content | more, indent=1)
+
+
+def record_id(facts: Mapping[str, Any]) -> str | None:
+    """Returns the id of a training's record, given its ``run.json``; an older convoy called it ``run_id``."""
+    return facts["record_id"] if "record_id" in facts else facts.get("run_id")
 
 
 def measured(facts: Mapping[str, Any], checkout: Path = Path()) -> dict[str, Any]:
@@ -148,9 +172,18 @@ def measured(facts: Mapping[str, Any], checkout: Path = Path()) -> dict[str, Any
     ``seconds``, ``memory`` and ``device_memory`` in MiB, ``examples_per_second`` in training,
     ``validation_examples_per_second``, and when it ``finished``.
     """
-    file = checkout / MEASURED / facts["dataset"] / f"{facts['model']}.json"
-    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    return found if found.pop("run_id", None) == facts["run_id"] else {}
+    found = _read(checkout / _measured(facts["dataset"], facts["model"]))
+    if record_id(found) != record_id(facts):
+        return {}
+    return {key: value for key, value in found.items() if key not in ("record_id", "run_id")}
+
+
+def _measured(dataset: str, model: str) -> Path:
+    return MEASURED / dataset / f"{model}.json"
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
 def path(number: str) -> Path:

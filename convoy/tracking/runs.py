@@ -111,14 +111,15 @@ def reopened(facts: dict[str, Any]) -> Iterator[str]:
     Raises:
         ServiceError: the store cannot be reached, or another process does not get done with the record.
     """
-    bring_record(facts["run_id"])
+    number = outbox.record_id(facts)
+    bring_record(number)
     try:
         ship()
     except StageError as error:
         warn(str(error))
     client = connect()
     tags = {"stage": "train", "model": facts["model"], "dataset": facts["dataset"]}
-    run_id = recorded(client, facts["run_id"], f"train@{facts['model']}", facts["dataset"], tags)
+    run_id = recorded(client, number, f"train@{facts['model']}", facts["dataset"], tags)
     ended, status = client.get_run(run_id).info.end_time, "FAILED"
     try:
         with mlflow.start_run(run_id=run_id, log_system_metrics=False):

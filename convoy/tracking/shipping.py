@@ -16,6 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
+from convoy import files
 from convoy.errors import ConfigurationError, ServiceError, StageError
 from convoy.tracking import outbox
 
@@ -114,7 +115,7 @@ def ship() -> int:
                 continue
             if trouble := shipment.go():
                 problem = problem or shipment.error(
-                    f"{trouble}. What {name} said waits in {file}; python -m stages ship uploads it."
+                    f"{trouble}. What {name} said waits in {file}; convoy ship uploads it."
                 )
                 if not _answers():
                     break
@@ -261,9 +262,7 @@ class _Shipment:
 
     def _note(self, state: dict[str, Any]) -> None:
         self._state = dict(state)
-        partial = self._place.with_suffix(".partial")
-        partial.write_text(json.dumps(self._state), encoding="utf-8")
-        partial.replace(self._place)
+        files.write_json(self._place, self._state)
 
     def _set_aside(self, error: Exception) -> None:
         names = (self._path.with_name(f"{self._path.name}{number or ''}.aside") for number in itertools.count())
@@ -272,7 +271,7 @@ class _Shipment:
         self._path.replace(aside)
         warn(
             f"{self._path} cannot be uploaded to {place()} ({type(error).__name__}: {first_line(error)}). It is named "
-            f"{aside} now and holds nothing up. To try once more, name it back and run python -m stages ship"
+            f"{aside} now and holds nothing up. To try once more, name it back and run convoy ship"
         )
 
     def _lines(self) -> list[bytes]:
@@ -306,6 +305,7 @@ class _Shipment:
             _bring_or_warn("parameters", lambda: client.log_batch(run_id, params=parameters))
             if line["patch"]:
                 _bring_or_warn("the patch", lambda: client.log_text(run_id, line["patch"], PATCH))
+        outbox.note(line["dataset"], line["name"].partition("@")[2], self._number, run_id=run_id)
         self._state |= {"run": run_id, "open": True, "later": later}  # last: all of it was brought, or none counts
 
     def _bring_metrics(self, client: MlflowClient, line: dict[str, Any]) -> None:
@@ -318,7 +318,7 @@ class _Shipment:
         client.log_batch(
             self._state["run"],
             metrics=[Metric(key, float(value), line["at"], 0) for key, value in numbers.items()],
-            tags=[RunTag(key, str(value)) for key, value in others.items() if key != "run_id"],
+            tags=[RunTag(key, str(value)) for key, value in others.items() if key not in ("record_id", "run_id")],
         )
 
     def _bring_data(self, client: MlflowClient, line: dict[str, Any]) -> None:

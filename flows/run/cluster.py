@@ -226,7 +226,7 @@ class Cluster:
         if not workers:
             raise ServiceError(
                 f"the scheduler {self._address} has no worker. Start one in another clone: "
-                f"`python -m flows worker {self._address}`."
+                f"`convoy worker {self._address}`."
             )
         problems = self._connect().run(find_problem, self._code, workers=list(workers))
         if wrong := [problem for problem in problems.values() if problem]:

@@ -1,30 +1,31 @@
-"""Batch prediction by the champion: ``python -m flows predict --dataset digits INPUT OUTPUT``."""
+"""Batch prediction by the champion: ``convoy predict digits INPUT OUTPUT``."""
 
 import csv
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from convoy import files, kinds
 from convoy.errors import ConfigurationError, InputRefusedError
 from convoy.machine.progress import track
 from convoy.machine.room import cores
 from convoy.tracking import registry
 from stages.ingest.decoding import read_file
-from stages.ingest.finders.images import PICTURE_ENDINGS
 from stages.ingest.formats import tables
 from stages.ingest.records import Source
-from stages.register.model import COLUMNS, prepared, together
+from stages.register.model import together
+
+if TYPE_CHECKING:
+    from convoy.model.predictor import Predictor
 
 BLOCK = 256  # examples read and predicted at a time; bounds memory
-ENDINGS = {"images": PICTURE_ENDINGS, "volumes": (".npy", ".gif", ".tif", ".tiff")}  # files of which each is an example
 SCHEMA = pa.schema(
     [("path", pa.string()), ("predicted", pa.string()), ("probability", pa.float32()), ("reason", pa.string())]
 )
@@ -56,29 +57,27 @@ def predict(dataset: str, source: Path, target: Path) -> None:
     if target.suffix not in (".csv", ".parquet"):
         raise ConfigurationError(f"{target}: the ending has to be .csv or .parquet.")
     champion = registry.needed_champion(dataset)
-    kind = champion.tags.get("kind")
-    if kind is None:
+    if "kind" not in champion.tags:
         raise ConfigurationError(
             f"version {champion.version} of {dataset} does not say how its examples were prepared: register it again."
         )
+    kind = kinds.get(champion.tags["kind"])
     examples, total = _examples(source, kind)
-    backend, predictor = (
-        import_module(f"convoy.model.{name}") for name in ("backend", "predictor")
-    )  # seconds of start-up
+    from convoy.model import backend, predictor  # they import Keras: seconds of start-up
+
     backend.prepare()
     known = predictor.Predictor(*registry.load_model(champion))
 
-    partial = target.with_name(f"{target.name}.partial")
     tracked = track(examples, f"predict@{dataset}", "examples", total)
     with ExitStack() as stack:
-        stack.callback(partial.unlink, missing_ok=True)
+        partial = stack.enter_context(files.replacement(target))
         pool = stack.enter_context(ThreadPoolExecutor(cores()))
         write, close = _writer(partial, target.suffix)
         refused = done = 0
         while block := list(islice(tracked, BLOCK)):
-            read = list(pool.map(lambda example: _read(*example[1:], known.takes), block))
+            read = list(pool.map(lambda example: _read(*example[1:], known), block))
             usable = [value for value, _ in read if value is not None]
-            answers = iter(known.answer({COLUMNS[kind]: together(usable)}) if usable else ())
+            answers = iter(known.answer({kind.column: together(usable)}) if usable else ())
             rows = []
             for (path, *_), (value, reason) in zip(block, read, strict=True):
                 label, probability = (None, None) if value is None else next(answers)
@@ -88,25 +87,24 @@ def predict(dataset: str, source: Path, target: Path) -> None:
         if not done:
             raise InputRefusedError(f"{source} has no examples{_endings(kind)}.")
         close()
-        partial.replace(target)
     print(f"{target}: {done - refused:,} examples predicted by version {champion.version}, {refused:,} cannot be read")
 
 
-def _examples(source: Path, kind: str) -> tuple[Iterator[Example], int | None]:
+def _examples(source: Path, kind: kinds.Kind) -> tuple[Iterator[Example], int | None]:
     """Returns name, place and problem of every example, and how many there are, where that is known."""
-    if source.is_dir() and kind in ENDINGS:
-        paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in ENDINGS[kind])
+    if source.is_dir() and kind.endings:
+        paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in kind.endings)
         return ((path.relative_to(source).as_posix(), path, None) for path in paths), len(paths)
-    if source.suffix == ".txt" and source.is_file() and kind not in ENDINGS:
+    if source.suffix == ".txt" and source.is_file() and not kind.endings:
         return _in_lines(source), None
     if source.suffix in (".csv", ".parquet") and source.is_file():
         return _in_table(source, kind), pq.read_metadata(source).num_rows if source.suffix == ".parquet" else None
-    allowed = "folder, .csv or .parquet" if kind in ENDINGS else ".txt, .csv or .parquet"
+    allowed = "folder, .csv or .parquet" if kind.endings else ".txt, .csv or .parquet"
     raise InputRefusedError(f"{source} is no {allowed} that exists.")
 
 
-def _endings(kind: str) -> str:
-    return f" ({', '.join(ENDINGS[kind])})" if kind in ENDINGS else ""
+def _endings(kind: kinds.Kind) -> str:
+    return f" ({', '.join(kind.endings)})" if kind.endings else ""
 
 
 def _in_lines(source: Path) -> Iterator[Example]:
@@ -118,33 +116,32 @@ def _in_lines(source: Path) -> Iterator[Example]:
             raise InputRefusedError(f"{source} is not UTF-8: {error}") from None
 
 
-def _in_table(source: Path, kind: str) -> Iterator[Example]:
-    read, column = Source(source.parent), COLUMNS[kind]
-    for row in tables.rows(read, source.name, (), (column, "path") if kind in ENDINGS else (column,)):
+def _in_table(source: Path, kind: kinds.Kind) -> Iterator[Example]:
+    read, column = Source(source.parent), kind.column
+    for row in tables.rows(read, source.name, (), (column, "path") if kind.endings else (column,)):
         [columns] = read.notes["columns"].values()
         if not columns:
-            raise InputRefusedError(
-                f"{source} has no column {column}{' and no column path' if kind in ENDINGS else ''}."
-            )
+            raise InputRefusedError(f"{source} has no column {column}{' and no column path' if kind.endings else ''}.")
         value, path = row.values.get(column), row.values.get("path")
         name = path or f"{source.name}#{row.number}"
-        if kind not in ENDINGS:
+        if not kind.endings:
             yield name, value, row.problem or (None if isinstance(value, str) else "no text")
             continue
         if isinstance(value, dict):
             value = value.get("bytes")
         place = value if isinstance(value, bytes) else source.parent / path if path else None
-        yield name, place, row.problem or (None if place else f"no bytes of {kind}")
+        yield name, place, row.problem or (None if place else f"no bytes of {kind.name}")
 
 
 def _read(
-    place: bytes | str | Path | None, problem: str | None, takes: dict[str, Any]
+    place: bytes | str | Path | None, problem: str | None, known: "Predictor"
 ) -> tuple[np.ndarray | str | None, str]:
     """Returns an example as ingest would store it, or None and why not."""
     if problem:
         return None, problem
     try:
-        return prepared(read_file(str(place.parent), place.name) if isinstance(place, Path) else place, takes), ""
+        raw = read_file(str(place.parent), place.name) if isinstance(place, Path) else place
+        return known.kind.prepare(raw, known.takes), ""
     except InputRefusedError as error:
         return None, str(error)
 

@@ -1,14 +1,12 @@
-"""The champion behind HTTP, on loopback: ``make serve DATASET=digits``."""
+"""The champion behind HTTP, on loopback: ``convoy serve digits``."""
 
 import tempfile
 from contextlib import suppress
 
+from convoy import kinds
 from convoy.errors import ConfigurationError, ServiceError
 from convoy.tracking import registry
 from flows import session
-from stages.register.model import COLUMNS
-
-FILES = ("image", "volume")  # columns of bytes
 
 
 def serve(dataset: str, port: int) -> None:
@@ -30,13 +28,13 @@ def serve(dataset: str, port: int) -> None:
             f"version {champion.version} of {dataset} takes no raw examples: it was stored by an older convoy. "
             f"Register it again: dvc repro --force --single-item register@{dataset}"
         )
-    session.check_free(port, f"make serve DATASET={dataset} SERVE_PORT=...")
-    column = COLUMNS[champion.tags["kind"]]
-    value = "$(base64 < FILE | tr -d '\\n')" if column in FILES else "A sentence."
+    session.check_free(port, f"convoy serve {dataset} --port ...")
+    kind = kinds.get(champion.tags["kind"])
+    value = "A sentence." if kind.is_text else "$(base64 < FILE | tr -d '\\n')"
     with suppress(KeyboardInterrupt), tempfile.TemporaryDirectory() as elsewhere, registry.checked(champion) as model:
         print(f"version {champion.version} of {dataset} ({champion.tags['model']}); Ctrl-C ends it. To ask it:")
         print(
-            f"""  printf '{{"dataframe_records": [{{"{column}": "%s"}}]}}' "{value}" |
+            f"""  printf '{{"dataframe_records": [{{"{kind.column}": "%s"}}]}}' "{value}" |
     curl http://127.0.0.1:{port}/invocations -H 'Content-Type: application/json' -d @-""",
             flush=True,
         )

@@ -1,4 +1,4 @@
-"""What a pipeline would run, why, and what its trainings would cost: ``python -m flows plan``."""
+"""What a pipeline would run, why, and what its trainings would cost: ``convoy plan``."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from convoy import journal
-from convoy.data.shards import read_json
+from convoy.files import read_json
 from convoy.repo import graph
 from convoy.tracking import outbox
 from flows.run import devices
@@ -81,8 +81,8 @@ def memory() -> dict[str, int]:
 
 
 def costs(models: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns what trainings would cost, as ``python -m stages cost`` says it: in a process that has Keras."""
-    command = [sys.executable, "-m", "stages", "cost", *models]
+    """Returns what trainings would cost, as ``convoy cost`` says it: in a process that has Keras."""
+    command = [sys.executable, "-m", "flows", "cost", *models]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = {entry["model"]: entry for entry in map(json.loads, done.stdout.splitlines())}
     failed = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]

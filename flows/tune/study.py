@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from convoy import files
 from stages.search_space import Choice, Interval, Search
 
 DIGITS = 4  # significant ones of a number that is tried, so that params.yaml stays legible
@@ -219,9 +220,8 @@ class Study:
 
 def _create_store(folder: Path) -> str:
     """Returns the address of the store of trials; it is created at once or not at all."""
-    database, partial = folder / "search.db", folder / "search.db.partial"
+    database = folder / "search.db"
     if not database.exists():
-        partial.unlink(missing_ok=True)
-        optuna.storages.RDBStorage(f"sqlite:///{partial}").engine.dispose()
-        partial.rename(database)
+        with files.replacement(database) as partial:
+            optuna.storages.RDBStorage(f"sqlite:///{partial}").engine.dispose()
     return f"sqlite:///{database}"

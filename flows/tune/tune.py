@@ -1,4 +1,4 @@
-"""Searches for better values of a model's entry in params.yaml: ``python -m flows tune lenet5``.
+"""Searches for better values of a model's entry in params.yaml: ``convoy tune lenet5``.
 
 Optuna chooses the values (TPE), and ends poor trials early (Hyperband). A trial is a training in a process of its own,
 on a device of the flows. The trials are kept in ``data/tune/<model>/search.db``, so the same command continues where

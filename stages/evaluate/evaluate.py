@@ -1,18 +1,17 @@
 """Scores one model on data it has not seen: -> data/evaluate/<dataset>/<model>."""
 
-import json
-import shutil
 from pathlib import Path
 
 import pandas as pd
 
 from convoy.checksums import sha256
-from convoy.data.shards import INDEX, Shards, read_json
+from convoy.data.shards import INDEX, Shards
+from convoy.files import read_json
 from convoy.model import backend, scores
 from convoy.model.predictor import Predictor
 from convoy.tracking import outbox
 from stages.evaluate.entry import Evaluate
-from stages.evaluate.report import pictures, report
+from stages.evaluate.report import files, report
 
 
 def evaluate(model: str, entry: Evaluate) -> None:
@@ -38,20 +37,21 @@ def evaluate(model: str, entry: Evaluate) -> None:
     with outbox.reopened(facts) as run:
         backend.prepare()
         predictor = Predictor.load(trained)
-        if predictor.kind == "translation":
-            from stages.evaluate.evaluators.translation import assess
-        else:
-            from stages.evaluate.evaluators.classification import assess
+        test, val, manifest = Shards(source / "test"), Shards(source / "val"), _manifest(source)
+        if predictor.kind.has_classes:
+            from stages.evaluate.evaluators import classification
 
-        test, val = Shards(source / "test"), Shards(source / "val")
-        shutil.rmtree(target, ignore_errors=True)
-        for folder in ("tables", "plots"):
-            (target / folder).mkdir(parents=True)
-        metrics, table = assess(predictor, test, val, _manifest(source), target, title)
+            results = classification.assess(predictor, test, val, manifest)
+        else:
+            from stages.evaluate.evaluators import translation  # imports sacreBLEU
+
+            results = translation.assess(predictor, test, val, manifest, title)
+        for note in results.notes:
+            print(f"{target}: {note}")
+        metrics = results.metrics
         metrics["parameters"] = facts["parameters"]
-        (target / "metrics.json").write_text(json.dumps(metrics, indent=1))
-        table.to_parquet(target / "predictions.parquet", index=False)
-        pictures.draw_curves(pd.read_csv(trained / "history.csv"), title).savefig(target / "plots/curves.png")
+        results.plots["curves"] = (pd.read_csv(trained / "history.csv"),)
+        files.write(results, target, title)
         report.write(target, trained, test)
         numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
         run.metrics({f"{_prefix(key)}{key}": value for key, value in numbers.items()})

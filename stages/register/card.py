@@ -8,16 +8,11 @@ from typing import Any
 
 import pandas as pd
 
+from convoy import kinds
 from convoy.model.scores import shown, with_interval
 from convoy.tracking.outbox import measured
 
 WEAKEST = 3  # classes that are named
-READS = {
-    "images": "A picture: the bytes of a PNG, JPEG, BMP, GIF, TIFF, WEBP or PPM file; read as {size} pixels, {mode}.",
-    "volumes": "A volume or clip: the bytes of an .npy, GIF or TIFF file, brought to {size} voxels, {mode}.",
-    "text": "A sentence; of longer texts the first {length} tokens are read.",
-    "translation": "A sentence in the source language; of longer ones the first {length} tokens are read.",
-}
 # Metrics that the card explains; the others are in the version's tags.
 EXPLAINED = {
     "macro_f1": "F1, mean over the classes",
@@ -80,7 +75,7 @@ def card(
         lines[-1] += f" Classes: {', '.join(map(_plain, classes[:20]))}{', ...' if len(classes) > 20 else ''}."
     lines += [
         "",
-        f"**Takes.** {READS[about['kind']].format(**takes | {'size': size})}",
+        f"**Takes.** {kinds.get(about['kind']).reads.format(**takes | {'size': size})}",
         "",
         "**Scores** (test split)",
         "",
@@ -94,7 +89,7 @@ def card(
         f"{tags['latency.p95_ms']} ms |"
     )
     lines += ["", "**Limits.**", *(f"- {one}" for one in limits(about, metrics, evaluated)), ""]
-    lines += [f"Where it comes from: `python -m stages trace {about['dataset']}@{version}`."]
+    lines += [f"Where it comes from: `convoy trace {about['dataset']}@{version}`."]
     return "\n".join(lines)
 
 

@@ -52,7 +52,7 @@ def decide(
     champion: Answers | None,
     expected: np.ndarray,
     *,
-    kind: str,
+    metric: str,
     baseline: float,
     slices: dict[str, np.ndarray],
     min_gain: float,
@@ -70,7 +70,7 @@ def decide(
         challenger: the new one.
         champion: the present one, or None where there is none that can read these examples.
         expected: what would have been right, objects of shape (n,).
-        kind: of the data; it decides on the metric and the test.
+        metric: the main one of the kind of data; it decides on the test.
         baseline: the metric without a model, e.g. the share of the largest class; the first champion has to beat it.
         slices: name -> which examples belong to it, bool of shape (n,).
         min_gain: by how much the challenger has to exceed the champion, in the main metric.
@@ -78,7 +78,6 @@ def decide(
         max_slice_loss: in the mean score of a slice's examples.
         alone: why there is no ``champion`` to compare with.
     """
-    metric = scores.METRICS[kind]
     new = shown(metric, challenger.value)
     if champion is None:
         text = f"{metric} {new} against {shown(metric, baseline)} without a model"

@@ -1,8 +1,8 @@
 """The servable model: a picture's bytes, a sentence or a volume in, a label with probabilities out.
 
 MLflow keeps this file and the code that it uses beside the network, and calls ``_load_pyfunc`` wherever the model is
-loaded or served; nothing is pickled. Raw examples are prepared by the functions that ingest has for them, so that
-nothing differs between training and serving.
+loaded or served; nothing is pickled. Raw examples are prepared by their kind, as in ingest, so that nothing differs
+between training and serving.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,9 @@ import pandas as pd
 
 from convoy.data.shards import objects
 from convoy.errors import InputRefusedError
-from convoy.kinds.base import decode_with
-from convoy.kinds.text import normalised
+from convoy.kinds.base import Raw
 
-COLUMNS = {"images": "image", "volumes": "volume", "text": "text", "translation": "source"}  # of raw examples, by kind
 BLOCK = 256  # examples predicted at a time; bounds memory
-
-Raw = bytes | str | list[bytes]
 
 
 class Servable:
@@ -35,7 +31,7 @@ class Servable:
 
         backend.prepare()
         self._predictor = predictor.Predictor.load(folder)
-        self._column = COLUMNS[self._predictor.kind]
+        self._kind = self._predictor.kind
 
     def predict(self, asked: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Returns a row per example: label, probability and probabilities (class -> its probability).
@@ -50,7 +46,7 @@ class Servable:
         Raises:
             MlflowException: an example cannot be read; served over HTTP this is status 400 with the reason.
         """
-        values = asked[self._column].tolist()
+        values = asked[self._kind.column].tolist()
         parts = [self._answer(values, start) for start in range(0, len(values), BLOCK)]
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"label": [], "probability": []})
 
@@ -60,12 +56,12 @@ class Servable:
         examples = []
         for number, value in enumerate(values[start : start + BLOCK], start):
             try:
-                examples.append(prepared(value, self._predictor.takes))
+                examples.append(self._kind.prepare(value, self._predictor.takes))
             except InputRefusedError as error:
-                raise MlflowException.invalid_parameter_value(f"{self._column} {number}: {error}") from None
-        block = {self._column: together(examples)}
-        if self._predictor.kind == "translation":
-            return pd.DataFrame(self._predictor.answer(block), columns=["translation", "probability"])
+                raise MlflowException.invalid_parameter_value(f"{self._kind.column} {number}: {error}") from None
+        block = {self._kind.column: together(examples)}
+        if not self._kind.has_classes:
+            return pd.DataFrame(self._predictor.answer(block), columns=list(self._kind.answers))
         found, classes = self._predictor.classified(block), self._predictor.classes
         return pd.DataFrame(
             {
@@ -78,29 +74,6 @@ class Servable:
 
 def _load_pyfunc(path: str) -> Servable:
     return Servable(Path(path))
-
-
-def prepared(raw: Raw, takes: dict[str, Any]) -> np.ndarray | str:
-    """Returns one raw example as ingest would store it.
-
-    Args:
-        raw: a text; the bytes of a file; of a volume also those of several files.
-        takes: what the model takes; the content of its input.json.
-
-    Raises:
-        InputRefusedError: it cannot be read; the message says why.
-    """
-    kind = takes["kind"]
-    if kind in ("text", "translation"):
-        if not isinstance(raw, str):
-            raise InputRefusedError(f"is {type(raw).__name__}, not a text")
-        return normalised(raw)
-    if not isinstance(raw, bytes | list):
-        raise InputRefusedError(f"is {type(raw).__name__}, not the bytes of a file")
-    if kind == "volumes" and isinstance(raw, bytes):
-        raw = [raw]
-    options = {key: takes[key] for key in ("size", "mode", "fit")}
-    return decode_with(kind, raw, options).arrays[takes["array"]]
 
 
 def together(examples: Sequence[np.ndarray | str]) -> np.ndarray:

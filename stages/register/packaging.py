@@ -1,6 +1,5 @@
 """Stores a trained model as one that can be served, and accepts the copy only if it answers as evaluate saw."""
 
-import io
 import json
 import shutil
 import subprocess
@@ -11,23 +10,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
-from convoy import CODE, PACKAGES, dependencies
+from convoy import CODE, PACKAGES, dependencies, kinds
 from convoy.data.shards import Shards, spread
 from convoy.errors import IntegrityError
 from convoy.model import safe_load, scores
 from convoy.repo import lockfile
 from convoy.tracking import registry
-from stages.register.model import COLUMNS
 
 TOLERANCE = 1e-3  # of a probability; the same network differs in the last bits of float32, on some devices of TF32
 EXAMPLES = 100  # of the test split that the copy is asked
 CHAIN = ("fetch", "ingest", "augment", "train", "evaluate")  # of stages, from raw files to a version
 LOADER = "stages.register.model"  # the module that MLflow calls
 LIBRARIES = (  # that this code imports, beside Keras' backend
-    "charset-normalizer", "filelock", "keras", "mlflow", "numpy", "pandas", "pillow", "pyarrow", "scipy",
-    "sentencepiece",
+    "charset-normalizer", "filelock", "keras", "mlflow", "numpy", "pandas", "pillow", "scipy", "sentencepiece",
 )  # fmt: skip
 
 
@@ -60,7 +56,7 @@ def store(
 
     Raises:
         IntegrityError: it does not load, or answers otherwise.
-        InputRefusedError: as of ``networks.check``.
+        InputRefusedError: see ``safe_load.check``.
     """
     safe_load.check(Path("data/train", dataset, model, "model.keras"))  # or nobody could load what is registered
     trained, test = Path("data/train", dataset, model), Shards(Path("data/ingest", dataset, "test"))
@@ -79,7 +75,7 @@ def store(
             folder,
             LOADER,
             code(Path(scratch)),
-            *signature(takes["kind"]),
+            *signature(kinds.get(takes["kind"])),
             example=asked[:1],
             libraries=[*LIBRARIES, facts["backend"]],
         )
@@ -111,25 +107,17 @@ def raw_examples(
 ) -> tuple[pd.DataFrame, int]:
     """Returns test examples as a user would send them, and how many of them are files of the raw data.
 
-    What is a part of a larger file there - of a table, an archive, an array - is sent as it is stored: a picture as
-    PNG, a volume as .npy, a text as it is.
+    What is a part of a larger file there - of a table, an archive, an array - is sent as it is stored, by its kind.
     """
-    column, sent, files = COLUMNS[takes["kind"]], [], 0
-    for row, stored in zip(rows, test.take(takes.get("array", column), rows), strict=True):
+    kind, sent, files = kinds.get(takes["kind"]), [], 0
+    for row, stored in zip(rows, test.take(takes.get("array", kind.column), rows), strict=True):
         file = Path("data/raw", dataset, paths[row])
-        if isinstance(stored, str):
-            sent.append(stored)
-        elif file.is_file():
+        if not kind.is_text and file.is_file():
             sent.append(file.read_bytes())
             files += 1
         else:
-            packed = io.BytesIO()
-            if takes["kind"] == "images":
-                Image.fromarray(stored[..., 0] if stored.shape[-1] == 1 else stored).save(packed, "PNG")
-            else:
-                np.save(packed, stored[..., 0] if stored.shape[-1] == 1 else stored)
-            sent.append(packed.getvalue())
-    return pd.DataFrame({column: sent}), files
+            sent.append(kind.pack(stored))
+    return pd.DataFrame({kind.column: sent}), files
 
 
 def code(scratch: Path) -> list[Path]:
@@ -141,12 +129,9 @@ def code(scratch: Path) -> list[Path]:
     return [scratch / package for package in PACKAGES if (scratch / package).exists()]
 
 
-def signature(kind: str) -> tuple[dict[str, str], dict[str, str]]:
+def signature(kind: kinds.Kind) -> tuple[dict[str, str], dict[str, str]]:
     """Returns column -> type of what the servable model takes and answers; see ``model.Servable.predict``."""
-    takes = {COLUMNS[kind]: "string" if kind in ("text", "translation") else "binary"}
-    if kind == "translation":
-        return takes, {"translation": "string", "probability": "double"}
-    return takes, {"label": "string", "probability": "double", "probabilities": "map"}
+    return {kind.column: kind.sent}, kind.answers
 
 
 def reload(address: str, copy: Path, asked: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
@@ -179,9 +164,10 @@ def reload(address: str, copy: Path, asked: pd.DataFrame) -> tuple[pd.DataFrame,
 
 def expected_answers(predictions: pd.DataFrame, takes: dict[str, Any]) -> pd.DataFrame:
     """Returns what the servable model has to answer, given rows of predictions.parquet."""
-    if "probabilities" not in predictions:
+    kind = kinds.get(takes["kind"])
+    if not kind.has_classes:
         answers = predictions["predicted"], np.exp(predictions["log_probability"])
-        return pd.DataFrame({"translation": answers[0], "probability": answers[1]})
+        return pd.DataFrame(dict(zip(kind.answers, answers, strict=True)))
     found = scores.scaled(np.stack(predictions["probabilities"]), takes["temperature"])
     return pd.DataFrame({"label": predictions["predicted"], "probability": found.max(axis=1)})
 

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from convoy import params
+from convoy import kinds, params
 from convoy.checksums import sha256
-from convoy.data.shards import INDEX, Shards, read_json, read_sealed
+from convoy.data.shards import INDEX, Shards
 from convoy.errors import InputRefusedError
+from convoy.files import read_json, read_sealed
 from convoy.model import scores
 from convoy.tracking import registry, runs
 from stages.register import card, comparison, gate, packaging
@@ -40,7 +41,7 @@ def register(dataset: str, entry: Register) -> None:
     facts, takes = read_json(trained / "run.json"), read_json(trained / "input.json")
     lineage = packaging.recorded(dataset, model)
     about = read_sealed(Path("data/ingest", dataset, "about.json"))
-    kind, classes = about["kind"], about["classes"]
+    kind, classes = kinds.get(about["kind"]), about["classes"]
     test = Shards(Path("data/ingest", dataset, "test"))
     predictions = pd.read_parquet(evaluated / "predictions.parquet")
     digest = sha256(trained / "model.keras")
@@ -50,7 +51,7 @@ def register(dataset: str, entry: Register) -> None:
         "model_sha256": digest,
         "test_sha256": sha256(test.folder / INDEX),
         "classes": json.dumps(classes),
-        "kind": kind,
+        "kind": kind.name,
         **{f"evaluation.{key}": str(value) for key, value in metrics.items()},
         **{f"library.{name}": number for name, number in facts["libraries"].items()},
         **dependencies(lineage, f"train@{model}"),
@@ -84,12 +85,12 @@ def register(dataset: str, entry: Register) -> None:
         decision = gate.Decision(False, f"nothing was compared: {registry.foreign(holder)}")
         registry.describe_version(version, {"decision": json.dumps(decision.reason)})
     else:
-        expected = predictions[scores.TRUTHS[kind]].to_numpy(object)
+        expected = predictions[kind.truth].to_numpy(object)
         decision = gate.decide(
-            answered(kind, expected, predictions["predicted"].to_numpy(object)),
+            answered(kind.metric, expected, predictions["predicted"].to_numpy(object)),
             None if holder is None else champions(holder, test, kind, expected),
             expected,
-            kind=kind,
+            metric=kind.metric,
             baseline=metrics["baseline"],
             slices=slices(predictions),
             min_gain=entry.min_gain,
@@ -159,11 +160,11 @@ def best(dataset: str) -> tuple[str, dict]:
     return max(found.items(), key=lambda item: (item[1][f"val_{item[1]['metric']}"], -item[1]["val_loss"]))
 
 
-def answered(kind: str, expected: np.ndarray, answers: np.ndarray) -> gate.Answers:
+def answered(metric: str, expected: np.ndarray, answers: np.ndarray) -> gate.Answers:
     """Returns how the ``answers`` score; both are names of classes or texts, objects of shape (n,)."""
-    found = scores.of_examples(kind, expected, answers)
-    share = found if scores.METRICS[kind] == "accuracy" else found / 100
-    return gate.Answers(scores.main(kind, expected, answers), share, answers)
+    found = scores.of_examples(metric, expected, answers)
+    share = found if metric == "accuracy" else found / 100
+    return gate.Answers(scores.main(metric, expected, answers), share, answers)
 
 
 def slices(predictions: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -176,7 +177,9 @@ def slices(predictions: pd.DataFrame) -> dict[str, np.ndarray]:
     }
 
 
-def champions(holder: registry.ModelVersion, test: Shards, kind: str, expected: np.ndarray) -> gate.Answers | None:
+def champions(
+    holder: registry.ModelVersion, test: Shards, kind: kinds.Kind, expected: np.ndarray
+) -> gate.Answers | None:
     """Returns how a registered version does on ``test``; None: it cannot read these examples.
 
     It may have been trained on other classes: its answers are compared by name.
@@ -186,10 +189,10 @@ def champions(holder: registry.ModelVersion, test: Shards, kind: str, expected: 
 
     backend.prepare()
     network, takes = registry.load_model(holder)
-    if takes is None or takes["kind"] != kind:
+    if takes is None or takes["kind"] != kind.name:
         return None
     predictor = Predictor(network, takes)
-    return answered(kind, expected, predictor.answers(test)) if predictor.reads(test) else None
+    return answered(kind.metric, expected, predictor.answers(test)) if predictor.reads(test) else None
 
 
 def dependencies(lineage: dict[str, Any], stage: str) -> dict[str, str]:

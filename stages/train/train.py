@@ -76,7 +76,7 @@ def train(model: str, entry: Train) -> None:
             export.save(result.model, target / "model.keras")
         result.history.to_csv(target / "history.csv", index=False)
         (target / "input.json").write_text(json.dumps(input_spec, ensure_ascii=False), encoding="utf-8")
-        about = {"model": model, "dataset": entry.dataset, "architecture": entry.architecture, "run_id": run.id}
+        about = {"model": model, "dataset": entry.dataset, "architecture": entry.architecture, "record_id": run.id}
         size = {"parameters": result.parameters, "flops": needs.flops, "epochs": len(result.history)}
         facts = about | size | asdict(chosen) | {"policy": source} | export.environment()
         measured = {

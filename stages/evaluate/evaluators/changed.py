@@ -33,8 +33,7 @@ class Sample:
     @classmethod
     def of(cls, predictor: Predictor, test: Shards, answers: pd.DataFrame, most: int) -> "Sample":
         """Chooses up to ``most`` examples of ``test``; ``answers`` has label and predicted of all of them."""
-        array = "text" if predictor.kind == "text" else predictor.takes["array"]
-        rows = spread(len(test), most)
+        array, rows = predictor.array, spread(len(test), most)
         labels, predicted = (answers[name].to_numpy(object)[rows] for name in ("label", "predicted"))
         return cls(predictor, array, test.take(array, rows), labels, predicted)
 

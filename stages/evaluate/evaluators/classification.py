@@ -1,6 +1,5 @@
 """Evaluates a classifier. Labels are int of shape (n,), probabilities float of shape (n, classes)."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,98 +13,97 @@ from convoy.model.scores import PART, scaled
 from stages.evaluate.evaluators import calibration, explain, intervals, invariance, receptive, robustness
 from stages.evaluate.evaluators.changed import Sample, share
 from stages.evaluate.evaluators.slices import parts, slices
-from stages.evaluate.report import pictures
+from stages.evaluate.results import Results
 
 ERRORS = 100  # of the most certain ones that are listed
 
 
-def assess(
-    predictor: Predictor, test: Shards, val: Shards, manifest: pd.DataFrame, target: Path, title: str
-) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Returns the metrics and one row per test example; writes tables and pictures to ``target``.
+def assess(predictor: Predictor, test: Shards, val: Shards, manifest: pd.DataFrame) -> Results:
+    """Returns the scores of a classifier, with what it gets wrong and why.
 
-    ``tables/``: classes.csv (precision, recall, F1), confusion.csv, errors.csv (wrong answers, the most certain first),
-    receptive_fields.csv (what a unit of each layer sees), calibration.csv, slices.csv (accuracy per class, size and
-    source), shifts.csv and corruptions.csv (accuracy on changed examples); ``plots/`` confusion.png, calibration.png,
-    shifts.png, corruptions.png, of pictures receptive_fields.png; and what
-    ``explain.write`` finds.
+    Tables: classes (precision, recall, F1), confusion, errors (wrong answers, the most certain first),
+    receptive_fields (what a unit of each layer sees), calibration, slices (accuracy per class, size and source),
+    shifts and corruptions (accuracy on changed examples). Plots: confusion, calibration, shifts, corruptions, of
+    pictures receptive_fields. And those of ``explain``.
 
     Args:
         predictor: the model.
         test: test examples.
         val: validation examples.
         manifest: path, sha256 and label of the test examples, in their order.
-        target: folder with the folders tables and plots.
-        title: of pictures.
     """
-    classes = predictor.classes
-    expected, probabilities = test.column("label"), predictor.probabilities(test)
-    found = scores(expected, probabilities) | limits(expected, probabilities)
-    val_labels, val_probabilities = val.column("label"), predictor.probabilities(val)
-    val_found = scores(val_labels, val_probabilities)
-    temperature = calibration.temperature(val_labels, val_probabilities)
+    classes, expected, probabilities = predictor.classes, test.column("label"), predictor.probabilities(test)
+    metrics, cooled = measure(expected, probabilities, val.column("label"), predictor.probabilities(val))
+    answers = manifest.assign(predicted=np.asarray(classes)[probabilities.argmax(axis=1)])
+    answers["correct"] = answers["label"] == answers["predicted"]
+    answers["probability"] = probabilities.max(axis=1)
+    if predictor.kind.is_text:
+        answers[predictor.array] = test.column(predictor.array)
+    found = explain.explain(predictor, test, answers)
+    wrong = answers[~answers["correct"]].sort_values("probability", ascending=False, kind="stable")
+    found.tables["errors"] = wrong.drop(columns=["sha256", "correct"]).head(ERRORS)
+    answers["probabilities"] = list(probabilities)
+    found.tables["classes"] = per_class(expected, probabilities, classes)
+    counts = found.tables["confusion"] = confusion(expected, probabilities, classes)
+    found.plots["confusion"] = (counts,)
+    curves = {
+        name: calibration.reliability(expected, given)
+        for name, given in (
+            ("as it is", probabilities),
+            (f"at temperature {metrics['temperature']:.2f}", cooled),
+        )
+    }
+    found.tables["calibration"] = pd.concat(curves, names=["probabilities"]).reset_index(level=0)
+    found.plots["calibration"] = (curves,)
+    _add_fields(found, predictor, test)
+    divided = parts(test.table())
+    found.tables["slices"] = slices(divided, answers["correct"].to_numpy())
+    found.predictions = answers.join(divided.add_prefix(PART))
+    found.metrics = metrics | _add_changed(found, predictor, test)
+    return found
+
+
+def measure(
+    expected: np.ndarray, probabilities: np.ndarray, val_expected: np.ndarray, val_probabilities: np.ndarray
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Returns the metrics of the test examples, and their probabilities at the temperature of the validation split."""
+    val = scores(val_expected, val_probabilities)
+    temperature = calibration.temperature(val_expected, val_probabilities)
     cooled = scaled(probabilities, temperature)
     metrics = {
         "metric": "accuracy",
-        **found,
-        "val_accuracy": val_found["accuracy"],
-        "val_loss": val_found["log_loss"],
+        **scores(expected, probabilities),
+        **limits(expected, probabilities),
+        "val_accuracy": val["accuracy"],
+        "val_loss": val["log_loss"],
         "ece": calibration.expected_error(expected, probabilities),
         "temperature": temperature,
         "ece_scaled": calibration.expected_error(expected, cooled),
     }
-    table = manifest.assign(predicted=np.asarray(classes)[probabilities.argmax(axis=1)])
-    table["correct"] = table["label"] == table["predicted"]
-    table["probability"] = probabilities.max(axis=1)
-    if predictor.kind == "text":
-        table["text"] = test.column("text")
-    wrong = table[~table["correct"]].sort_values("probability", ascending=False, kind="stable")
-    wrong.drop(columns=["sha256", "correct"]).head(ERRORS).to_csv(target / "tables/errors.csv", index=False)
-    explain.write(predictor, test, table, target, title)
-    table["probabilities"] = list(probabilities)
-    per_class(expected, probabilities, classes).to_csv(target / "tables/classes.csv", index=False)
-    counts = confusion(expected, probabilities, classes)
-    counts.to_csv(target / "tables/confusion.csv")
-    pictures.draw_confusion(counts, title).savefig(target / "plots/confusion.png")
-    curves = {
-        name: calibration.reliability(expected, given)
-        for name, given in (("as it is", probabilities), (f"at temperature {temperature:.2f}", cooled))
-    }
-    pd.concat(curves, names=["probabilities"]).reset_index(level=0).to_csv(
-        target / "tables/calibration.csv", index=False
-    )
-    pictures.draw_calibration(curves, title).savefig(target / "plots/calibration.png")
-    _draw_fields(predictor, test, target, title)
-    divided = parts(test.table())
-    slices(divided, table["correct"].to_numpy()).to_csv(target / "tables/slices.csv", index=False)
-    table = table.join(divided.add_prefix(PART))
-    metrics |= _assess_changed(predictor, test, table, target, title)
-    return metrics, table
+    return metrics, cooled
 
 
-def _assess_changed(
-    predictor: Predictor, test: Shards, answers: pd.DataFrame, target: Path, title: str
-) -> dict[str, float]:
+def _add_changed(found: Results, predictor: Predictor, test: Shards) -> dict[str, float]:
+    """Adds how the answers stand changes of the examples; returns the metrics of that."""
+    answers = found.predictions
     stay, shifts = invariance.shifts(Sample.of(predictor, test, answers, invariance.MOST))
-    shifts.to_csv(target / "tables/shifts.csv", index=False)
-    pictures.draw_shifts(shifts, title).savefig(target / "plots/shifts.png")
     robust, corruptions = robustness.corruptions(Sample.of(predictor, test, answers, robustness.MOST))
-    corruptions.to_csv(target / "tables/corruptions.csv", index=False)
-    pictures.draw_corruptions(corruptions, title).savefig(target / "plots/corruptions.png")
+    for name, table in (("shifts", shifts), ("corruptions", corruptions)):
+        found.tables[name], found.plots[name] = table, (table,)
     return stay | robust
 
 
-def _draw_fields(predictor: Predictor, test: Shards, target: Path, title: str) -> None:
+def _add_fields(found: Results, predictor: Predictor, test: Shards) -> None:
+    """Adds what a unit of each layer sees; of a layer of the user's own a note, as scores do not need it."""
     try:
         fields = receptive.receptive_fields(predictor.network)
-    except ConfigurationError as error:  # of a layer of the user's own: no reason to go without scores
-        print(f"{target}: no receptive fields: {error}")
+    except ConfigurationError as error:
+        found.notes.append(f"no receptive fields: {error}")
         return
-    receptive.table(fields).to_csv(target / "tables/receptive_fields.csv", index=False)
-    if predictor.kind == "images":
-        drawn = receptive.central(fields)
-        figure = pictures.draw_receptive_fields(test.take(predictor.takes["array"], np.array([0]))[0], drawn, title)
-        figure.savefig(target / "plots/receptive_fields.png")
+    found.tables["receptive_fields"] = receptive.table(fields)
+    if predictor.kind.axes == 2:
+        [picture] = test.take(predictor.array, np.array([0]))
+        found.plots["receptive_fields"] = (picture, receptive.central(fields))
 
 
 def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | int]:

@@ -1,13 +1,12 @@
-"""Why a network answers as it does: filters, activation maps, Grad-CAM, and the n-grams that decided.
+"""Why a network answers as it does: filters, activation maps, Grad-CAM and, of texts, n-grams.
 
 For any Functional Keras model of one input, a loaded one too: what is shown is found in its graph, not by the names of
 its layers. A feature map is what a layer gives that still has places - pixels, voxels, frames or tokens - and through
 which all that leads from the input to the answer goes: of parallel branches it is what they are joined to.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -16,88 +15,76 @@ import pandas as pd
 from keras import layers, ops
 
 from convoy.data.shards import Shards, spread
-from convoy.data.vocabulary import PAD, UNKNOWN, Vocabulary
 from convoy.errors import ConfigurationError
 from convoy.model import backend
 from convoy.model.predictor import Predictor
 from convoy.model.scores import SMALLEST
-from stages.evaluate.evaluators.receptive import Axis, Seen, receptive_fields
-from stages.evaluate.report import pictures
+from stages.evaluate.evaluators import ngrams
+from stages.evaluate.evaluators.graph import feature_maps, inner_layers, is_softmax, nodes_of, values
+from stages.evaluate.evaluators.receptive import Seen, receptive_fields
+from stages.evaluate.results import Results
 
-CONVOLUTIONS = (
-    layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.DepthwiseConv1D, layers.DepthwiseConv2D,
-    layers.SeparableConv1D, layers.SeparableConv2D,
-)  # fmt: skip
-WHOSE = "Grad-CAM for the predicted class"
-EXAMPLES = {"images": (10, 5), "volumes": (3, 2), "text": (6, 4)}  # right ones, and errors, that are drawn
 FEWEST = 4  # places along each axis of a map for Grad-CAM, if there is one: 2 x 2 says little about where
 LEVELS = 6  # layers whose activation maps are drawn
-SENTENCES = 1_000  # of the test split, whose n-grams are counted; bounds time and memory
-SIGNS = 2**14  # of the texts that are looked at together, filled up to the longest, likewise
-LONGEST = 10  # tokens of an n-gram; longer ones hardly come twice
-NGRAMS = 20  # per class that are listed
-
-Windows = tuple[np.ndarray, np.ndarray, np.ndarray]  # as of ``window_contributions``
 
 
-def write(predictor: Predictor, test: Shards, table: pd.DataFrame, target: Path, title: str) -> None:
-    """Draws what explains the answers to some test examples; what a network's structure does not allow is said.
+def explain(predictor: Predictor, test: Shards, answers: pd.DataFrame) -> Results:
+    """Returns what explains the answers to some test examples; what a network's structure does not allow is a note.
 
-    Of pictures ``plots/`` filters.png, activations.png and gradcam.png; of volumes gradcam.png; of texts
-    ``tables/ngrams.csv`` and ``plots/ngrams.png``, or gradcam.png where the last layer does not read the largest
-    answers over time.
+    Of pictures the plots filters, activations and gradcam; of volumes gradcam; of texts the table and the plot ngrams,
+    or gradcam where the last layer does not read the largest answers over time.
 
     Args:
         predictor: the model.
         test: test examples.
-        table: label, predicted, correct and probability of each.
-        target: folder with the folders tables and plots.
-        title: of pictures.
+        answers: label, predicted, correct and probability of each.
     """
-    network, plots = predictor.network, target / "plots"
-    rows = chosen(table, *EXAMPLES[predictor.kind])
-    shown = table.iloc[rows]
+    rows = chosen(answers, *predictor.kind.explained)
+    shown = answers.iloc[rows]
     predicted = np.array([predictor.classes.index(name) for name in shown["predicted"]])
     captions = [
         f"{one.label}, {one.probability:.0%}" if one.correct
         else f"{one.label}\ntaken for {one.predicted}, {one.probability:.0%}"
         for one in shown.itertuples()
     ]  # fmt: skip
-    if predictor.kind == "text":
-        try:
-            found = ngrams(_windows(predictor, test), predictor.vocabularies["text"], predictor.classes)
-        except ConfigurationError as error:
-            with _or_said(f"{target}: no n-grams ({error}) and no Grad-CAM"):
-                [tokens] = predictor.inputs({"text": test.take("text", rows)})
-                heat = grad_cam(network, tokens, predicted)
-                read = [_shown(predictor.vocabularies["text"], row) for row in tokens]
-                pictures.draw_gradcam_text(read, heat, captions, f"{title}: {WHOSE}").savefig(plots / "gradcam.png")
-        else:
-            found.to_csv(target / "tables/ngrams.csv", index=False)
-            pictures.draw_ngrams(found, title).savefig(plots / "ngrams.png")
-        return
-    examples = test.take(predictor.takes["array"], rows)
-    draw = pictures.draw_gradcam_slices
-    if predictor.kind == "images":
-        draw = pictures.draw_gradcam
-        with _or_said(f"{target}: no filters"):
-            pictures.draw_filters(filters(network), title).savefig(plots / "filters.png")
-        with _or_said(f"{target}: no activation maps"):
-            found = activations(network, examples[:1])
-            found = {name: maps[0] for name, maps in found.items()}
-            pictures.draw_activations(examples[0], captions[0], found, title).savefig(plots / "activations.png")
-    with _or_said(f"{target}: no Grad-CAM"):
-        heat = grad_cam(network, examples, predicted)
-        draw(examples, heat, captions, f"{title}: {WHOSE}").savefig(plots / "gradcam.png")
+    if predictor.kind.is_text:
+        return _explain_texts(predictor, test, rows, predicted, captions)
+    network, found = predictor.network, Results()
+    examples = test.take(predictor.array, rows)
+    if predictor.kind.axes == 2:
+        with _noted(found, "no filters"):
+            found.plots["filters"] = (filters(network),)
+        with _noted(found, "no activation maps"):
+            maps = {name: maps[0] for name, maps in activations(network, examples[:1]).items()}
+            found.plots["activations"] = (examples[0], captions[0], maps)
+    with _noted(found, "no Grad-CAM"):
+        found.plots["gradcam"] = (examples, grad_cam(network, examples, predicted), captions)
+    return found
+
+
+def _explain_texts(
+    predictor: Predictor, test: Shards, rows: np.ndarray, predicted: np.ndarray, captions: list[str]
+) -> Results:
+    vocabulary, found = predictor.vocabularies[predictor.array], Results()
+    try:
+        table = ngrams.ngrams(ngrams.deciding_windows(predictor, test), vocabulary, predictor.classes)
+    except ConfigurationError as error:
+        with _noted(found, f"no n-grams ({error}) and no Grad-CAM"):
+            [tokens] = predictor.inputs({predictor.array: test.take(predictor.array, rows)})
+            heat = grad_cam(predictor.network, tokens, predicted)
+            found.plots["gradcam"] = ([ngrams.readable(vocabulary, row) for row in tokens], heat, captions)
+    else:
+        found.tables["ngrams"], found.plots["ngrams"] = table, (table,)
+    return found
 
 
 @contextmanager
-def _or_said(what: str) -> Iterator[None]:
-    """Says what is not there instead of failing: a network of the user's own is no reason to go without scores."""
+def _noted(found: Results, what: str) -> Iterator[None]:
+    """Notes what is not there instead of failing: a network of the user's own is no reason to go without scores."""
     try:
         yield
     except ConfigurationError as error:
-        print(f"{what}: {error}")
+        found.notes.append(f"{what}: {error}")
 
 
 def chosen(table: pd.DataFrame, right: int, wrong: int) -> np.ndarray:
@@ -124,7 +111,7 @@ def filters(network: keras.Model) -> np.ndarray:
     Raises:
         ConfigurationError: it has none, or the first reads something else than the colours of a picture.
     """
-    for layer in _inner(network):
+    for layer in inner_layers(network):
         if isinstance(layer, layers.Conv2D):
             if layer.kernel.shape[2] not in (1, 3):
                 raise ConfigurationError(f"the first convolution, {layer.name}, reads {layer.kernel.shape[2]} channels")
@@ -140,9 +127,9 @@ def activations(network: keras.Model, inputs: np.ndarray) -> dict[str, np.ndarra
     Raises:
         ConfigurationError: it has no feature map.
     """
-    nodes = [node for node, _ in _feature_maps(network)]
+    nodes = [node for node, _ in feature_maps(network)]
     some = [nodes[number] for number in spread(len(nodes), LEVELS)]
-    found = _values(network, [node.outputs[0] for node in some], inputs)
+    found = values(network, [node.outputs[0] for node in some], inputs)
     return {node.operation.name: maps for node, maps in zip(some, found, strict=True)}
 
 
@@ -165,10 +152,10 @@ def grad_cam(network: keras.Model, inputs: np.ndarray, classes: np.ndarray) -> n
     Raises:
         ConfigurationError: it has no such feature map.
     """
-    made = [node for node, convolved in _feature_maps(network) if convolved]
+    made = [node for node, convolved in feature_maps(network) if convolved]
     fine = [node for node in made if all(size is None or size >= FEWEST for size in node.outputs[0].shape[1:-1])]
     node = (fine or made)[-1]
-    [found] = _values(network, node.outputs, inputs)
+    [found] = values(network, node.outputs, inputs)
     score = _score(network, node.outputs[0])
     asked = ops.one_hot(classes, network.output_shape[-1])
     slopes = backend.gradient(lambda maps: ops.sum(score(maps) * asked), found)
@@ -181,222 +168,21 @@ def grad_cam(network: keras.Model, inputs: np.ndarray, classes: np.ndarray) -> n
     return _spread(heat, inputs.shape[1 : heat.ndim], seen)
 
 
-def window_contributions(network: keras.Model, tokens: np.ndarray) -> Windows:
-    """Returns what the windows that won max-over-time add to the scores, those before the softmax.
-
-    Where nothing but the last layer reads a map's largest answer, that answer times a class's weight is exactly what it
-    adds: all contributions of a sentence and the bias sum to the scores. A window that won several maps is listed once,
-    with the sum; one whose maps are all 0 is not.
-
-    Args:
-        network: a classifier of texts.
-        tokens: int (sentences, time).
-
-    Returns:
-        Of each window the number of its sentence, int (windows,); its tokens, int (windows, LONGEST), without what is
-        beyond the ends of the sentence and filled up with PAD; and its contributions, float (windows, classes).
-
-    Source: Jacovi et al. 2018, "Understanding Convolutional Neural Networks for Text Classification", arXiv:1809.08037,
-    section 4.
-
-    Raises:
-        ConfigurationError: the network is another one, or its windows are not known or longer than LONGEST.
-    """
-    pools, last = _pools(network)
-    answers = _values(network, [maps for maps, _ in pools], tokens)
-    kernels = np.split(ops.convert_to_numpy(last.kernel), np.cumsum([maps.shape[-1] for maps, _ in pools])[:-1])
-    found = []
-    for given, (_, axis), kernel in zip(answers, pools, kernels, strict=True):
-        n, time, _ = given.shape  # (sentences, time, maps)
-        largest = given.max(axis=1)[..., None] * kernel  # (sentences, maps, classes)
-        won, which = np.unique(given.argmax(axis=1) + time * np.arange(n)[:, None], return_inverse=True)
-        added = [np.bincount(which.ravel(), one.ravel(), len(won)) for one in np.moveaxis(largest, 2, 0)]
-        sentences, places = np.divmod(won, time)
-        at = places[:, None] * int(axis.jump) + int(axis.first) + np.arange(LONGEST)
-        inside = (at >= 0) & (at < tokens.shape[1]) & (np.arange(LONGEST) < axis.field)
-        windows = np.where(inside, tokens[sentences[:, None], np.where(inside, at, 0)], PAD)
-        windows = np.take_along_axis(windows, np.argsort(windows == PAD, axis=1, kind="stable"), axis=1)
-        found.append((sentences, windows, np.stack(added, axis=1)))
-    sentences, windows, added = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    some = added.any(axis=1)
-    return sentences[some], windows[some], added[some]
-
-
-def ngrams(windows: Iterable[Windows], vocabulary: Vocabulary, classes: list[str]) -> pd.DataFrame:
-    """Returns the NGRAMS n-grams of each class that did most for it, the first one the most.
-
-    Columns: class; ngram; sentences, in which it won; contribution to the score of the class, the mean over these;
-    advantage, the same less what it adds to the classes on average, because only that changes a probability; total, the
-    sum of the advantages, by which they are ordered.
-
-    Args:
-        windows: of some sentences each.
-        vocabulary: of their tokens.
-        classes: their names.
-    """
-    parts, before = [], 0
-    for sentences, tokens, added in windows:
-        parts.append((sentences + before, tokens, added))
-        before += sentences.max(initial=-1) + 1
-    sentences, tokens, added = (np.concatenate(part) for part in zip(*parts, strict=True))
-    columns = pd.DataFrame(tokens)
-    number = columns.groupby(list(columns)).ngroup().to_numpy()  # of the n-gram
-    _, first = np.unique(number, return_index=True)
-    times = np.bincount(np.unique(number + sentences * len(first)) % len(first))
-    total = np.stack([np.bincount(number, one) for one in added.T], axis=1)  # (n-grams, classes)
-    ahead = total - total.mean(axis=1, keepdims=True)
-    rows = []
-    for place, name in enumerate(classes):
-        for best in np.argsort(-ahead[:, place], kind="stable")[:NGRAMS]:
-            if ahead[best, place] > 0:
-                text = "".join(_shown(vocabulary, tokens[first[best]])).strip()
-                means = (total[best, place] / times[best], ahead[best, place] / times[best])
-                rows.append((name, text, times[best], *means, ahead[best, place]))
-    return pd.DataFrame(rows, columns=["class", "ngram", "sentences", "contribution", "advantage", "total"])
-
-
-def _windows(predictor: Predictor, test: Shards) -> Iterator[Windows]:
-    """Yields what decided in up to SENTENCES test examples, spread over the split; the longest first."""
-    network = predictor.network
-    texts = test.take("text", spread(len(test), SENTENCES))
-    lengths = np.minimum([len(text) for text in texts], predictor.takes["length"])  # signs; tokens are no more
-    lengths = np.maximum(lengths, network.input_shape[1] or 1)
-    order = np.argsort(-lengths, kind="stable")
-    while len(order):
-        count = max(1, SIGNS // lengths[order[0]])
-        [tokens] = predictor.inputs({"text": texts[order[:count]]})
-        yield window_contributions(network, tokens)
-        order = order[count:]
-
-
-def _shown(vocabulary: Vocabulary, tokens: np.ndarray) -> list[str]:
-    """Returns tokens as people read them, joined without anything between them; filling is left out."""
-    tokens = tokens[tokens != PAD]
-    between = " " if vocabulary.unit == "words" else ""
-    unknown = "[unknown]" if vocabulary.unit == "words" else "□"  # no "?", which may be a word
-    shown = vocabulary.shown(tokens)
-    shown = [unknown if token == UNKNOWN else text for token, text in zip(tokens, shown, strict=True)]
-    return [text.replace("▁", " ") + between for text in shown]
-
-
-def _inner(network: keras.Model) -> Iterator[keras.Layer]:
-    """Yields the layers from the input on, for a model in the model those of it."""
-    for layer in network.layers:
-        yield from _inner(layer) if isinstance(layer, keras.Model) else [layer]
-
-
-def _values(network: keras.Model, tensors: list[keras.KerasTensor], inputs: np.ndarray) -> list[np.ndarray]:
-    """Returns what the graph has for some of its tensors, when it is given ``inputs``."""
-    found = keras.Model(network.inputs[0], tensors)(inputs, training=False)
-    return [ops.convert_to_numpy(one) for one in keras.tree.flatten(found)]  # a list of one is none, in a Model
-
-
-def _nodes(network: keras.Model) -> list[Any]:
-    """Returns the nodes of the graph, each one use of a layer, none before those that it reads.
-
-    Raises:
-        ConfigurationError: it has no graph.
-    """
-    if not hasattr(network, "_nodes_by_depth"):
-        raise ConfigurationError(f"the network is a {type(network).__name__}, and not a graph of layers")
-    return [node for depth in sorted(network._nodes_by_depth, reverse=True) for node in network._nodes_by_depth[depth]]
-
-
-def _feature_maps(network: keras.Model) -> list[tuple[Any, bool]]:
-    """Returns the nodes of the feature maps on the way up, and whether a convolution made each of the one before it.
-
-    What comes after a convolution or a pooling and has no window itself - normalisation, activation, the sum with a
-    skip connection - makes no new map: the node is the last of these.
-
-    Raises:
-        ConfigurationError: there is none that a convolution made.
-    """
-    nodes = _nodes(network)
-    place = {id(node): number for number, node in enumerate(nodes)}
-    reader = [0] * len(nodes)  # the last of each
-    for number, node in enumerate(nodes):
-        for parent in node.parent_nodes:
-            reader[place[id(parent)]] = number
-    found: list[tuple[Any, bool]] = []
-    begin, furthest, rank = 0, 0, 0
-    for number, node in enumerate(nodes):
-        past = furthest > number  # something goes past this one
-        furthest = max(furthest, reader[number])
-        if past or len(node.outputs) > 1:
-            continue
-        between, begin = [one.operation for one in nodes[begin : number + 1]], number + 1
-        convolved, shape = any(map(_convolves, between)), node.outputs[0].shape
-        rank = rank or (len(shape) if convolved else 0)
-        if len(shape) != rank or all(size == 1 for size in shape[1:-1]):
-            continue
-        if convolved or any(type(one).__name__.startswith(("MaxPool", "AveragePool")) for one in between):
-            found.append((node, convolved))
-        elif found and "Dropout" not in type(node.operation).__name__:  # which has no effect by now
-            found[-1] = (node, found[-1][1])
-    places = max(1, len(network.inputs[0].shape) - 2)  # tokens have no channels
-    if rank and rank - 2 != places:
-        raise ConfigurationError(f"its convolutions see {rank - 2} axes of places, and its input has {places}")
-    if not any(convolved for _, convolved in found):
-        raise ConfigurationError("no convolution makes a feature map through which all goes to the answer")
-    return found
-
-
-def _convolves(operation: keras.Operation) -> bool:
-    if isinstance(operation, keras.Model):
-        return any(isinstance(layer, CONVOLUTIONS) for layer in _inner(operation))
-    return isinstance(operation, CONVOLUTIONS)
-
-
 def _score(network: keras.Model, maps: keras.KerasTensor) -> Callable[[Any], Any]:
     """Returns the function from the values of a feature map to the scores before the softmax, (n, classes).
 
     Not to probabilities: where one is near 1 its derivative is near 0, and it rises with whatever speaks against the
     other classes. A bias is left out, for it has no part in a derivative. Without a softmax at the end, to logarithms.
     """
-    last = _nodes(network)[-1]
+    last = nodes_of(network)[-1]
     layer = last.operation
-    if not _softmax(layer):
+    if not is_softmax(layer):
         rest = keras.Model(maps, network.outputs[0])
         return lambda given: ops.log(ops.maximum(rest(given, training=False), SMALLEST))
     rest = keras.Model(maps, last.input_tensors[0])
     if isinstance(layer, layers.Dense):
         return lambda given: ops.matmul(rest(given, training=False), layer.kernel)
     return lambda given: rest(given, training=False)
-
-
-def _softmax(layer: keras.Operation) -> bool:
-    return type(layer).__name__ == "Softmax" or getattr(layer, "activation", None) is keras.activations.softmax
-
-
-def _pools(network: keras.Model) -> tuple[list[tuple[keras.KerasTensor, Axis]], layers.Dense]:
-    """Returns what max-over-time takes the largest of, in the order in which the last layer reads it, and that layer.
-
-    With each tensor (batch, time, maps) comes what its units see of the text.
-
-    Raises:
-        ConfigurationError: as of ``window_contributions``.
-    """
-    nodes = _nodes(network)
-    maker = {id(tensor): node for node in nodes for tensor in node.outputs}
-    last = nodes[-1].operation
-    if not (isinstance(last, layers.Dense) and _softmax(last)):
-        raise ConfigurationError(f"the last layer, {last.name}, is no Dense with a softmax")
-    fields = receptive_fields(network)
-    found, waiting = [], [*nodes[-1].input_tensors]
-    while waiting:
-        node = maker[id(waiting.pop(0))]
-        layer = node.operation
-        if isinstance(layer, layers.Dropout | layers.Concatenate):
-            waiting[:0] = node.input_tensors
-            continue
-        if not isinstance(layer, layers.GlobalMaxPooling1D):
-            raise ConfigurationError(f"the last layer reads {layer.name}, which is no largest answer over time")
-        [maps] = node.input_tensors
-        seen = fields[maker[id(maps)].operation.name]
-        if not isinstance(seen, tuple) or seen[0].field > LONGEST:
-            raise ConfigurationError(f"what {layer.name} takes the largest of sees more than {LONGEST} tokens")
-        found.append((maps, seen[0]))
-    return found, last
 
 
 def _spread(heat: np.ndarray, sizes: tuple[int, ...], seen: Seen) -> np.ndarray:

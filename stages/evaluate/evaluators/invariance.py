@@ -35,7 +35,7 @@ def shifts(sample: Sample) -> tuple[dict[str, float], pd.DataFrame]:
     change (shift or phrases), distance (of the shift, in pixels or tokens), examples, accuracy, low, high, and
     consistency, the share that is answered as without the change.
     """
-    rng, text, n = np.random.default_rng(SEED), sample.array == "text", len(sample.examples)
+    rng, text, n = np.random.default_rng(SEED), sample.predictor.kind.is_text, len(sample.examples)
     farthest = TOKENS if text else -(-min(_plane(sample.examples)) // PART)
     rows = [_row(sample, "shift", 0, sample.predicted)]
     for distance in np.unique(np.linspace(1, farthest, min(farthest, STEPS)).round().astype(int)).tolist():
@@ -57,7 +57,7 @@ def consistency(sample: Sample, farthest: int, rng: np.random.Generator) -> floa
     In pixels, to all sides; of texts in tokens, the first of which are before the text and the rest after it.
     """
     n = len(sample.examples)
-    if sample.array == "text":
+    if sample.predictor.kind.is_text:
         pair = [filled(sample.examples, rng.integers(0, farthest + 1, n), farthest) for _ in range(2)]
     else:
         pair = [moved(sample.examples, rng.integers(-farthest, farthest + 1, (n, 2))) for _ in range(2)]

@@ -30,7 +30,7 @@ def corruptions(sample: Sample) -> tuple[dict[str, float], pd.DataFrame]:
     Its columns are corruption, level (0: none), examples, accuracy, low, high.
     """
     rows = [{"corruption": "none", "level": 0, **share(sample.predicted == sample.labels)}]
-    for name, corrupt in (TEXTS if sample.array == "text" else PICTURES).items():
+    for name, corrupt in (TEXTS if sample.predictor.kind.is_text else PICTURES).items():
         for level in LEVELS:
             answers = sample.answers(corrupt(sample.examples, level))
             rows.append({"corruption": name, "level": level, **share(answers == sample.labels)})

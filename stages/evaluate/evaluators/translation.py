@@ -1,7 +1,6 @@
 """Evaluates a translation model."""
 
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,20 +14,18 @@ from convoy.model.beam_search import Translation
 from convoy.model.predictor import Predictor
 from stages.evaluate.evaluators.changed import share
 from stages.evaluate.evaluators.slices import parts, slices
-from stages.evaluate.report import pictures
+from stages.evaluate.results import Results
 
 RESAMPLES = 1000  # of the test split, for the intervals of BLEU and chrF
 SAMPLES = 100  # that are listed
 
 
-def assess(
-    predictor: Predictor, test: Shards, val: Shards, manifest: pd.DataFrame, target: Path, title: str
-) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Returns the metrics and one row per test pair; writes tables and pictures to ``target``.
+def assess(predictor: Predictor, test: Shards, val: Shards, manifest: pd.DataFrame, title: str) -> Results:
+    """Returns the scores of a translation model.
 
-    ``tables/samples.csv``: source, target and translation side by side, from the worst to the best; slices.csv: exact
-    match by length and source; ``plots/attention.png``: where each word of some translations looked. Arguments as of
-    ``classification.assess``.
+    Tables: samples (source, target and translation side by side, from the worst to the best) and slices (exact match by
+    length and source). Plot: attention, where each word of some translations looked. ``title`` is that of the progress
+    shown; the other arguments are those of ``classification.assess``.
     """
     started = time.monotonic()
     translations = _translate(predictor, test, title)
@@ -36,12 +33,37 @@ def assess(
     print(f"{title}: {len(test):,} sentences translated in {seconds:.1f} s, {len(test) / seconds:.1f} sentences/s")
     sources, expected = test.column("source"), test.column("target")
     answers = predictor.written(translations)
+    metrics = measure(expected, answers, sources)
+    val_answers = predictor.written(_translate(predictor, val, title))
+    metrics["val_bleu"] = scores.main("bleu", val.column("target"), val_answers)
+    metrics["val_loss"] = predictor.loss(val)
+    table = manifest.assign(source=sources, target=expected, predicted=answers)
+    table["correct"] = answers == expected
+    table["chrf"] = scores.of_examples("bleu", expected, answers)
+    table["log_probability"] = [one.score for one in translations]
+    divided = parts(manifest.assign(characters=[len(source) for source in sources]))
+    ordered = table.sort_values("chrf", kind="stable")
+    columns = ["source", "target", "predicted", "chrf", "path"]
+    shown = ordered.index[[len(table) // 10, len(table) // 2, len(table) - 1]]  # a bad, a usual, the best one
+    looked = [_looked(predictor, sources[number], translations[number]) for number in shown]
+    return Results(
+        metrics,
+        table.join(divided.add_prefix(scores.PART)),
+        tables={
+            "slices": slices(divided, table["correct"].to_numpy()),
+            "samples": ordered.iloc[spread(len(table), SAMPLES)][columns],
+        },
+        plots={"attention": (looked,)},
+    )
+
+
+def measure(expected: np.ndarray, answers: np.ndarray, sources: np.ndarray) -> dict[str, Any]:
+    """Returns the metrics of translations; all arguments are texts, objects of shape (n,)."""
     bleu = scores.bleu()
     total = bleu.corpus_score(answers.tolist(), [expected.tolist()], n_bootstrap=RESAMPLES)
     chrf = CHRF().corpus_score(answers.tolist(), [expected.tolist()], n_bootstrap=RESAMPLES)
     exact = share(answers == expected)
-    val_answers = predictor.written(_translate(predictor, val, title))
-    metrics = {
+    return {
         "metric": "bleu",
         "bleu": total.score,
         # Koehn 2004, "Statistical Significance Tests for Machine Translation Evaluation".
@@ -54,26 +76,9 @@ def assess(
         "exact_match": exact["accuracy"],
         "exact_match_low": exact["low"],
         "exact_match_high": exact["high"],
-        "baseline": scores.main("translation", expected, sources),  # the source, as it is
-        "examples": len(test),
-        "val_bleu": scores.main("translation", val.column("target"), val_answers),
-        "val_loss": predictor.loss(val),
+        "baseline": scores.main("bleu", expected, sources),  # the source, as it is
+        "examples": len(expected),
     }
-    table = manifest.assign(source=sources, target=expected, predicted=answers)
-    table["correct"] = answers == expected
-    table["chrf"] = scores.of_examples("translation", expected, answers)
-    table["log_probability"] = [one.score for one in translations]
-    divided = parts(manifest.assign(characters=[len(source) for source in sources]))
-    slices(divided, table["correct"].to_numpy()).to_csv(target / "tables/slices.csv", index=False)
-    table = table.join(divided.add_prefix(scores.PART))
-    ordered = table.sort_values("chrf", kind="stable")
-    chosen = spread(len(table), SAMPLES)
-    columns = ["source", "target", "predicted", "chrf", "path"]
-    ordered.iloc[chosen][columns].to_csv(target / "tables/samples.csv", index=False)
-    shown = ordered.index[[len(table) // 10, len(table) // 2, len(table) - 1]]  # a bad, a usual, the best one
-    looked = [_looked(predictor, sources[number], translations[number]) for number in shown]
-    pictures.draw_attention(looked, title).savefig(target / "plots/attention.png")
-    return metrics, table
 
 
 def _translate(predictor: Predictor, examples: Shards, title: str) -> list[Translation]:

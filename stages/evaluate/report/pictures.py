@@ -1,5 +1,8 @@
 """The pictures of an evaluation."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
@@ -266,7 +269,7 @@ def draw_ngrams(table: pd.DataFrame, title: str) -> Figure:
     """Draws what the n-grams that did most for a class did for it in all: the first 6 of up to 12 classes.
 
     Args:
-        table: as of ``explain.ngrams``.
+        table: that of ``ngrams.ngrams``.
         title: above all.
     """
     best = [rows.head(6) for _, rows in table.groupby("class", sort=False)][:12]
@@ -338,3 +341,24 @@ def _shares(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
+
+
+def draw_explained(examples: Any, heat: np.ndarray, captions: list[str], title: str) -> Figure:
+    """Draws the Grad-CAM of predicted classes over tokens (n, time), pictures or volumes, as ``heat`` has axes."""
+    draw = {2: draw_gradcam_text, 3: draw_gradcam, 4: draw_gradcam_slices}[heat.ndim]
+    return draw(examples, heat, captions, f"{title}: Grad-CAM for the predicted class")
+
+
+DRAWN: dict[str, Callable[..., Figure]] = {  # plots/<name>.png -> its function
+    "activations": draw_activations,
+    "attention": draw_attention,
+    "calibration": draw_calibration,
+    "confusion": draw_confusion,
+    "corruptions": draw_corruptions,
+    "curves": draw_curves,
+    "filters": draw_filters,
+    "gradcam": draw_explained,
+    "ngrams": draw_ngrams,
+    "receptive_fields": draw_receptive_fields,
+    "shifts": draw_shifts,
+}

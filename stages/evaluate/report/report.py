@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from convoy.data.shards import Shards, read_json, spread
+from convoy import kinds
+from convoy.data.shards import Shards, spread
+from convoy.files import read_json
 from convoy.model import scores
 from convoy.pages.page import later, many, measured_js, picture, template, uri, words
 from convoy.tracking import outbox
@@ -45,16 +47,14 @@ SECTIONS = {
     "activations": ("Activation maps", "An example, and what layers on the way up make of it."),
     "receptive_fields": ("Receptive fields", "How much of the input a unit of each layer sees."),
 }  # fmt: skip
-NOUNS = {"images": "picture", "volumes": "volume", "text": "text", "translation": "sentence pair"}
 WITHOUT = {"accuracy": "always the most common class", "bleu": "the source as it is"}  # what the baseline does
 # Columns of tables that are no numbers, whatever they hold: a class may be called 001, and any of them NA. The first
 # column says what a row is about.
 TEXTS = dict.fromkeys((0, "path", "label", "predicted", "text", "source", "target", "value", "ngram"), str)
 
 # Caps that keep the page small; what it leaves out stands in the tables beside it.
-ERRORS = {"images": 48, "volumes": 24, "text": 20}
 SAMPLES, CONFUSED = 20, 12
-TOOK = ("seconds", "examples_per_second", "validation_examples_per_second", "memory")  # of record.measured
+TOOK = ("seconds", "examples_per_second", "validation_examples_per_second", "memory")  # of outbox.measured
 OPEN, ROWS, COLUMNS = 12, 200, 16  # rows above which a table is folded, and cut; columns above which it is left out
 EDGE = 96  # pixels, height of a picture
 
@@ -105,7 +105,7 @@ def write(target: Path, trained: Path, test: Shards) -> None:
     page = template(Path(__file__).with_name("report.html.jinja")).render(
         facts=facts,
         classes=len(takes["classes"]),
-        noun=NOUNS[takes["kind"]],
+        noun=kinds.get(takes["kind"]).noun,
         many=many,
         tiles=_tiles(metrics, facts, trained),
         metrics={name: value for name, value in metrics.items() if name != "metric"},
@@ -195,7 +195,7 @@ def _errors(target: Path, takes: dict[str, Any], test: Shards) -> dict[str, Any]
     file = target / "tables/errors.csv"
     if not file.exists():
         return {}
-    found = _read(file).head(ERRORS[takes["kind"]]).to_dict("records")
+    found = _read(file).head(kinds.get(takes["kind"]).errors).to_dict("records")
     whole = pd.read_parquet(target / "predictions.parquet", columns=["path", "correct"])
     if "array" in takes:
         places = pd.Index(whole["path"]).get_indexer([error["path"] for error in found])

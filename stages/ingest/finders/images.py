@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from convoy.errors import InputRefusedError
-from stages.ingest.formats import cifar, containers, folders, tables
+from convoy.kinds.images import KIND
+from stages.ingest.formats import cifar, containers, folders, parquet, tables
 from stages.ingest.formats.folders import Tree, printable
 from stages.ingest.formats.splits import split_of
 from stages.ingest.records import Item, Source
@@ -18,7 +19,6 @@ ALLOWED = (
     "columns path and label beside the pictures; .parquet with the columns image and label; IDX (MNIST), CIFAR, .npz "
     "(x_train and y_train, or train_images and train_labels), .npy (images and labels, or one file per class)."
 )
-PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm")
 
 
 def find(source: Source) -> Iterable[Item]:
@@ -33,11 +33,11 @@ def find(source: Source) -> Iterable[Item]:
     tree = folders.walk(source.folder)
     chosen = folders.choose(source.folder, tree, source.files)
     files = list(chosen or tree.files)
-    arrays = () if any(path.lower().endswith(PICTURE_ENDINGS) for path in files) else (containers.npz, containers.npy)
+    arrays = () if any(path.lower().endswith(KIND.endings) for path in files) else (containers.npz, containers.npy)
     for layout in (containers.idx, cifar.find, *arrays, _in_parquet):
         items = layout(source, files, chosen)
         if items is not None:
-            if count := sum(path.lower().endswith(PICTURE_ENDINGS) for path in files):
+            if count := sum(path.lower().endswith(KIND.endings) for path in files):
                 source.notes["unread"] = (
                     f"read as {source.notes['layout']}; {count:,} picture files beside them were not read"
                 )
@@ -70,7 +70,7 @@ def _holds_bytes(source: Source, file: str) -> bool:
     folders.check_name(source.folder, file)
     try:
         schema = pq.read_schema(source.folder / file)
-    except tables.PARQUET_ERRORS as error:
+    except parquet.PARQUET_ERRORS as error:
         raise InputRefusedError(f"{source.folder}/{file} is no Parquet file, or damaged: {error}") from error
     types = [inner for field in schema for inner in (field.type, *_fields(field.type))]
     return any(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in types)

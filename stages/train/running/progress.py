@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable
 
 import keras
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as Bar
+from rich.progress import TextColumn
+
+from convoy.machine.progress import make_bar
 
 PLAIN_SECONDS = 20  # between two plain lines within an epoch
 LIVE_SECONDS = 0.1  # between two changes of the live line, which has to wait for the step whose loss it shows
@@ -37,15 +37,7 @@ class Progress(keras.callbacks.Callback):
         self.validation_seconds = 0.0
         self._title, self._epochs, self._examples, self._steps = title, epochs, examples, steps
         self._log, self._optimizer = log, optimizer
-        self._console = Console()
-        self._bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[state]}"),
-            console=self._console,
-            transient=True,
-            disable=not self._console.is_terminal,
-        )
+        self._bar = make_bar(TextColumn("{task.fields[state]}"))
         self._task = self._bar.add_task(title, total=epochs * steps, state="")
         self._busy, self._done = 0.0, 0  # seconds in training steps, and steps, without the first
         self._epoch = self._step = 0  # the step is the last one that ended in the epoch
@@ -76,7 +68,7 @@ class Progress(keras.callbacks.Callback):
         self._begun, self._step, self._step_at = True, step, now
         if self._busy > MEASURED and not self._foretold:
             self._foretell()
-        if self._console.is_terminal:
+        if not self._bar.disable:
             if now - self._line_at > LIVE_SECONDS:
                 self._line_at = now
                 done = self._epoch * self._steps + step
