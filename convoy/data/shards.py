@@ -23,7 +23,7 @@ import numpy as np
 
 from convoy.checksums import sha256
 from convoy.errors import InputRefusedError, IntegrityError
-from convoy.files import read_json, read_sealed, write_sealed  # noqa: F401 - stages/train takes them from here
+from convoy.files import read_sealed, write_sealed
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from convoy.data.shards import Shards, read_sealed
+from convoy.data.shards import Shards
 from convoy.data.vocabulary import Vocabulary
+from convoy.files import read_sealed
 from stages.train.entry import Train
 
 ARRAYS = {"images": "image", "volumes": "volume"}  # kind -> array of the shards

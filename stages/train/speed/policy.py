@@ -19,8 +19,9 @@ from typing import Any
 import keras
 from filelock import FileLock
 
-from convoy.data.shards import Shards, read_json
+from convoy.data.shards import Shards
 from convoy.errors import ConfigurationError
+from convoy.files import read_json, write_json
 from convoy.model import backend
 from stages.train.entry import Policy, Train
 from stages.train.fit import export, network
@@ -250,6 +251,4 @@ def _remembered() -> dict[str, Any]:
 
 def _remember(place: str, entry: dict[str, Any]) -> None:
     known = _remembered() | {place: entry | {"measured": datetime.now(UTC).isoformat(timespec="seconds")}}
-    partial = CACHE.with_suffix(".partial")
-    partial.write_text(json.dumps(known, indent=1), encoding="utf-8")
-    partial.replace(CACHE)
+    write_json(CACHE, known, indent=1)
