@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Keeps phrases that readers stumble over out of the project's text.
 
-The old text holds hundreds of them. ``words.json`` counts them by phrase and file, and no phrase may gain in total, so moving a
-file costs nothing. ``words.py`` checks, ``words.py --record`` lowers the counts after a clean-up, ``words.py --list`` prints
+The old text holds hundreds of them. ``words.json`` counts them by phrase and file, and no phrase may gain in total, so
+moving a file costs nothing. ``words.py`` checks, ``--record`` lowers the counts after a clean-up, ``--list`` prints
 every place. Standard library only; it reads the tracked files and no history, so a shallow clone will do.
 """
 
