@@ -22,7 +22,7 @@ help:  ## list the commands
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
 
 .PHONY: setup
-setup: moved $(READY)  ## install the locked dependencies into .venv (GPU=1: with CUDA; BENCHMARKS=1: with what they compare to)
+setup: moved $(READY) .venv/bin/convoy  ## install the locked dependencies and the command convoy into .venv (GPU=1: with CUDA; BENCHMARKS=1: with what they compare to)
 
 # The lock is complete, so pip only fetches and checks hashes (--no-deps); it compiles the bytecode on the way.
 $(READY): $(LOCK)
@@ -31,6 +31,22 @@ $(READY): $(LOCK)
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(LOCK)
 	@rm -f .venv/.ready-*; touch $@
+
+# The command, which runs the code of the checkout in whose root it is typed, with the Python beside it.
+define CONVOY
+#!/bin/sh
+if [ ! -f flows/__main__.py ]; then
+    root=$$PWD
+    while [ -n "$$root" ] && [ ! -f "$$root/flows/__main__.py" ]; do root=$${root%/*}; done
+    echo "error: convoy runs at the root of a checkout, and $$PWD is none.$${root:+ cd $$root}" >&2
+    exit 2
+fi
+exec "$$(dirname "$$(readlink -f "$$0")")/python" -m flows "$$@"
+endef
+export CONVOY
+
+.venv/bin/convoy: $(READY) Makefile
+	@printf '%s\n' "$$CONVOY" > $@.new; chmod +x $@.new; mv $@.new $@
 
 # The programs in .venv name the folder that they were installed in; a checkout that is moved takes them along.
 define RENAME
@@ -52,33 +68,33 @@ moved:
 
 .PHONY: repro
 repro: setup  ## raw data -> registered models: whatever is not up to date (dvc repro)
-	@since=$$(date +%s); python -m stages check && dvc repro && python -m flows results --since $$since
+	@since=$$(date +%s); convoy check && dvc repro && convoy show --since $$since
 
 .PHONY: doctor
-doctor: setup  ## what of this machine will not work: libraries, clock, disk, permissions, servers, GPU
-	@python -m stages doctor
+doctor: setup  ## check this machine: libraries, clock, disk, permissions, servers, GPU
+	@convoy doctor
 
 .PHONY: push pull verify
 push pull: setup  ## data and models to the remote, or from it: only what is whole
-	@python -m stages $@
+	@convoy $@
 
 verify: setup  ## read all data, DVC's cache and the remote, and name what is damaged
-	@python -m stages verify
+	@convoy verify
 
 .PHONY: pipeline plan
-pipeline: setup  ## the same in parallel, a device for each training (python -m flows pipeline --help)
-	@python -m flows pipeline
+pipeline: setup  ## the same in parallel, a device for each training (convoy run --help)
+	@convoy run
 
 plan: setup  ## what would run, why, and how long it took last time
-	@python -m flows plan
+	@convoy plan
 
 .PHONY: ui
 ui: setup  ## browse runs, models, the registry (PORT=5000) and flows (PREFECT_PORT=4200)
-	@python -m flows ui --port $(PORT) --prefect-port $(PREFECT_PORT)
+	@convoy ui --port $(PORT) --prefect-port $(PREFECT_PORT)
 
 .PHONY: serve
 serve: setup  ## the champion of DATASET=digits over HTTP (SERVE_PORT=5001): raw pictures, sentences, volumes
-	@python -m flows serve --dataset $(DATASET) --port $(SERVE_PORT)
+	@convoy serve $(DATASET) --port $(SERVE_PORT)
 
 .PHONY: test
 test: setup  ## run the tests, some at the same time (JOBS=3)

@@ -98,7 +98,7 @@ def prepare(first: Path, second: Path) -> None:
     run(ROOT, "git", "clone", "-q", str(first), str(second))
     storage = str(first.parent / "convoy-storage")
     run(second, sys.executable, "-m", "dvc", "remote", "modify", "--local", "storage", "url", storage)
-    run(second, sys.executable, "-m", "stages", "pull")
+    run(second, sys.executable, "-m", "flows", "pull")
 
 
 @contextlib.contextmanager
@@ -158,7 +158,7 @@ def refused_by_pull(clone: Path, name: Path) -> bool:
     """Lets a clone, which is otherwise whole, fetch one object again."""
     kept = clone / "kept"
     (clone / name).rename(kept)
-    words = [sys.executable, "-m", "stages", "pull"]
+    words = [sys.executable, "-m", "flows", "pull"]
     done = subprocess.run(words, cwd=clone, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
     arrived = (clone / name).exists()
     kept.replace(clone / name)

@@ -18,7 +18,7 @@ from PIL import Image, ImageEnhance
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from convoy.kinds import fingerprints
-from convoy.machine.workers import cores
+from convoy.machine.room import cores
 from stages.ingest.near import duplicates
 
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]

@@ -28,7 +28,7 @@ SLEEP = 20.0
 FLOW = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
-from flows import __main__, pipeline
+from flows import cli, pipeline
 from flows.run import devices
 from flows.show import results
 from convoy import params
@@ -38,7 +38,7 @@ check.check = runs.end_abandoned = lambda: None
 results.show = lambda since: None
 params.load = lambda: {{"train": {{}}}}
 devices.tempfile.gettempdir = os.getcwd
-sys.exit(__main__.main(["pipeline", *sys.argv[1:]]))
+sys.exit(cli.main(["run", *sys.argv[1:]]))
 """
 
 

@@ -38,7 +38,7 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from convoy.machine.workers import cores
+from convoy.machine.room import cores
 
 SECONDS = 10  # of one input
 LIMIT = 512  # MiB

@@ -36,7 +36,7 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("fetch", "ingest", "augment", "train", "evaluate", "register")
-ROAD = "python -m stages check && dvc repro"  # as make repro goes it
+ROAD = "python -m flows check && dvc repro"  # as make repro goes it
 ENTRY = {"dataset": "digits", "architecture": "lenet5", "epochs": 4, "learning_rate": 2e-3, "warmup": 1}
 HOOK = """
 import os, signal, sys

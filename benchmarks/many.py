@@ -91,7 +91,7 @@ def measure(clone: Path, kind: str, size: int) -> dict:
     memory = {}
     for stage in STAGES:
         if stage == "train":
-            said = subprocess.check_output([sys.executable, "-m", "stages", "cost", "model"], cwd=clone, text=True)
+            said = subprocess.check_output([sys.executable, "-m", "flows", "cost", "model"], cwd=clone, text=True)
             expected = json.loads(said.splitlines()[-1])["memory"]
         name = "model" if stage in ("train", "evaluate") else kind
         command = [sys.executable, "-m", "stages", stage, name]

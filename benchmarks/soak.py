@@ -2,12 +2,12 @@
 
 Usage: ``python benchmarks/soak.py [--runs 20] [--clean 5] [--seed 0]``; Linux, half an hour on 2 cores. A copy of the
 checkout in a temporary folder has one data set, which ``dvc import-url`` brings from a folder beside it, a small
-LeNet-5, a remote, a Prefect server, and ``python -m flows schedule`` that lives through all of it. Before each run some
+LeNet-5, a remote, a Prefect server, and ``convoy schedule`` that lives through all of it. Before each run some
 pictures come and some go. The run's processes are killed at a random time - a run has all its processes under the
 schedule's - and the next one has to end well. Measured after it: its seconds, bytes on the disk by place, the
-databases, open files and memory of the process that lives on. After each ``--clean`` runs ``python -m stages clean
---keep champion,last:1``, whose sizes are what has to level off. Prints Markdown for RESULTS.md; ends with 1 if a run
-failed or something is left that should not be.
+databases, open files and memory of the process that lives on. After each ``--clean`` runs ``convoy clean
+--keep-last 1 --keep-champions``, whose sizes are what has to level off. Prints Markdown for RESULTS.md; ends with
+1 if a run failed or something is left that should not be.
 """
 
 import argparse
@@ -198,7 +198,7 @@ def clean(clone: Path, environment: dict[str, str]) -> list[str]:
     wrong = []
     for words in (
         ["git", "add", "-A"], ["git", "-c", "user.name=k", "-c", "user.email=k@example.org", "commit", "-qm", "k"],
-        [sys.executable, "-m", "stages", "clean", "--keep", "champion,last:1"],
+        [sys.executable, "-m", "flows", "clean", "--keep-last", "1", "--keep-champions"],
     ):  # fmt: skip
         done = subprocess.run(words, cwd=clone, env=environment, check=False, capture_output=True, text=True)
         wrong += [f"{' '.join(words)}: {done.stderr.strip()[-300:]}"] if done.returncode else []

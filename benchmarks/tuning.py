@@ -32,9 +32,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from convoy.errors import DivergedError
 from convoy.machine.progress import track
-from convoy.machine.workers import cores
+from convoy.machine.room import cores
 from convoy.schema import prepare
-from flows.tune.tune import pruner, sampler, suggested
+from flows.tune.study import make_pruner, make_sampler, suggest
 from stages.augment.augment import augment
 from stages.fetch.fetch import fetch
 from stages.ingest.ingest import ingest
@@ -71,12 +71,12 @@ def main() -> None:
     print(f"Median (quartiles; mean) of {SEEDS} searches; where the goal is not reached, {TRIALS + 1} trials.\n")
     print("| search | trials to the goal | epochs to it | not reached | mean best after 15 trials | after 30 |")
     print("|---|---|---|---|---|---|")
-    whole, early = optuna.pruners.NopPruner(), pruner(EPOCHS, 0)
+    whole, early = optuna.pruners.NopPruner(), make_pruner(EPOCHS, 0)
     for name, chooses, ends in (
         ("random", optuna.samplers.RandomSampler, whole),
         ("random, Hyperband", optuna.samplers.RandomSampler, early),
-        ("TPE", sampler, whole),
-        ("TPE, Hyperband (`flows tune`)", sampler, early),
+        ("TPE", make_sampler, whole),
+        ("TPE, Hyperband (`flows tune`)", make_sampler, early),
     ):
         _say(name, [play(table, chooses(seed), deepcopy(ends), seed) for seed in range(SEEDS)], goal)
     print(f"\n{trained:.0f} s of training, {time.monotonic() - began - trained:.0f} s of playing")
@@ -135,7 +135,7 @@ def play(
     found = []
     for _ in range(TRIALS):
         trial = study.ask()
-        values = suggested(trial, RANGES)
+        values = suggest(trial, RANGES)
         key = tuple(min(VALUES[name], key=_distance(values[name])) for name in VALUES)
         if key in done:
             found.append((0, done[key]))

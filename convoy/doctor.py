@@ -1,4 +1,4 @@
-"""What of this machine will not work, before it does not: ``make doctor``.
+"""What of this machine will not work, before it does not: ``convoy doctor``.
 
 Libraries that do not go together, a clock that is off, a disk without room, a folder in which files cannot be written
 or locked, a server that does not answer, a GPU that TensorFlow was not installed for. The libraries are looked at by
@@ -27,6 +27,7 @@ from rich.filesize import decimal
 
 from convoy import CODE
 from convoy.errors import ConfigurationError
+from convoy.machine import gpus
 from convoy.secrets import mask_in, masked
 from convoy.tracking import relocation
 
@@ -63,8 +64,8 @@ def doctor() -> None:
         unseen["servers"] = f"neither {' nor '.join(SERVERS)} is an http address"
     if not relocation.is_used():
         unseen["registry"] = "MLFLOW_TRACKING_URI leads elsewhere"
-    if shutil.which("nvidia-smi") is None:
-        unseen["GPU"] = "there is no nvidia-smi"
+    if not gpus.has_driver():
+        unseen["GPU"] = "there is no NVIDIA driver"
     for name, look in looks.items():
         problems = list(look())
         nothing = f"not looked for: {unseen[name]}" if name in unseen else "fine"
@@ -194,16 +195,18 @@ def registry() -> Iterator[str]:
 
 def gpu() -> Iterator[str]:
     """Yields a GPU of NVIDIA's for which TensorFlow has no CUDA."""
-    if shutil.which("nvidia-smi") is None:
+    try:
+        found = gpus.list_all()
+    except gpus.DriverError as error:
+        yield f"the NVIDIA driver does not work: {error}. Install it again, or restart the machine after an update."
         return
-    said = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    if said.returncode:
-        yield f"nvidia-smi fails: {(said.stdout + said.stderr).strip().splitlines()[0]}. Its driver does not work."
+    if not found:
         return
     try:
         distribution("nvidia-cudnn-cu12")
     except PackageNotFoundError:
-        yield f"{said.stdout.count('GPU ')} GPUs are there, and TensorFlow without CUDA. make GPU=1 setup"
+        names = ", ".join(sorted({gpu.name for gpu in found}))
+        yield f"{len(found)} GPUs are there ({names}), and TensorFlow without CUDA. make GPU=1 setup"
 
 
 def _places() -> dict[str, Path]:

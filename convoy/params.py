@@ -1,7 +1,7 @@
 """The only reader and writer of params.yaml: one section per stage, one entry per name.
 
 ``evaluate`` has no section: every model of ``train`` is evaluated, on its own data set. ``tune``, which is no stage,
-may have one: the searches that ``python -m flows tune`` knows.
+may have one: the searches that ``convoy tune`` knows.
 """
 
 import io

@@ -1,6 +1,6 @@
-"""The night's work: bring data in, run the pipeline, send the results, say who is champion now.
+"""The night's work: pulls data, runs the pipeline, pushes the results, and reports new champions.
 
-``python -m flows schedule`` keeps one machine to a schedule; ``prefect.yaml`` deploys the same to a work pool.
+``convoy schedule`` keeps one machine to a schedule; ``prefect.yaml`` deploys the same to a work pool.
 """
 
 import os
@@ -23,10 +23,10 @@ from convoy.tracking import registry
 from flows import session
 from flows.pipeline import pipeline
 
-WEBHOOK = "CONVOY_WEBHOOK"  # environment variable: an address that is told of a new champion; it may hold a secret
-# After an outage every missed run starts at once: one may, and the others are cancelled.
+WEBHOOK = "CONVOY_WEBHOOK"  # environment variable: address that receives new champions; it may hold a secret
+# After an outage every missed run starts at once: one runs, and Prefect cancels the others.
 ALONE = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
-TIMES = {"retries": 2, "retry_delay_seconds": [60.0, 600.0], "cache_policy": NO_CACHE, "persist_result": False}
+RETRIES = {"retries": 2, "retry_delay_seconds": [60.0, 600.0], "cache_policy": NO_CACHE, "persist_result": False}
 
 
 class CommandFailedError(StageError):
@@ -42,48 +42,48 @@ def _may_pass(_task: object, _run: object, state: State) -> bool:
     return isinstance(error, CommandFailedError) and error.status == ServiceError.status
 
 
-@task(name="bring data in", task_run_name="bring data in", retry_condition_fn=_may_pass, **TIMES)
-def bring_in() -> None:
-    """Takes what changed at the sources of ``dvc import`` and ``import-url``, and what the remote has."""
+@task(name="bring data in", task_run_name="bring data in", retry_condition_fn=_may_pass, **RETRIES)
+def pull_data() -> None:
+    """Updates the data of ``dvc import`` and ``import-url`` from their sources, and pulls from the remote."""
     for file in graph.imports():
         _run("dvc", "update", file)
     if graph.remote() is not None:
-        _run("stages", "pull")
+        _run("flows", "pull")
 
 
-@task(name="send results", task_run_name="send results", retry_condition_fn=_may_pass, **TIMES)
-def send() -> None:
-    """Sends data and models to the remote."""
+@task(name="send results", task_run_name="send results", retry_condition_fn=_may_pass, **RETRIES)
+def push_results() -> None:
+    """Pushes data and models to the remote."""
     if graph.remote() is not None:
-        _run("stages", "push")
+        _run("flows", "push")
 
 
 @flow(name="nightly", persist_result=False)
 def nightly(targets: list[str] | None = None, slots: int | None = None, cluster: str | None = None) -> State:
-    """Brings data in, runs the pipeline, sends results, and tells of new champions.
+    """Pulls data, runs the pipeline, pushes the results, and reports new champions.
 
     Args:
-        targets: as of ``pipeline``.
+        targets: as in ``pipeline``.
         slots: likewise.
         cluster: likewise.
 
     Returns:
-        How the pipeline ended; what it finished before something failed is sent all the same.
+        The pipeline's state; results that were finished before a failure are pushed all the same.
     """
-    lockfile.mend()  # first: what DVC refuses stops the pull too
+    lockfile.mend()  # first: a lock file that DVC refuses stops the pull too
     datasets = list(params.load()["register"])
-    before = {dataset: _champion(dataset) for dataset in datasets}
-    bring_in()
+    before = {dataset: _describe_champion(dataset) for dataset in datasets}
+    pull_data()
     state = pipeline(targets, slots, cluster=cluster, return_state=True)
-    send()
+    push_results()
     for dataset in datasets:
-        if (now := _champion(dataset)) != before[dataset]:
-            tell(f"{dataset}: champion is now {now or 'nobody'}, before {before[dataset] or 'nobody'}")
+        if (now := _describe_champion(dataset)) != before[dataset]:
+            report(f"{dataset}: champion is now {now or 'nobody'}, before {before[dataset] or 'nobody'}")
     return state
 
 
-def tell(text: str) -> None:
-    """Says something in Prefect's log, and to the address in ``CONVOY_WEBHOOK``, as {"text": ...}."""
+def report(text: str) -> None:
+    """Writes a text to Prefect's log, and posts it to the address in ``CONVOY_WEBHOOK``, as {"text": ...}."""
     log = get_run_logger()
     log.info("%s", text)
     if address := os.environ.get(WEBHOOK):
@@ -94,7 +94,7 @@ def tell(text: str) -> None:
 
 
 def serve(cron: str, targets: list[str], slots: int | None, cluster: str | None) -> None:
-    """Runs ``nightly`` in this checkout whenever ``cron`` says so, until it is ended; the server keeps the schedule."""
+    """Runs ``nightly`` in this checkout at the times of ``cron``, until it is ended; the server keeps the schedule."""
     with temporary_settings(session.pages()):
         nightly.serve(
             name="nightly",
@@ -105,7 +105,7 @@ def serve(cron: str, targets: list[str], slots: int | None, cluster: str | None)
         )
 
 
-def _champion(dataset: str) -> str | None:
+def _describe_champion(dataset: str) -> str | None:
     version = registry.champion(dataset)
     return None if version is None else f"version {version.version} ({version.tags.get('model', 'unknown')})"
 
@@ -120,4 +120,4 @@ def _run(module: str, *words: str) -> None:
     finally:
         guard.end(process)
     if status := process.wait():
-        raise CommandFailedError((module, *words), status, last)
+        raise CommandFailedError(("convoy" if module == "flows" else module, *words), status, last)

@@ -127,8 +127,8 @@ def keep(
             return process
         except httpx.HTTPError as error:
             if process.poll() is not None or time.monotonic() > stop:
-                last = "".join(said).strip() or str(error)
-                raise ServiceError(f"no server at {address}: {last}") from error
+                first, *more = "".join(said).strip().splitlines() or [str(error)]
+                raise ServiceError(f"no server at {address}: {first}", *more) from error
             time.sleep(0.1)
 
 

@@ -1,9 +1,8 @@
-"""Run one stage: ``python -m stages train lenet5``.
+"""Runs one stage: ``python -m stages train lenet5``, as dvc.yaml calls it.
 
-Beside them: ``check`` looks at all of params.yaml first, ``doctor`` at the machine, ``cost`` says what trainings would
-take, ``measure`` how one computes fastest here; ``verify``, ``push`` and ``pull`` are in ``verify.py``, ``trace``,
-``rebuild``, ``rollback`` and ``clean`` in ``lineage.py``; ``ship`` brings to MLflow what waits for it, see
-``outbox.py``; ``trial`` is what ``flows/tune/tune.py`` runs, ``pace`` what ``measure`` does.
+Beside the stages it knows what processes of convoy start by themselves: ``trial`` (``flows/tune/tune.py``), ``pace``
+(``stages/train/speed/policy.py``) and ``ship ID NAME`` (``convoy/tracking/outbox.py``). People type ``convoy``, see
+``flows/cli.py``.
 """
 
 if __name__ == "__main__":  # before the other imports, which take half a second
@@ -11,85 +10,52 @@ if __name__ == "__main__":  # before the other imports, which take half a second
 
     interrupt.catch()
 
-import errno
+    import sys
+
+    from convoy import spellings
+
+    spellings.replace_process(sys.argv[1:])
+
 import gc
 import json
-import os
 import sys
 import time
-import traceback
-import unicodedata
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from datetime import UTC, datetime
 from importlib import import_module
 from typing import Any
 
-from convoy import journal, params
-from convoy.errors import ConfigurationError, InputRefusedError, ServiceError, StageError
+from convoy import command, journal, params
+from convoy.errors import ConfigurationError, InputRefusedError, StageError
 from convoy.machine import interrupt, orphans, room
 from convoy.repo import lockfile
 from convoy.schema import prepare
-from convoy.secrets import redacted
-from convoy.tracking import outbox
 
 
 def main(*words: str) -> int:
     """Returns the exit status; see ``errors.py``."""
     try:
         with interrupt.explained():
-            _command(words)
-    except StageError as error:
-        print("error:", "\n".join(_one_line(redacted(str(line))) for line in error.args), file=sys.stderr)
-        return error.status
+            _do(words)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
-            print(f"error: {error.strerror}: {error.filename or 'the disk'}. Make room and run again.", file=sys.stderr)
-            return ServiceError.status
-        # Only where MLflow was used; it takes seconds to import.
-        if (store := sys.modules.get("convoy.tracking.store")) and (said := store.explained(error)):
-            print(f"error: {_one_line(redacted(str(said)))}", file=sys.stderr)
-            return said.status
-        raise
+        if (status := command.report(error)) is None:
+            raise
+        return status
     return 0
 
 
-def _command(words: Sequence[str]) -> None:
-    """Does what was typed.
+def _do(words: Sequence[str]) -> None:
+    """Does what was asked for.
 
     Raises:
         StageError: it failed, or it is no command.
     """
     match words:
-        case ["check"]:
-            import_module("stages.check").check()
-        case ["cost", *names] if names:
-            cost(names)
-        case ["doctor"]:
-            import_module("convoy.doctor").doctor()
-        case ["verify"] | ["verify", _]:
-            import_module("convoy.repo.verify").verify(*words[1:])
-        case ["push", "--repair"] | ["push", "--repair", _]:
-            import_module("convoy.repo.transfer").push(*words[2:], repair=True)
-        case ["push"] | ["push", _]:
-            import_module("convoy.repo.transfer").push(*words[1:])
-        case ["pull"] | ["pull", _]:
-            import_module("convoy.repo.transfer").pull(*words[1:])
-        case ["ship"]:
-            count = import_module("convoy.tracking.shipping").ship()
-            aside = len(outbox.aside())
-            rest = f"{aside} records in {outbox.FOLDER} are set aside" if aside else "nothing waits any more"
-            print(f"brought {count} runs to MLflow; {rest}")
         case ["ship", number, name]:
             import_module("convoy.tracking.shipping").follow(number, name)
-        case ["trace" | "rebuild" as command, name]:
-            getattr(import_module("stages.lineage"), command)(name)
-        case ["rollback", dataset, "--to", number, "--reason", *reason]:
-            import_module("stages.lineage").rollback(dataset, number, " ".join(reason))
-        case ["clean", "--keep", kept, *dry] if dry in ([], ["--dry-run"]):
-            import_module("stages.lineage").clean(*_kept(kept), dry_run=bool(dry))
-        case ["measure" | "trial" as command, name]:
-            training(command, name)
+        case ["trial", name]:
+            training("trial", name)
         case ["pace", name, policy]:
             policy = json.loads(policy)
             training("pace", name, policy.pop("steps"), policy)
@@ -97,11 +63,8 @@ def _command(words: Sequence[str]) -> None:
             run(stage, name)
         case _:
             raise ConfigurationError(
-                f"got {' '.join(words) or 'nothing'}. Usage: python -m stages STAGE NAME, or python -m stages "
-                "check, doctor, cost MODEL ..., measure MODEL, verify, push, pull, ship, trace DATASET@champion, "
-                "rebuild DATASET@VERSION, rollback DATASET --to VERSION --reason TEXT, "
-                "clean --keep champion,last:3 [--dry-run]. Stages: "
-                f"{', '.join(params.STAGES)}."
+                f"got {' '.join(words) or 'nothing'}. Usage: python -m stages STAGE NAME. "
+                f"Stages: {', '.join(params.STAGES)}. For all else there is convoy: convoy --help."
             )
 
 
@@ -139,19 +102,6 @@ def training(command: str, name: str, *others: Any) -> None:
     getattr(import_module("stages.train.train"), command)(name, *others, **arguments)
 
 
-def _kept(kept: str) -> tuple[int, bool]:
-    """Returns how many versions stay, and whether older ones with an alias do, of ``champion,last:3``."""
-    parts = kept.split(",")
-    numbers = [part.removeprefix("last:") for part in parts if part.startswith("last:")]
-    if (
-        len(numbers) > 1
-        or set(parts) - {"champion", *(f"last:{number}" for number in numbers)}
-        or not all(number.isdecimal() for number in numbers)
-    ):
-        raise ConfigurationError(f"--keep {kept}: allowed are champion, last:3, or champion,last:3.")
-    return int(numbers[0]) if numbers else 0, "champion" in parts
-
-
 def cost(names: Sequence[str]) -> None:
     """Prints what trainings would cost, one JSON object each: as of ``planned``, or why it is ``unknown``."""
     import_module("convoy.model.backend")  # imports Keras first, quietly
@@ -163,29 +113,16 @@ def cost(names: Sequence[str]) -> None:
         except InputRefusedError:
             found = {"unknown": "its data is not there yet"}
         except StageError as error:
-            found = {"unknown": _one_line(str(error))}
+            found = {"unknown": command.one_line(str(error))}
         print(json.dumps({"model": name} | found), flush=True)
 
 
-def _one_line(message: str) -> str:
-    """Returns a message, which may quote raw data, without what would steer a terminal or end the line."""
-    return "".join(sign if unicodedata.category(sign) != "Cc" else f"\\x{ord(sign):02x}" for sign in message)
-
-
-def show_defect(*raised: Any) -> None:
-    """Prints an exception that nothing foresaw, as Python does, without the secrets that it may quote."""
-    sys.stderr.write(redacted("".join(traceback.format_exception(*raised))))
-
-
 if __name__ == "__main__":
-    # Before any library is imported that reads them.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up notes are no news to the user
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
+    command.prepare_environment()
     # Importing Keras and MLflow makes a million objects that stay, and Python would look through them again and again,
     # and once more at its end: a third of the 3.3 s in which Keras starts and ends.
     gc.set_threshold(50_000, 20, 50)
-    sys.excepthook = show_defect
+    sys.excepthook = command.show_defect
     orphans.watch()
     status = main(*sys.argv[1:])
     gc.freeze()

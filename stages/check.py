@@ -1,4 +1,4 @@
-"""Checks every entry of params.yaml before any stage runs: ``python -m stages check``."""
+"""Checks every entry of params.yaml before any stage runs: ``convoy check``."""
 
 import sys
 from importlib import import_module

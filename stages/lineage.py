@@ -1,7 +1,7 @@
 """Where a registered model comes from, and the way back.
 
-``python -m stages trace digits@champion`` prints the chain from raw files to the decision, ``rebuild`` trains the model
-once more from what was recorded and compares, ``rollback digits --to VERSION --reason ...`` makes an earlier version
+``convoy trace digits@champion`` prints the chain from raw files to the decision, ``rebuild`` trains the model
+once more from what was recorded and compares, ``rollback digits@2 --reason ...`` makes an earlier version
 champion, and ``clean`` removes what no version that stays needs. ``register`` stores what DVC recorded of the chain
 beside the model (``lineage.json``), so none of it depends on which commits of dvc.lock were kept.
 """
@@ -172,7 +172,7 @@ def clean(last: int, champions: bool, dry_run: bool) -> None:
         named = ", ".join(f"{one.name}@{one.version} ({one.tags.get('model')})" for one in held)
         raise ConfigurationError(
             f"refused, nothing was removed: {named} would go, to which an alias such as champion points. "
-            f"--keep champion,last:{last} lets it stay; rollback makes another one champion first."
+            f"--keep-champions lets it stay; rollback makes another one champion first."
         )
     would = "would go" if dry_run else "gone"
     lineages = _lineages(stay, mentioned=content["ingest"])
@@ -327,8 +327,8 @@ def _bring(name: str, folder: Path, paths: Sequence[str]) -> None:
     why = next((line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")), lines[-1]).rstrip(":")
     raise ConfigurationError(
         f"{name} cannot be trained again: {', '.join(lost)} are neither in DVC's cache nor in a remote (DVC: {why}). "
-        "A clone that has them can send them, python -m stages push, or be the remote itself: "
-        f"dvc remote add --default other CLONE/.dvc/cache. python -m stages trace {name} shows their hashes."
+        "A clone that has them can send them, convoy push, or be the remote itself: "
+        f"dvc remote add --default other CLONE/.dvc/cache. convoy trace {name} shows their hashes."
     )
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from convoy.repo.graph import Node
 from flows.show import live
-from flows.show.live import Board, usual_seconds
+from flows.show.live import Board, find_usual_seconds
 
 NODES = {
     "fetch@a": Node("fetch@a", ()),
@@ -34,12 +34,12 @@ def made(slots):
 
 
 def test_usual_is_the_median_of_the_last_runs_that_ended_well(journal):
-    assert usual_seconds() == {"fetch@a": 10, "train@x": 100, "train@y": 60, "register@a": 5}
+    assert find_usual_seconds() == {"fetch@a": 10, "train@x": 100, "train@y": 60, "register@a": 5}
 
 
 @pytest.mark.parametrize(("slots", "left"), [(1, 160), (2, 115), (5, 115)])
 def test_what_is_left_is_the_longest_way_or_the_trainings_on_their_slots(journal, slots, left):
-    assert made(slots).left() == left
+    assert made(slots).estimate_left() == left
 
 
 def test_what_is_done_is_not_left_and_what_runs_is_counted_by_what_it_took(journal, monkeypatch):
@@ -50,11 +50,11 @@ def test_what_is_done_is_not_left_and_what_runs_is_counted_by_what_it_took(journ
     monkeypatch.setattr(live.time, "time", lambda: now[0])
     shown.set("train@x", live.RUNNING, "gpu:0")
     now[0] += 30
-    assert shown.left() == 75  # 70 of training, 5 of registration
+    assert shown.estimate_left() == 75  # 70 of training, 5 of registration
 
 
 def test_without_a_run_nothing_is_promised(workspace):
-    assert made(1).left() is None
+    assert made(1).estimate_left() is None
 
 
 def test_the_table_shows_every_stage_with_state_device_and_seconds(journal, monkeypatch):
@@ -63,7 +63,7 @@ def test_the_table_shows_every_stage_with_state_device_and_seconds(journal, monk
     shown.set("train@x", live.RUNNING, "gpu:1")
     shown.set("train@y", live.QUEUED)
     console = Console(file=io.StringIO(), width=100)
-    console.print(shown.drawn())
+    console.print(shown.draw())
     text = console.file.getvalue()
     for words in (
         ("fetch@a", "cached", "10"),

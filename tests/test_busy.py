@@ -61,7 +61,7 @@ def test_fault_16_make_repro_ends_with_status_5(workspace):
     held(out=other.pid)
     try:
         command = subprocess.run(
-            [sys.executable, "-m", "stages", "check"], capture_output=True, text=True, check=False,
+            [sys.executable, "-m", "flows", "check"], capture_output=True, text=True, check=False,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
         )  # fmt: skip
     finally:

@@ -21,7 +21,7 @@ from convoy.errors import ConfigurationError, ServiceError
 from convoy.repo import graph
 from flows import pipeline as module
 from flows.pipeline import StageFailedError, pipeline
-from flows.run import cluster
+from flows.run import cluster, orders
 from flows.session import free_port
 
 # A stage that notes where it begins and ends; what it makes follows from what it reads.
@@ -242,13 +242,13 @@ def test_another_worker_takes_over_from_one_that_is_killed(prefect, clones, work
 
 FLOW = f"""
 import sys
-from flows import __main__
+from flows import cli
 from stages import check
 from convoy import params
 from convoy.tracking import runs
 check.check = runs.end_abandoned = lambda: None
 params.load = lambda: {NO_ENTRIES!r}
-sys.exit(__main__.main(["pipeline", "--cluster", sys.argv[1]]))
+sys.exit(cli.main(["run", "--cluster", sys.argv[1]]))
 """
 
 
@@ -356,6 +356,6 @@ def test_a_worker_waits_for_a_scheduler_that_is_gone(clones, start, scheduler):
 
 def test_gpus_are_resources_where_a_worker_has_them(clones):
     place = cluster.Cluster("tcp://127.0.0.1:9", graph.read())
-    known = {"a": {"CPU": 1.0, cluster.STAGES: 2.0}, "b": {"GPU": 2.0, cluster.STAGES: 8.0}}
-    place._workers = lambda: known
+    known = {"a": {"CPU": 1.0, orders.STAGES: 2.0}, "b": {"GPU": 2.0, orders.STAGES: 8.0}}
+    place._find_workers = lambda: known
     assert (place._device, place.trainings) == ("GPU", 2)

@@ -17,8 +17,9 @@ from convoy.data.shards import Shards, write_shards
 from convoy.data.vocabulary import Vocabulary
 from convoy.errors import ConfigurationError, ServiceError
 from convoy.schema import prepare
+from flows import cli
 from flows.show import plan
-from stages import __main__ as stages_command
+from stages.__main__ import main
 from stages.augment.augment import augment
 from stages.ingest.ingest import ingest
 from stages.train.fit import resident
@@ -214,7 +215,7 @@ def test_the_status_of_a_refused_training_is_that_of_a_wrong_entry(ready, machin
     machine(0.1, 0.1)
     sections = {name: {} for name in ("fetch", "ingest", "augment", "register")}
     (workspace / "params.yaml").write_text(json.dumps(sections | {"train": {"large": ENTRY}}))
-    assert stages_command.main("train", "large") == ConfigurationError.status
+    assert main("train", "large") == ConfigurationError.status
     assert "error: train@large needs about" in capsys.readouterr().err
     [entry] = [json.loads(line) for line in (workspace / "data/journal.jsonl").read_text().splitlines()]
     assert (entry["stage"], entry["status"]) == ("train@large", 2)
@@ -251,7 +252,7 @@ def test_costs_are_printed_for_each_training_or_why_not(ready, workspace, capsys
     sections = {name: {} for name in ("fetch", "ingest", "augment", "register")}
     entries = {"small": ENTRY, "later": later, "wrong": wrong}
     (workspace / "params.yaml").write_text(json.dumps(sections | {"train": entries}))
-    assert stages_command.main("cost", "small", "later", "wrong", "none") == 0
+    assert cli.main(["cost", "small", "later", "wrong", "none"]) == 0
     small, later, wrong, none = map(json.loads, capsys.readouterr().out.splitlines())
     assert small["model"] == "small"
     assert small["device"].startswith("cpu")

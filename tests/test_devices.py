@@ -1,28 +1,20 @@
 """Slots: who gets which, and that nobody has to clean up."""
 
-import os
 import threading
 import time
 
 import pytest
+from nvml import FakeGpu, install
 
 from convoy.errors import ConfigurationError
 from flows.run import devices
 from flows.run.devices import Slot, Slots
 
-GPUS = "0, GPU-aaa\n1, GPU-bbb\n2, GPU-ccc\n"
-
 
 @pytest.fixture
-def nvidia(tmp_path, monkeypatch):
-    """A machine with three GPUs, as nvidia-smi lists them."""
-    program = tmp_path / "bin/nvidia-smi"
-    program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\nprintf '{GPUS}'\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    return program
+def nvidia(monkeypatch):
+    """A machine with three GPUs."""
+    return install(monkeypatch, *[FakeGpu(f"GPU-{letter * 3}") for letter in "abc"])
 
 
 @pytest.fixture
@@ -32,7 +24,7 @@ def slots(tmp_path):
 
 
 def take(slots, count=1, **options):
-    return slots.taken(count, threading.Event(), lambda: None, **options)
+    return slots.lease(count, threading.Event(), lambda: None, **options)
 
 
 def names(found):
@@ -40,32 +32,40 @@ def names(found):
 
 
 def test_a_machine_with_gpus_has_one_slot_for_each(nvidia):
-    assert names(devices.found()) == ["gpu:0", "gpu:1", "gpu:2"]
-    assert names(devices.found(2)) == ["gpu:0", "gpu:1"]
+    assert names(devices.find()) == ["gpu:0", "gpu:1", "gpu:2"]
+    assert names(devices.find(2)) == ["gpu:0", "gpu:1"]
 
 
 @pytest.mark.parametrize(
     ("visible", "found"),
-    [("2,0", ["gpu:0", "gpu:2"]), ("GPU-bbb", ["gpu:1"]), ("", ["cpu:0"]), ("-1", ["cpu:0"])],
+    [("2,0", ["gpu:2", "gpu:0"]), ("GPU-bbb", ["gpu:1"]), ("", ["cpu:0"]), ("-1", ["cpu:0"])],
 )
 def test_cuda_visible_devices_leaves_some(nvidia, monkeypatch, visible, found):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert names(devices.found()) == found
+    assert names(devices.find()) == found
 
 
-def test_a_driver_without_a_device_means_the_cpu(nvidia):
-    nvidia.write_text("#!/bin/sh\nexit 9\n")
-    assert names(devices.found()) == ["cpu:0"]
-    assert names(devices.found(3)) == ["cpu:0", "cpu:1", "cpu:2"]
+def test_an_instance_of_a_divided_gpu_is_a_slot_of_its_own(monkeypatch, tmp_path):
+    install(monkeypatch, FakeGpu("GPU-aaa", instances=[FakeGpu("MIG-x"), FakeGpu("MIG-y")]), FakeGpu("GPU-bbb"))
+    found = devices.find()
+    assert names(found) == ["gpu:MIG-x", "gpu:MIG-y", "gpu:1"]
+    with take(Slots(found, tmp_path), 2) as lease:
+        assert lease.environment["CUDA_VISIBLE_DEVICES"] == "MIG-x,MIG-y"
+
+
+def test_a_driver_without_a_device_means_the_cpu(monkeypatch):
+    install(monkeypatch)
+    assert names(devices.find()) == ["cpu:0"]
+    assert names(devices.find(3)) == ["cpu:0", "cpu:1", "cpu:2"]
 
 
 @pytest.mark.parametrize("count", [0, -1])
 def test_fewer_than_one_slot_is_refused(count):
     with pytest.raises(ConfigurationError, match="at least one"):
-        devices.found(count)
+        devices.find(count)
 
 
-def test_a_gpu_is_given_by_its_number_in_nvidia_smi(slots):
+def test_a_gpu_is_leased_by_its_number_on_the_bus(slots):
     with take(slots()) as first, take(slots()) as second:
         assert [first.name, second.name] == ["gpu:0", "gpu:1"]
         assert second.environment == {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
@@ -108,7 +108,7 @@ def test_who_waits_is_told_and_can_give_up(slots):
     told, ended = [], threading.Event()
     with take(slots(1)):
         threading.Timer(0.3, ended.set).start()
-        with slots(1).taken(1, ended, lambda: told.append(1)) as taken:
+        with slots(1).lease(1, ended, lambda: told.append(1)) as taken:
             assert taken is None
     assert told == [1]
 
@@ -138,6 +138,6 @@ def test_more_devices_than_there_are_are_refused(slots):
 
 
 def test_the_cpu_gives_what_it_has(tmp_path):
-    slots = Slots(devices.found(2), tmp_path)
-    with slots.taken(4, threading.Event(), lambda: None) as taken:
+    slots = Slots(devices.find(2), tmp_path)
+    with slots.lease(4, threading.Event(), lambda: None) as taken:
         assert taken.name == "cpu:0,1"

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
+from nvml import FakeGpu, install
 from servers import answering
 
 from convoy import doctor
@@ -28,12 +29,12 @@ def installed(folder, name, version, *requires):
     (place / "METADATA").write_text("\n".join([*lines, *(f"Requires-Dist: {one}" for one in requires)]) + "\n")
 
 
-@pytest.mark.parametrize("command", [("stages", "check"), ("flows", "results")])
+@pytest.mark.parametrize("command", ["check", "show"])
 def test_fault_28_a_mix_of_libraries_that_cannot_work_is_named_with_the_range_that_does(tmp_path, command):
     installed(tmp_path, "fastapi", "0.165.0")
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     said = subprocess.run(
-        [sys.executable, "-m", *command], capture_output=True, text=True, check=False, cwd=ROOT,
+        [sys.executable, "-m", "flows", command], capture_output=True, text=True, check=False, cwd=ROOT,
         env=os.environ | {"PYTHONPATH": path},
     )  # fmt: skip
     assert said.stderr == (
@@ -127,16 +128,14 @@ def test_folders_that_cannot_be_written_and_what_git_says_are_named(workspace, m
 
 
 @pytest.mark.parametrize(
-    ("script", "found"),
+    ("fails", "found"),
     [
-        ("echo 'GPU 0: A'; echo 'GPU 1: B'", "2 GPUs are there, and TensorFlow without CUDA. make GPU=1 setup"),
-        ("echo 'Driver/library version mismatch'; exit 9", "nvidia-smi fails: Driver/library version mismatch. Its"),
+        (None, "2 GPUs are there (NVIDIA H200), and TensorFlow without CUDA. make GPU=1 setup"),
+        ("mismatch", "the NVIDIA driver does not work: RM has detected an NVML/RM version mismatch. Install"),
     ],
 )
-def test_a_gpu_without_cuda_or_driver_is_named(workspace, monkeypatch, script, found):
-    Path("nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
-    Path("nvidia-smi").chmod(0o755)
-    monkeypatch.setenv("PATH", str(workspace), prepend=os.pathsep)
+def test_a_gpu_without_cuda_or_driver_is_named(workspace, monkeypatch, fails, found):
+    install(monkeypatch, FakeGpu("GPU-aaa"), FakeGpu("GPU-bbb"), fails=fails)
 
     def missing(name):
         raise PackageNotFoundError(name)
@@ -163,12 +162,11 @@ def test_the_command_prints_a_line_for_each_and_ends_with_2(workspace, monkeypat
 def test_a_gpu_that_nobody_can_look_for_is_not_fine(workspace, monkeypatch, capsys):
     for look in ("libraries", "clock", "disk", "permissions", "servers"):
         monkeypatch.setattr(doctor, look, lambda deep=True: iter(()))
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    install(monkeypatch, fails="absent")
     doctor.doctor()
-    assert capsys.readouterr().out.splitlines()[6] == "GPU          not looked for: there is no nvidia-smi"
+    assert capsys.readouterr().out.splitlines()[6] == "GPU          not looked for: there is no NVIDIA driver"
     with answering(Answer) as port:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}/")
-        monkeypatch.setattr(doctor.shutil, "which", lambda name: "/bin/true")
-        monkeypatch.setattr(doctor, "gpu", lambda: iter(()))
+        install(monkeypatch)
         doctor.doctor()
     assert capsys.readouterr().out.splitlines()[5:] == ["servers      fine", "GPU          fine"]

@@ -13,9 +13,10 @@ import pytest
 from conftest import ROOT
 
 from convoy.errors import ConfigurationError, InputRefusedError, IntegrityError, ServiceError
+from convoy.machine import progress
 from convoy.secrets import mask_in, masked
 from stages.__main__ import main
-from stages.fetch import progress, stores, web
+from stages.fetch import stores, web
 from stages.fetch.addresses import File, check_files
 from stages.fetch.catalogue import entries
 from stages.fetch.download import Part

@@ -24,12 +24,11 @@ from prefect.states import Cancelling
 from ruamel.yaml import YAML
 
 from convoy.errors import BusyError, ServiceError
-from flows import __main__ as command
+from flows import cli, session
 from flows import pipeline as module
-from flows import session
 from flows.pipeline import StageFailedError, pipeline
-from flows.run import devices
-from flows.run.exclusive import HERE
+from flows.run import command, devices
+from flows.run.exclusive import CHECKOUT
 from flows.session import free_port
 
 # A stage that notes when it began and ended and how it went, as ours do in the journal.
@@ -182,7 +181,7 @@ def test_a_killed_stage_is_tried_again(prefect, toy):
 
 
 def test_trainings_have_a_device_each_and_others_none(prefect, toy, monkeypatch):
-    monkeypatch.setattr(devices, "_gpus", lambda: [devices.Slot(f"gpu:{n}", f"gpu-{n}") for n in (0, 1)])
+    monkeypatch.setattr(devices, "_find_gpus", lambda: [devices.Slot(f"gpu:{n}", f"gpu-{n}") for n in (0, 1)])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     toy(a=(0.4, 0), b=(0.4, 0), c=(0.4, 0))
     pipeline()
@@ -221,7 +220,7 @@ def test_a_run_that_is_cancelled_in_prefect_ends_what_it_started(prefect, toy):
     thread = Thread(target=lambda: states.append(pipeline(return_state=True)))
     thread.start()
     wait_for(lambda: "train@a" in ran())
-    run = json.loads(HERE.read_text())["flow_run"]
+    run = json.loads(CHECKOUT.read_text())["flow_run"]
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(run, Cancelling(), force=True)
     thread.join(20)
@@ -241,14 +240,14 @@ def running():
 FLOW = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
-from flows import __main__, pipeline
+from flows import cli, pipeline
 from stages import check
 from convoy import params
 from convoy.tracking import runs
 check.check = runs.end_abandoned = lambda: None
 params.load = lambda: {NO_ENTRIES!r}
 pipeline.devices.tempfile.gettempdir = os.getcwd
-sys.exit(__main__.main(["pipeline", "--slots", "1"]))
+sys.exit(cli.main(["run", "--slots", "1"]))
 """
 
 
@@ -345,12 +344,12 @@ def test_fault_22_a_server_that_goes_away_meanwhile_costs_a_warning_and_no_work(
 
 
 class Replaced(Exception):  # noqa: N818 - it is no error
-    """Stands for the new process, in which the command is begun anew."""
+    """Stands for the new process, in which the command begins again."""
 
 
 @pytest.fixture
 def lost(toy, monkeypatch):
-    """A function by which ``python -m flows pipeline`` loses its server while somebody may ask it to end."""
+    """A function by which ``convoy run`` loses its server while somebody may ask it to end."""
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     monkeypatch.setenv(command.BEGUN, "")  # what the command sets is gone after the test
     monkeypatch.delenv(command.BEGUN)
@@ -372,13 +371,13 @@ def lost(toy, monkeypatch):
 
         monkeypatch.setattr(module, "pipeline", flow)
         monkeypatch.setattr(session, "away", lambda _: "refused" if gone else None)
-        return command.main(["pipeline", *words])
+        return cli.main(["run", *words])
 
     return run
 
 
 @pytest.mark.parametrize(("gone", "address"), [(True, ""), (False, "http://127.0.0.1:9/api")])
-def test_fault_22_the_command_is_begun_anew(lost, capsys, gone, address):
+def test_fault_22_the_command_begins_again(lost, capsys, gone, address):
     with pytest.raises(Replaced):
         lost("train", gone=gone)
     assert os.environ["PREFECT_API_URL"] == address

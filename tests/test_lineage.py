@@ -12,10 +12,11 @@ import pytest
 from conftest import NO_ENTRIES, ROOT
 from PIL import Image
 
+import stages.__main__
 from convoy.errors import ConfigurationError, IntegrityError
 from convoy.machine import guard
 from convoy.tracking import registry, retention, store
-from stages import __main__ as command
+from flows import cli
 from stages import lineage
 
 ENTRY = "{dataset: bars, architecture: plain_cnn, sizes: {width: 0.1}, learning_rate: 0.01, epochs: %d, seed: %d}"
@@ -78,7 +79,7 @@ def inside(checkout, monkeypatch):
 
 
 def test_trace_prints_the_chain(inside, capsys):
-    assert command.main("trace", "bars@1") == 0
+    assert cli.main(["trace", "bars@1"]) == 0
     said = capsys.readouterr().out
     commit = sh("git", "rev-parse", "HEAD").strip()
     recorded = json.loads(registry.text_of(registry.find_version("bars", "1"), lineage.LINEAGE))
@@ -87,15 +88,15 @@ def test_trace_prints_the_chain(inside, capsys):
                  "data/augment/bars", '"epochs": 12', "keras ", "accuracy ", "the first champion"):  # fmt: skip
         assert part in said
     assert "uncommitted patch" not in said
-    command.main("trace", "bars@2")
+    cli.main(["trace", "bars@2"])
     assert "uncommitted patch of params.yaml" in capsys.readouterr().out
-    assert command.main("trace", "bars@7") == ConfigurationError.status
+    assert cli.main(["trace", "bars@7"]) == ConfigurationError.status
     assert "Versions of bars: 2, 1; aliases: champion" in capsys.readouterr().err
-    assert command.main("trace", "bars") == ConfigurationError.status
+    assert cli.main(["trace", "bars"]) == ConfigurationError.status
 
 
 def test_rebuild_takes_the_patch_too_and_gives_the_same_bytes(inside, capsys):
-    assert command.main("rebuild", "bars@2") == 0, capsys.readouterr()
+    assert cli.main(["rebuild", "bars@2"]) == 0, capsys.readouterr()
     said = capsys.readouterr().out
     assert "with its patch" in said
     assert "equal, byte by byte" in said
@@ -113,28 +114,28 @@ def test_rebuild_says_what_is_otherwise(inside, monkeypatch):
 
 def test_fault_25_rollback_is_kept_and_not_undone_by_register(inside, capsys):
     if str(registry.champion("bars").version) == "1":  # by chance the gate did not take 2, the model of the workspace
-        assert command.main("rollback", "bars", "--to", "2", "--reason", "to begin with") == 0
-    assert command.main("rollback", "bars", "--to", "2", "--reason", "x") == ConfigurationError.status
-    assert command.main("rollback", "bars", "--to", "1", "--reason", "") == ConfigurationError.status
-    assert command.main("rollback", "bars", "--to", "1", "--reason", "wrong", "in", "the", "dark") == 0
+        assert cli.main(["rollback", "bars@2", "--reason", "to begin with"]) == 0
+    assert cli.main(["rollback", "bars@2", "--reason", "x"]) == ConfigurationError.status
+    assert cli.main(["rollback", "bars@1", "--reason", ""]) == ConfigurationError.status
+    assert cli.main(["rollback", "bars@1", "--reason", "wrong in the dark"]) == 0
     now = registry.champion("bars")
     assert str(now.version) == "1"
     assert now.tags["decision"] == json.dumps("went back to it from version 2: wrong in the dark")
     assert registry.find_version("bars", "2").tags["rolled_back"] == "wrong in the dark"
 
-    assert command.main("register", "bars") == 0  # 2 is the best of the workspace
+    assert stages.__main__.main("register", "bars") == 0  # 2 is the best of the workspace
     assert str(registry.champion("bars").version) == "1"
     decision = json.loads(Path("data/register/bars/decision.json").read_text())
     assert (decision["version"], decision["promoted"]) == (2, False)
     assert decision["reason"] == "version 2 was taken back: wrong in the dark"
-    assert command.main("rollback", "bars", "--to", "2", "--reason", "it was the lamp") == 0
+    assert cli.main(["rollback", "bars@2", "--reason", "it was the lamp"]) == 0
     assert "rolled_back" not in registry.find_version("bars", "2").tags
 
 
 def test_fault_14_clean_leaves_what_a_copy_under_another_name_needs(inside):
     client = store.connect()
     client.copy_model_version("models:/bars/2", "production")
-    command.main("rollback", "bars", "--to", "1", "--reason", "so that 2 may go")
+    cli.main(["rollback", "bars@1", "--reason", "so that 2 may go"])
     _, go = retention.unneeded(["bars"], 0, kept_runs=())
     assert [str(one.version) for one in go.versions] == ["2"]
     assert (go.models, go.runs) == ([], [])
@@ -144,7 +145,7 @@ def test_fault_14_clean_leaves_what_a_copy_under_another_name_needs(inside):
 
 
 def test_fault_14_clean_leaves_what_an_alias_needs(inside, capsys, caplog):
-    command.main("rollback", "bars", "--to", "1", "--reason", "to have an old champion")
+    cli.main(["rollback", "bars@1", "--reason", "to have an old champion"])
     Path("data/old").write_text("of a data set that nobody has any more")
     sh(sys.executable, "-m", "dvc", "add", "-q", "data/old")
     Path("data/old.dvc").unlink()
@@ -165,9 +166,9 @@ def test_fault_14_clean_leaves_what_an_alias_needs(inside, capsys, caplog):
     before = {path for path in cache.rglob("*") if path.is_file()}
     for model in ("model", "gone"):
         Path(f"data/train/.cache/checkpoints/bars/{model}/key").mkdir(parents=True)
-    assert command.main("clean", "--keep", "last:1") == ConfigurationError.status
+    assert cli.main(["clean", "--keep-last", "1"]) == ConfigurationError.status
     assert "refused, nothing was removed: bars@1 (model) would go, to which an alias" in capsys.readouterr().err
-    assert command.main("clean", "--keep", "champion,last:0", "--dry-run") == 0
+    assert cli.main(["clean", "--keep-last", "0", "--keep-champions", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "would go: bars version 2 (model)" in said
     assert "would go: checkpoints of gone on bars, which params.yaml has no more" in said
@@ -177,7 +178,7 @@ def test_fault_14_clean_leaves_what_an_alias_needs(inside, capsys, caplog):
 
     stored = Path("mlartifacts/bars/models")
     assert len(list(stored.glob("*/artifacts/MLmodel"))) == 3
-    assert command.main("clean", "--keep", "champion,last:0") == 0
+    assert cli.main(["clean", "--keep-last", "0", "--keep-champions"]) == 0
     left = {f"models:/{file.parts[-3]}" for file in stored.glob("*/artifacts/MLmodel")}
     assert left == {registry.champion("bars").source, theirs.model_uri}  # that of 2 went, though its run stays
     assert [path.name for path in Path("data/train/.cache/checkpoints/bars").iterdir()] == ["model"]
@@ -193,9 +194,9 @@ def test_fault_14_clean_leaves_what_an_alias_needs(inside, capsys, caplog):
     sh(sys.executable, "-m", "dvc", "checkout", "-q", "data/ingest/bars")
     _, takes = registry.load_model(registry.champion("bars"))
     assert takes["classes"] == ["across", "down"]
-    assert command.main("rebuild", "bars@champion") == 0
+    assert cli.main(["rebuild", "bars@champion"]) == 0
     assert "equal, byte by byte" in capsys.readouterr().out  # version 1 had no patch
-    assert command.main("clean", "--keep", "all") == ConfigurationError.status
+    assert cli.main(["clean", "--keep-last", "all"]) == ConfigurationError.status
 
 
 @pytest.fixture
@@ -216,13 +217,13 @@ def test_fault_40_clean_keeps_what_a_champion_needs_whose_data_set_left_params(l
     client.create_registered_model("old")
     client.create_model_version("old", str(left_params / "gone"), tags={"model": "m", "model_sha256": "0"})
     client.set_registered_model_alias("old", "production", "1")
-    assert command.main("clean", "--keep", "last:0") == ConfigurationError.status
+    assert cli.main(["clean", "--keep-last", "0"]) == ConfigurationError.status
     assert "refused, nothing was removed: what old@1 (alias production) needs is not known" in capsys.readouterr().err
     assert cached() == before
     client.delete_registered_model("old")
     versions = {one.version for one in client.search_model_versions("name = 'bars'")}
 
-    assert command.main("clean", "--keep", "last:0") == 0
+    assert cli.main(["clean", "--keep-last", "0"]) == 0
     assert "gone: 0 versions, 0 runs, 0 stored models" in capsys.readouterr().out
     assert {one.version for one in client.search_model_versions("name = 'bars'")} == versions
     with lineage.opened() as repo:
@@ -230,7 +231,7 @@ def test_fault_40_clean_keeps_what_a_champion_needs_whose_data_set_left_params(l
             recorded = json.loads(registry.text_of(registry.find_version("bars", version), lineage.LINEAGE))
             outs = [out["md5"] for stage in recorded["lock"]["stages"].values() for out in stage["outs"]]
             assert [out for out in outs if not repo.cache.local.exists(out)] == []
-    assert command.main("rebuild", "bars@champion") == 0
+    assert cli.main(["rebuild", "bars@champion"]) == 0
     assert "equal, byte by byte" in capsys.readouterr().out
 
 
@@ -238,7 +239,7 @@ def test_fault_40_rebuild_without_its_data_names_them_and_where_they_may_be(left
     cache = Path(".dvc/cache")
     cache.rename("elsewhere")
     try:
-        assert command.main("rebuild", "bars@champion") == ConfigurationError.status
+        assert cli.main(["rebuild", "bars@champion"]) == ConfigurationError.status
         said = capsys.readouterr().err
         sh(
             sys.executable,
@@ -251,7 +252,7 @@ def test_fault_40_rebuild_without_its_data_names_them_and_where_they_may_be(left
             "other",
             str(Path("elsewhere").resolve()),
         )
-        assert command.main("rebuild", "bars@champion") == 0
+        assert cli.main(["rebuild", "bars@champion"]) == 0
         sh(sys.executable, "-m", "dvc", "remote", "remove", "--local", "other")
     finally:
         shutil.rmtree(cache, ignore_errors=True)

@@ -8,9 +8,10 @@ import pytest
 from conftest import NO_ENTRIES
 from ruamel.yaml import YAML
 
+import stages.__main__
 from convoy.errors import BusyError, IntegrityError
 from convoy.repo import busy, lockfile
-from stages import __main__ as command
+from flows import cli
 
 WHOLE = """schema: '2.0'
 stages:
@@ -42,7 +43,7 @@ def test_a_whole_one_is_read_and_none_is_none(checkout):
     assert lockfile.stages() == {}
     Path("dvc.lock").write_text(WHOLE)
     assert list(lockfile.stages()) == ["fetch@a"]
-    assert command.main("check") == 0
+    assert cli.main(["check"]) == 0
     Path("dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
     assert lockfile.stages() == {}
 
@@ -62,7 +63,7 @@ def test_fault_15_a_damaged_one_is_named_and_not_overwritten(checkout, capsys, c
     Path("dvc.lock").write_text(content)
     with pytest.raises(IntegrityError):
         lockfile.stages()
-    assert command.main("check") == IntegrityError.status
+    assert cli.main(["check"]) == IntegrityError.status
     error = capsys.readouterr().err
     assert said in error
     assert "git checkout dvc.lock" in error
@@ -91,7 +92,7 @@ def test_fault_15_where_there_was_none_yet_there_is_none_again(checkout, capsys)
     Path(".dvc/tmp").mkdir(parents=True)
     lockfile.keep()
     Path("dvc.lock").write_text("")
-    assert command.main("check") == 0
+    assert cli.main(["check"]) == 0
     assert "It is again not there, as at 20" in capsys.readouterr().err
     assert not Path("dvc.lock").exists()
 
@@ -102,7 +103,7 @@ def test_fault_15_what_people_wrote_is_left_to_them_though_there_is_a_copy(check
     Path("dvc.lock").write_text(WHOLE)
     lockfile.keep()
     Path("dvc.lock").write_text(edited)
-    assert command.main("check") == IntegrityError.status
+    assert cli.main(["check"]) == IntegrityError.status
     assert Path("dvc.lock").read_text() == edited
     lockfile.keep()
     assert lockfile.KEPT.read_text() == WHOLE
@@ -117,17 +118,17 @@ def test_fault_15_what_is_being_written_is_neither_kept_nor_mended(checkout, mon
     script = "import sys, zc.lockfile; l = zc.lockfile.LockFile('.dvc/tmp/lock'); print(flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writing:
         writing.stdout.readline()
-        assert command.main("check") == BusyError.status
+        assert cli.main(["check"]) == BusyError.status
         assert Path("dvc.lock").read_text() == WHOLE[:100]
         writing.stdin.close()
-    assert command.main("check") == 0
+    assert cli.main(["check"]) == 0
     assert Path("dvc.lock").read_text() == WHOLE
 
 
 def test_a_stage_keeps_a_copy_when_it_begins(checkout):
     Path(".dvc/tmp").mkdir(parents=True)
     Path("dvc.lock").write_text(WHOLE)
-    assert command.main("ingest", "nothing") == 2  # no entry
+    assert stages.__main__.main("ingest", "nothing") == 2  # no entry
     assert lockfile.KEPT.read_text() == WHOLE
 
 

@@ -11,6 +11,7 @@ from conftest import NO_ENTRIES, ROOT, bars
 from ruamel.yaml import YAML
 
 from convoy.errors import ConfigurationError, ServiceError
+from flows import cli
 from stages.__main__ import main
 
 
@@ -30,7 +31,7 @@ def edited(workspace):
 
 def test_the_shipped_params_pass(edited):
     edited()
-    assert main("check") == 0
+    assert cli.main(["check"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_the_shipped_params_pass(edited):
 def test_check_names_the_entry_and_what_is_allowed(edited, capsys, change, words):
     stage, name, changes = change
     edited(stage, name, **changes)
-    assert main("check") == 2
+    assert cli.main(["check"]) == 2
     captured = capsys.readouterr().err
     assert captured.count("\n") == 1
     for word in words:
@@ -65,10 +66,10 @@ def test_check_names_the_entry_and_what_is_allowed(edited, capsys, change, words
 
 def test_check_looks_for_the_source_of_what_is_not_fetched_yet(edited, workspace, capsys):
     edited("fetch", "pets", path="pictures")
-    assert main("check") == 3
+    assert cli.main(["check"]) == 3
     assert f"path pictures ({workspace / 'pictures'}) does not exist or is empty" in capsys.readouterr().err
     (workspace / "data/raw/pets").mkdir(parents=True)
-    assert main("check") == 0
+    assert cli.main(["check"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_check_names_an_architecture_file_that_cannot_be_read(edited, tmp_path, 
     monkeypatch.setattr(train, "ARCHITECTURES", tmp_path)
     (tmp_path / "broken.py").write_text(code)
     edited("train", "lenet5", architecture="broken")
-    assert main("check") == 2
+    assert cli.main(["check"]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -203,14 +204,12 @@ def road(tmp_path_factory):
 @pytest.mark.parametrize(
     ("words", "at"),
     [
-        ("check", "import psutil"),  # before the command is known
         ("fetch bars", "open data/raw/bars"),
         ("ingest bars", "open data/ingest/bars"),
         ("augment bars", "open data/augment/bars"),
         ("train m", "import tensorflow.python.framework.ops"),
         ("evaluate m", "import keras"),
         ("register bars", "import mlflow"),
-        ("verify", "import dvc"),
     ],
 )
 def test_fault_46_ctrl_c_is_one_line_and_status_6_wherever_it_comes(road, monkeypatch, words, at):
@@ -220,6 +219,18 @@ def test_fault_46_ctrl_c_is_one_line_and_status_6_wherever_it_comes(road, monkey
         monkeypatch.chdir(road)
         assert main(*words.split()) == 0
         assert not list(road.glob("data/*/*artial*"))
+
+
+@pytest.mark.parametrize(
+    ("command", "at"),
+    [
+        ("check", "import cyclopts"),  # before the command is known
+        ("check", "import psutil"),
+        ("verify", "import dvc"),
+    ],
+)
+def test_fault_46_ctrl_c_is_one_line_and_status_130_for_what_people_type(road, command, at):
+    assert interrupted(road, "-m", "flows", command, CTRL_C_AT=at)[:2] == (130, INTERRUPTED)
 
 
 def test_fault_46_ctrl_c_is_one_line_in_the_journal_and_for_a_pool_of_processes(road):
@@ -236,7 +247,7 @@ def test_fault_46_ctrl_c_is_one_line_in_the_journal_and_for_a_pool_of_processes(
     assert json.loads(last)["status"] == ServiceError.status
 
 
-@pytest.mark.parametrize("command", ["plan", "predict --dataset digits in out.csv"])
+@pytest.mark.parametrize("command", ["plan", "predict digits in out.csv"])
 def test_fault_46_ctrl_c_ends_a_flow_with_one_line(road, command):
     status, said, _ = interrupted(road, "-m", "flows", *command.split(), CTRL_C_AT="import pandas")
     assert said == "ended; what was done is kept, and the same command goes on from there\n"

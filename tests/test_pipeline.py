@@ -106,7 +106,7 @@ def test_raw_files_become_a_registered_champion(clone):
 def test_a_second_run_does_nothing_and_says_so(clone):
     since = int(time.time())
     assert repro(clone) == set()
-    words = run(clone, sys.executable, "-m", "flows", "results", "--since", str(since))
+    words = run(clone, sys.executable, "-m", "flows", "show", "--since", str(since))
     assert "Nothing to do: all 8 stages are up to date." in words
     assert "champion, version 1" in words
 
@@ -133,7 +133,7 @@ def test_the_champion_predicts_a_folder_a_csv_and_a_parquet(clone, tmp_path):
     places = {"folder": clone / "data/raw/digits", "csv": tmp_path / "five.csv", "parquet": tmp_path / "all.parquet"}
     for name, place in places.items():
         target = tmp_path / f"{name}-out.parquet"
-        said = run(clone, sys.executable, "-m", "flows", "predict", "--dataset", "digits", str(place), str(target))
+        said = run(clone, sys.executable, "-m", "flows", "predict", "digits", str(place), str(target))
         tables[name] = pd.read_parquet(target)
     (clone / "data/raw/digits/0/broken.png").unlink()
     folder = tables["folder"].set_index("path")
@@ -159,7 +159,7 @@ def test_the_champion_predicts_a_folder_a_csv_and_a_parquet(clone, tmp_path):
     ],
 )
 def test_what_cannot_be_predicted_is_said(clone, words, said):
-    command = [sys.executable, "-m", "flows", "predict", "--dataset", *words]
+    command = [sys.executable, "-m", "flows", "predict", *words]
     done = subprocess.run(command, cwd=clone, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode in (2, 3)
     assert said in done.stderr
@@ -170,7 +170,7 @@ def test_what_cannot_be_predicted_is_said(clone, words, said):
 def test_the_flow_finds_everything_up_to_date_and_prints_the_same_table(clone, tmp_path):
     before = (clone / "dvc.lock").read_text()
     env = environment() | {"PREFECT_HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "flows", "pipeline"]
+    command = [sys.executable, "-m", "flows", "run"]
     done = subprocess.run(command, cwd=clone, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Nothing to do: all 8 stages are up to date." in done.stdout
@@ -229,7 +229,7 @@ def test_a_source_that_is_the_target_is_refused_and_kept(clone):
 def test_a_misspelt_key_fails_before_any_stage_runs(clone):
     edit(clone, lambda params: params["train"]["resnet"].update(epoch=3))
     done = subprocess.run(
-        [sys.executable, "-m", "stages", "check"], cwd=clone, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "flows", "check"], cwd=clone, capture_output=True, text=True, check=False
     )
     edit(clone, lambda params: params["train"]["resnet"].pop("epoch"))
     assert done.returncode == 2
@@ -242,7 +242,7 @@ def test_fault_07_a_model_that_cannot_fit_is_refused_and_the_others_go_on(clone,
     edit(clone, lambda params: params["train"]["lenet5"].update(epochs=1))
     offset = (clone / "data/journal.jsonl").stat().st_size if (clone / "data/journal.jsonl").exists() else 0
     env = environment() | {"PREFECT_HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "flows", "pipeline"]
+    command = [sys.executable, "-m", "flows", "run"]
     done = subprocess.run(command, cwd=clone, env=env, capture_output=True, text=True, check=False)
     (clone / "params.yaml").write_text(before)
     said = done.stdout + done.stderr

@@ -187,7 +187,7 @@ def test_the_command_measures_in_processes_of_its_own_and_training_then_does_as_
     entry = ENTRY | {"batch": 1, "jit_compile": False, "threads": 1}
     content = NO_ENTRIES | {"train": {"one": entry}, "tune": {}}
     YAML().dump(content, workspace / "params.yaml")
-    command = [sys.executable, "-m", "stages", "measure", "one"]
+    command = [sys.executable, "-m", "flows", "measure", "one"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

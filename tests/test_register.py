@@ -255,7 +255,7 @@ def test_fault_24_a_version_whose_files_were_changed_is_not_loaded(road, monkeyp
         serve("bars", 1)
     registry.add_version("bars", holder.source, holder.run_id, {registry.STORED: "0"})
     monkeypatch.setattr(registry, "is_whole", lambda one: str(one.version) != "1")
-    with pytest.raises(IntegrityError, match="Version 2 is whole: python -m stages rollback bars --to 2"):
+    with pytest.raises(IntegrityError, match="Version 2 is whole: convoy rollback bars@2"):
         registry.load_model(holder)
 
 
@@ -349,7 +349,7 @@ def test_fault_44_beside_a_champion_of_another_tool_a_model_is_registered_and_no
         found = outcome(workspace)
         assert (found["version"], found["promoted"]) == (2, False)
         assert "version 1 of bars was not registered by convoy" in found["reason"]
-        assert "python -m stages rollback bars --to 2" in found["reason"]
+        assert "convoy rollback bars@2" in found["reason"]
     assert "a model of another tool" in (workspace / "data/register/bars/comparison.html").read_text()
 
 

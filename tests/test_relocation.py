@@ -11,7 +11,7 @@ from conftest import ROOT
 from convoy import doctor
 from convoy.errors import ConfigurationError, ServiceError
 from convoy.tracking import registry, relocation, runs, store
-from stages import __main__
+from stages import check
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_fault_39_files_of_a_champion_that_are_gone_are_named_before_anybody_nee
     [problem] = doctor.registry()
     assert "the files of d version 1 (champion) are gone" in problem
     assert "dvc repro --force --single-item register@d" in problem
-    __main__.check()
+    check.check()
     assert problem in capsys.readouterr().err
 
 

@@ -201,7 +201,7 @@ def test_a_second_clone_lives_on_the_remote_alone_and_refuses_what_is_damaged_th
         words = run(second, "dvc", "repro")
         assert "Running stage" not in words, words
         assert not (second / "data/journal.jsonl").exists()  # no stage ran
-        run(second, sys.executable, "-m", "stages", "verify", "storage")
+        run(second, sys.executable, "-m", "flows", "verify", "storage")
 
         lock = YAML(typ="safe").load(second / "dvc.lock")["stages"]["ingest@bars"]["outs"][0]["md5"]
         listing = json.loads((second / ".dvc/cache/files/md5" / lock[:2] / lock[2:]).read_text())
@@ -209,11 +209,11 @@ def test_a_second_clone_lives_on_the_remote_alone_and_refuses_what_is_damaged_th
         cut(f"files/md5/{bad[:2]}/{bad[2:]}")
         third = clone(trained, tmp_path / "third")
         before = files(third / "data")
-        done = attempt(third, sys.executable, "-m", "stages", "pull")
+        done = attempt(third, sys.executable, "-m", "flows", "pull")
         assert done.returncode == 4, done.stdout
         assert f"{bad[:2]}/{bad[2:]} was altered" in done.stdout
         assert "data/ingest/bars/train/image-00000.npy" in done.stdout
         assert files(third / "data") == before
-        run(trained, sys.executable, "-m", "stages", "push", "--repair")
-        run(third, sys.executable, "-m", "stages", "pull")
+        run(trained, sys.executable, "-m", "flows", "push", "--repair")
+        run(third, sys.executable, "-m", "flows", "pull")
         assert files(third / "data/ingest/bars") == files(trained / "data/ingest/bars")

@@ -53,7 +53,7 @@ def test_the_table_has_a_row_for_every_model_and_says_what_ran(finished, capsys)
         assert word in row
     assert "not run" in next(line for line in text.splitlines() if "resnet" in line)
     assert "1 of 5 stages ran, in " in text
-    assert "make ui" in text
+    assert "convoy ui" in text
 
 
 def test_only_the_champion_is_marked(finished, capsys, monkeypatch):
@@ -62,7 +62,7 @@ def test_only_the_champion_is_marked(finished, capsys, monkeypatch):
     (finished / "data/train/digits/resnet/model.keras").write_text("another")
     digest = results.sha256(finished / "data/train/digits/resnet/model.keras")
     holder = SimpleNamespace(version="7", tags={"model_sha256": digest})
-    monkeypatch.setattr(results.tracking, "champion", lambda dataset: holder)
+    monkeypatch.setattr(results.registry, "champion", lambda dataset: holder)
     results.show(since=None)
     rows = capsys.readouterr().out.splitlines()
     assert [("lenet5" in row, "resnet" in row) for row in rows if "champion, version 7" in row] == [(False, True)]

@@ -97,7 +97,7 @@ def test_a_night_takes_new_data_works_sends_and_tells_of_a_new_champion(
 
         monkeypatch.setenv(nightly.WEBHOOK, "http://127.0.0.1:9/secret")
         champions = iter("12")
-        monkeypatch.setattr(nightly, "_champion", lambda dataset: next(champions))
+        monkeypatch.setattr(nightly, "_describe_champion", lambda dataset: next(champions))
         assert nightly.nightly(return_state=True).is_completed()
         assert "the webhook did not take it: ConnectError" in caplog.text
         assert "/secret" not in caplog.text

@@ -198,13 +198,13 @@ def test_fault_41_logins_of_servers_are_printed_nowhere_and_stored_nowhere(tmp_p
     with both_servers(tmp_path / "server", f"admin:{canary()}", password) as addresses:
         environment |= addresses
         do("dvc repro")
-        do("flows pipeline")
-        do("stages verify far", status=4)
+        do("flows run")
+        do("flows verify far", status=4)
         do("flows ui", until="Ctrl-C ends them")
         do("flows schedule", until="deployments/deployment")
-    do("stages trace digits@1", status=6)  # nobody answers any more
+    do("flows trace digits@1", status=6)  # nobody answers any more
     do("dvc repro -f -s evaluate@lenet5")
-    do("flows results", status=6)
+    do("flows show", status=6)
     found = {words: [line for line in lines if any(one in line for one in PLANTED)] for words, lines in said.items()}
     assert {words: lines for words, lines in found.items() if lines} == {}
     host = addresses["MLFLOW_TRACKING_URI"].rpartition("@")[2]
@@ -237,15 +237,17 @@ def test_fault_41_a_note_of_verify_names_a_remote_without_its_login():
 
 FAILS = """
 import os, sys
-from stages import __main__ as command
+from convoy import command
+from flows import cli
+from stages import check
 from convoy.errors import ServiceError
 
 def fails():
     raise {kind}(os.environ["SAID"])
 
-command.check = fails
+check.check = fails
 sys.excepthook = command.show_defect
-sys.exit(command.main("check"))
+sys.exit(cli.main(["check"]))
 """
 
 
@@ -309,7 +311,7 @@ def test_fault_26_a_key_that_no_entry_has_is_refused_without_its_value(workspace
     with Path("params.yaml").open("w") as file:
         YAML().dump(params, file)
     said = subprocess.run(
-        [sys.executable, "-m", "stages", "check"], capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "flows", "check"], capture_output=True, text=True, check=False,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert (said.returncode, secret in said.stderr) == (2, False)

@@ -41,7 +41,7 @@ def start(workspace):
 
     def start(dataset):
         port = free_port()
-        command = [sys.executable, "-m", "flows", "serve", "--dataset", dataset, "--port", str(port)]
+        command = [sys.executable, "-m", "flows", "serve", dataset, "--port", str(port)]
         process = subprocess.Popen(
             command,
             env=env | {"PYTHONPATH": str(ROOT)},

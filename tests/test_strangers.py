@@ -10,9 +10,8 @@ import servers
 
 from convoy.errors import ConfigurationError, ServiceError
 from convoy.tracking import outbox, store
-from flows import __main__ as flows_command
+from flows import cli
 from flows.session import free_port
-from stages import __main__
 
 LOGIN = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>Who are you?</body></html>"
 
@@ -109,8 +108,8 @@ def test_fault_45_whoever_answers_in_place_of_mlflow_is_named_in_a_line(kind, mo
         use(monkeypatch, port)
         began = time.monotonic()
         for command in (
-            lambda: __main__.main("trace", "d@champion"),
-            lambda: flows_command.main(["predict", "--dataset", "d", "in.csv", "out.csv"]),
+            lambda: cli.main(["trace", "d@champion"]),
+            lambda: cli.main(["predict", "d", "in.csv", "out.csv"]),
         ):
             assert command() == error.status
             line = said(capsys)
@@ -124,7 +123,7 @@ def test_fault_45_a_server_that_becomes_another_in_between_ends_in_a_line_too(ki
     handler, error, _ = SERVERS[kind]
     with servers.answering(handler) as port:
         store._greeted.add(use(monkeypatch, port))  # it was MLflow a moment ago
-        status = __main__.main("trace", "d@champion")
+        status = cli.main(["trace", "d@champion"])
         # What a server that knows nothing of d answers: it has no version of it.
         nothing = ("nothing in JSON", "other JSON", "no content")
         assert status == (ConfigurationError if kind in nothing else error).status
@@ -140,7 +139,7 @@ def test_fault_45_no_line_of_a_record_goes_to_whoever_answers_in_place_of_mlflow
         address = use(monkeypatch, port)
         for greeted in (False, True):
             store._greeted.update({address} if greeted else ())
-            assert __main__.main("ship") == SERVERS[kind][1].status
+            assert cli.main(["ship"]) == SERVERS[kind][1].status
             assert "waits in" in said(capsys)
             assert outbox.path(run.id).exists()
             assert not outbox.path(run.id).with_suffix(".shipped").exists()  # none counts as brought
@@ -154,7 +153,7 @@ def test_fault_45_a_server_that_takes_connections_and_never_answers_is_told_of_a
         port = hanging.getsockname()[1]
         use(monkeypatch, port)
         began = time.monotonic()
-        assert __main__.main("trace", "d@champion") == ServiceError.status
+        assert cli.main(["trace", "d@champion"]) == ServiceError.status
         assert 2 < time.monotonic() - began < 30  # a request alone may take 60
         lines = capsys.readouterr().err.splitlines()
         assert lines[0] == f"warning: http://***@127.0.0.1:{port} has not answered yet; waiting up to 3 s"
@@ -164,5 +163,5 @@ def test_fault_45_a_server_that_takes_connections_and_never_answers_is_told_of_a
 def test_fault_45_an_address_where_nobody_listens_is_named(monkeypatch, capsys):
     port = free_port()
     use(monkeypatch, port)
-    assert __main__.main("trace", "d@champion") == ServiceError.status
+    assert cli.main(["trace", "d@champion"]) == ServiceError.status
     assert f"http://***@127.0.0.1:{port} cannot be used now" in said(capsys)

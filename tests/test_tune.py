@@ -22,8 +22,10 @@ from convoy import params
 from convoy.errors import BusyError, ConfigurationError
 from convoy.tracking import store
 from flows.run import devices
-from flows.run.exclusive import alone
-from flows.tune import tune as module
+from flows.run.exclusive import claim
+from flows.tune import study as module
+from flows.tune import trials as trials_module
+from flows.tune.search import identify
 from flows.tune.tune import TrialFailedError, read, tune
 from stages import check
 from stages.augment.augment import augment
@@ -89,7 +91,7 @@ def quick(bars, monkeypatch):
     code = bars / "code/stages"
     code.mkdir(parents=True)
     (code / "__main__.py").write_text(TRIAL)
-    monkeypatch.setattr(module, "CODE", code.parent)
+    monkeypatch.setattr(trials_module, "CODE", code.parent)
     return bars
 
 
@@ -137,7 +139,7 @@ def test_values_are_within_their_ranges_and_short_enough_to_read(bars):
     )
     search = read("m")
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    found = [module.suggested(study.ask(), search.ranges) for _ in range(200)]
+    found = [module.suggest(study.ask(), search.ranges) for _ in range(200)]
     assert {one["batch"] for one in found} == {32, 64, 96, 128, 160}
     assert {str(one["clip_norm"]) for one in found} == {"None", "1.0"}
     assert {tuple(one["sizes.maps"]) for one in found} == {(8, 16), (32, 64)}
@@ -145,7 +147,7 @@ def test_values_are_within_their_ranges_and_short_enough_to_read(bars):
     assert min(rates) < 1e-4 < 1e-2 < max(rates)
     assert all(1e-5 <= rate <= 1e-1 and float(f"{rate:.4g}") == rate for rate in rates)
     assert all(0.5 <= one["sizes.dropout.1"] <= 0.75 for one in found)
-    assert module.noted(found[0], search.ranges)["sizes.maps"] == json.dumps(found[0]["sizes.maps"])
+    assert module.encode(found[0], search.ranges)["sizes.maps"] == json.dumps(found[0]["sizes.maps"])
 
 
 @pytest.mark.parametrize(
@@ -200,15 +202,15 @@ def test_a_choice_is_tried_as_it_is_written(bars):
     ranges("{train: {weight_decay: [0, 1e-3], label_smoothing: [0.0, 0.1]}, augment: {noise: [0, 5]}}")
     search = read("m")
     study = optuna.create_study()
-    study.enqueue_trial(module.noted(search.own, search.ranges))
-    assert module.suggested(study.ask(), search.ranges) == search.own
+    study.enqueue_trial(module.encode(search.own, search.ranges))
+    assert module.suggest(study.ask(), search.ranges) == search.own
 
 
 def test_a_grid_is_not_left_by_rounding(bars):
     ranges("{train: {label_smoothing: {low: 0.0, high: 0.96875, step: 0.03125}}}")
     search = read("m")
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    found = {module.suggested(study.ask(), search.ranges)["label_smoothing"] for _ in range(200)}
+    found = {module.suggest(study.ask(), search.ranges)["label_smoothing"] for _ in range(200)}
     assert len(found) > 20
     assert all(search.ranges["label_smoothing"].has(one) for one in found)
 
@@ -217,7 +219,7 @@ def test_whole_numbers_and_fractions_are_two_searches(bars):
     names = set()
     for text in ("{low: 0, high: 1}", "{low: 0.0, high: 1.0}"):
         ranges(f"{{train: {{warmup: {text}}}}}")
-        names.add(module._identity(read("m")))
+        names.add(identify(read("m")))
     assert len(names) == 2
 
 
@@ -449,7 +451,7 @@ def test_a_trial_whose_memory_others_have_is_done_again_once_and_ends_no_search(
 
 def test_fault_16_a_second_search_of_the_model_is_refused(quick):
     with (
-        alone("search of m", lambda _: None, Path("data/tune/m/.search.json")),
+        claim("search of m", lambda _: None, Path("data/tune/m/.search.json")),
         pytest.raises(BusyError, match=rf"another search of m runs here, since .*: process {os.getpid()}"),
     ):
         tune("m")
@@ -476,13 +478,13 @@ COMMAND = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from flows import __main__
+from flows import cli
 from flows.run import devices
-from flows.tune import tune as module
+from flows.tune import trials as module
 devices.tempfile.gettempdir = os.getcwd
 if Path("code").exists():
     module.CODE = Path("code").resolve()
-sys.exit(__main__.main(["tune", "m", "--trials", *sys.argv[1:]]))
+sys.exit(cli.main(["tune", "m", "--trials", *sys.argv[1:]]))
 """
 
 

@@ -13,7 +13,7 @@ from dvc.repo import Repo
 from convoy.errors import ConfigurationError, IntegrityError, ServiceError
 from convoy.repo.transfer import pull, push
 from convoy.repo.verify import verify
-from stages import __main__ as command
+from flows import cli
 
 GRAPH = """\
 stages:
@@ -241,7 +241,7 @@ def test_what_dvc_left_half_written_when_it_was_ended_is_no_damage(checkout, cap
 
 def test_the_message_of_the_command_has_a_line_for_each_damage(checkout, capsys):
     (checkout / "data/raw/2.txt").write_text("new\n")
-    assert command.main("verify") == IntegrityError.status
+    assert cli.main(["verify"]) == IntegrityError.status
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "error: 1 damaged or missing."
     assert "data/raw/2.txt" in said[1]
@@ -260,14 +260,11 @@ def test_objects_of_other_commits_are_read_as_well(checkout):
 
 def test_what_is_not_pushed_or_pulled_yet_is_said_and_no_damage(checkout, clone, capsys, monkeypatch):
     verify()
-    assert (
-        "not in this clone: 2 of 2 outputs, e.g. data/copy (python -m stages pull brings them)"
-        in capsys.readouterr().out
-    )
+    assert "not in this clone: 2 of 2 outputs, e.g. data/copy (convoy pull brings them)" in capsys.readouterr().out
     monkeypatch.chdir(checkout)
     shutil.rmtree(checkout.parent / "convoy-storage")
     verify()
-    assert "is empty: nothing was pushed yet (python -m stages push)" in capsys.readouterr().out
+    assert "is empty: nothing was pushed yet (convoy push)" in capsys.readouterr().out
     monkeypatch.chdir(clone)
     for message in (refused(verify, "storage"), refused(pull)):  # asked for, it has to be there
         assert "has none of the" in message

@@ -17,16 +17,29 @@ from convoy.errors import ServiceError, StageError
 LINE = "interrupted. Run again: it goes on from what is done."
 CURSOR = b"\x1b[?25h"  # shows it again: a progress bar hides it
 
+_status = ServiceError.status  # of the process that SIGINT ended
 _asked = False  # SIGINT came
 _said = False  # LINE, or the work has a line of its own
 _begun = False  # there may be processes that this one started
 
 
-def catch() -> None:
-    """Has SIGINT end this process with LINE; ``explained`` changes that. An ignored SIGINT stays ignored."""
+def catch(status: int = ServiceError.status) -> None:
+    """Has SIGINT end this process with LINE and ``status``; ``explained`` and ``release`` change that.
+
+    An ignored SIGINT stays ignored.
+    """
+    global _status
+    _status = status
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _end)
         sys.unraisablehook = _swallowed
+
+
+def release() -> None:
+    """Has SIGINT raise KeyboardInterrupt, as Python does by itself: asyncio and Prefect count on that."""
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.unraisablehook = sys.__unraisablehook__
 
 
 @contextmanager
@@ -47,7 +60,9 @@ def explained() -> Iterator[None]:
     except BaseException as error:
         _said = _asked or isinstance(error, KeyboardInterrupt | StageError)
         if _asked or isinstance(error, KeyboardInterrupt):
-            raise ServiceError(LINE) from None
+            interrupted = ServiceError(LINE)
+            interrupted.status = _status
+            raise interrupted from None
         raise
     finally:
         if outermost:
@@ -86,7 +101,7 @@ def _end(*_: object) -> NoReturn:
         orphans.end_children()
     if os.isatty(1):
         os.write(1, CURSOR)
-    os._exit(ServiceError.status)
+    os._exit(_status)
 
 
 def _swallowed(lost: Any) -> None:

@@ -21,7 +21,7 @@ SHELLS = (
     "fish",
     "ksh",
     "zsh",
-)  # of which DVC starts one; some stay, some become the stage
+)  # DVC starts one of them; some stay, some become the stage
 
 
 def watch() -> None:

@@ -1,9 +1,21 @@
-"""How much memory a process had."""
+"""What this machine has for a process: cores and memory, and how much of that it used."""
 
+import os
 import re
 import resource
 import sys
 from pathlib import Path
+
+# How Python, TensorFlow, PyTorch, JAX, CUDA and the C library say that memory is at its end.
+OUT_OF_MEMORY = re.compile(
+    r"MemoryError|ResourceExhausted|RESOURCE_EXHAUSTED|CUDA_ERROR_OUT_OF_MEMORY|[Oo]ut ?[Oo]f ?[Mm]emory"
+    r"|allocate memory"
+)
+
+
+def cores() -> int:
+    """Returns the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peak() -> int:

@@ -7,7 +7,6 @@ on a shared file system.
 """
 
 import multiprocessing
-import os
 import signal
 import sys
 from collections import deque
@@ -19,13 +18,9 @@ from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 from convoy.errors import ServiceError
+from convoy.machine.room import cores
 
 AHEAD = 3  # blocks submitted per worker before the first result is taken: keeps all busy and memory bounded
-
-
-def cores() -> int:
-    """Returns the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

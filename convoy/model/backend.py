@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from convoy.errors import ConfigurationError
+from convoy.machine.room import cores
 
 
 @contextmanager
@@ -151,11 +152,6 @@ def hardware() -> str:
         return ", ".join(device.device_kind for device in jax.devices())
     found = re.search(r"^model name\s*: (.+)$", _processor(), re.MULTILINE)
     return f"{found[1] if found else platform.processor() or platform.machine()}, {cores()} cores"
-
-
-def cores() -> int:
-    """Returns how many of the processor this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def multiplies_bfloat16() -> bool:

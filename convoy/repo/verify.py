@@ -1,6 +1,6 @@
 """Re-hashes what the data relies on, and lets data pass to and from a remote only when it is whole.
 
-``python -m stages verify`` reads every byte of the outputs in the workspace, of DVC's cache and of the default remote;
+``convoy verify`` reads every byte of the outputs in the workspace, of DVC's cache and of the default remote;
 ``verify REMOTE`` of that remote, in which everything then has to be. ``push`` and ``pull`` are ``dvc push`` and
 ``dvc pull`` with that check between reading and writing.
 
@@ -100,8 +100,8 @@ def _check_cache(repo: Repo, outputs: list[Output], cache: Store, findings: Find
     halves = [name for name in names if name.endswith(".tmp")]
     if halves:
         findings.notes.append(
-            f"half-written by runs that were ended, and no data: {len(halves):,} files of the cache (python -m stages "
-            "clean removes them)"
+            f"half-written by runs that were ended, and no data: {len(halves):,} files of the cache (convoy clean "
+            "removes them)"
         )
     stored = [HashInfo(cache.odb.hash_name, name) for name in names if not name.endswith(".tmp")]
     bad = cache.examine(dict.fromkeys([*stored, *known]))
@@ -130,8 +130,7 @@ def _check_cache(repo: Repo, outputs: list[Output], cache: Store, findings: Find
     print(f"cache: read {len(stored):,} objects; notes of earlier runs: {len(entries):,}")
     if absent:
         findings.notes.append(
-            f"not in this clone: {len(absent):,} of {len(cached):,} outputs, e.g. {absent[0]} "
-            "(python -m stages pull brings them)"
+            f"not in this clone: {len(absent):,} of {len(cached):,} outputs, e.g. {absent[0]} (convoy pull brings them)"
         )
     return bad
 
@@ -157,7 +156,7 @@ def _check_workspace(repo: Repo, outputs: list[Output], bad: dict[HashInfo, str]
                 output = wanted[path][1]
                 lost = not output.cached or any(info in bad for info in output.objects)
                 source = (
-                    f"bring it back with `python -m stages pull`, or {output.again}"
+                    f"bring it back with `convoy pull`, or {output.again}"
                     if lost
                     else f"`dvc checkout {output.path}`; if the change is meant, `dvc commit {output.path}` instead"
                 )
@@ -177,9 +176,7 @@ def _check_remote(
         if complete:
             empty(store, len(objects), findings)
         else:
-            findings.notes.append(
-                f"{store.name} ({store.url}) is empty: nothing was pushed yet (python -m stages push)"
-            )
+            findings.notes.append(f"{store.name} ({store.url}) is empty: nothing was pushed yet (convoy push)")
         return
     waiting = set()
     for output in outputs:
@@ -193,14 +190,14 @@ def _check_remote(
     if waiting:
         findings.notes.append(
             f"{store.name}: not pushed yet: {len(waiting):,} of {len(outputs):,} outputs, e.g. {min(waiting)} "
-            "(python -m stages push)"
+            "(convoy push)"
         )
 
 
 def empty(store: Store, objects: int, findings: Findings) -> None:
     findings.add(
         f"{store.name} ({store.url}) is empty or does not exist: it has none of the {objects:,} objects",
-        "`python -m stages push` in a clone that has the data, if nothing was pushed yet; else check the remote's URL",
+        "`convoy push` in a clone that has the data, if nothing was pushed yet; else check the remote's URL",
     )
 
 
@@ -234,7 +231,7 @@ def damaged_remote(
 ) -> None:
     whole = not any(info in bad for info in output.objects)
     where = "here" if whole else f"in a clone that has it whole; if there is none, {output.again} first"
-    mend = f"python -m stages push --repair {store.name.removeprefix('remote ')}"
+    mend = f"convoy push --repair {store.name.removeprefix('remote ')}"
     findings.add(
         f"{store.name}: {store.place(info)} {broken[info]}: {_names(paths)}",
         f"{output.path} in the {store.name}: `{mend}` {where}",

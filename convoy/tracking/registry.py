@@ -149,9 +149,9 @@ def checked(registered: ModelVersion) -> Iterator[Path]:
     raise IntegrityError(
         f"the files of {name} version {number}, {registered.source}, {problem}; they are not loaded. "
         + (
-            f"Version {whole.version} is whole: python -m stages rollback {name} --to {whole.version} --reason ..."
+            f"Version {whole.version} is whole: convoy rollback {name}@{whole.version} --reason ..."
             if whole
-            else f"No other version is whole; python -m stages rebuild {name}@{number} trains it once more, where its "
+            else f"No other version is whole; convoy rebuild {name}@{number} trains it once more, where its "
             f"lineage.json is left, and dvc repro --force --single-item register@{name} stores the best model of today."
         )
     )
@@ -245,8 +245,8 @@ def foreign(registered: ModelVersion) -> str:
     return (
         f"version {registered.version} of {name} was not registered by convoy, so it is not known what it takes. "
         + (
-            f"To make version {newest.version} ({newest.tags['model']}) the champion: python -m stages rollback {name} "
-            f"--to {newest.version} --reason ..."
+            f"To make version {newest.version} ({newest.tags['model']}) the champion: "
+            f"convoy rollback {name}@{newest.version} --reason ..."
             if newest
             else f"No version of {name} was: take the alias off, and register one (make repro)."
         )

@@ -114,7 +114,7 @@ def ship() -> int:
                 continue
             if trouble := shipment.go():
                 problem = problem or shipment.error(
-                    f"{trouble}. What {name} said waits in {file}; python -m stages ship uploads it."
+                    f"{trouble}. What {name} said waits in {file}; convoy ship uploads it."
                 )
                 if not _answers():
                     break
@@ -272,7 +272,7 @@ class _Shipment:
         self._path.replace(aside)
         warn(
             f"{self._path} cannot be uploaded to {place()} ({type(error).__name__}: {first_line(error)}). It is named "
-            f"{aside} now and holds nothing up. To try once more, name it back and run python -m stages ship"
+            f"{aside} now and holds nothing up. To try once more, name it back and run convoy ship"
         )
 
     def _lines(self) -> list[bytes]:

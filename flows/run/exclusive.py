@@ -1,4 +1,4 @@
-"""One at a time in a checkout: what works here now, or died here."""
+"""One activity at a time in a checkout, and how the last one ended."""
 
 import json
 import os
@@ -13,21 +13,21 @@ from filelock import FileLock, Timeout
 
 from convoy.errors import BusyError
 
-HERE = Path("data/.pipeline.json")
+CHECKOUT = Path("data/.pipeline.json")
 
 
 @contextmanager
-def alone(what: str, died: Callable[[dict], None], place: Path = HERE, **facts: Any) -> Iterator[None]:
+def claim(activity: str, on_crash: Callable[[dict], None], place: Path = CHECKOUT, **facts: Any) -> Iterator[None]:
     """Keeps other pipelines, and workers of clusters, out of this checkout; or others out of another place.
 
     Args:
-        what: goes on here: ``pipeline``, ``worker``, ``search of lenet5``.
-        died: is given the facts of the one before, if that did not end.
-        place: the file that says what goes on.
-        facts: what to remember of this one.
+        activity: its name: ``pipeline``, ``worker``, ``search of lenet5``.
+        on_crash: receives the facts of the former activity, if that did not end.
+        place: the file that describes the activity.
+        facts: further facts of this activity.
 
     Raises:
-        BusyError: another one is at work.
+        BusyError: another activity runs.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(place.with_suffix(".lock"), timeout=0)
@@ -42,8 +42,8 @@ def alone(what: str, died: Callable[[dict], None], place: Path = HERE, **facts: 
         ) from None
     try:
         if place.exists():
-            died(json.loads(place.read_text()))
-        facts |= {"what": what, "pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}
+            on_crash(json.loads(place.read_text()))
+        facts |= {"what": activity, "pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}
         place.write_text(json.dumps(facts))
         yield
     finally:

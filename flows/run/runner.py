@@ -1,4 +1,4 @@
-"""Brings one stage of this checkout up to date: ``dvc repro --single-item`` in a process of its own."""
+"""Updates one stage of this checkout: ``dvc repro --single-item`` in a process of its own."""
 
 import re
 import sys
@@ -12,26 +12,26 @@ from subprocess import Popen
 from convoy import journal
 from convoy.errors import ServiceError
 from convoy.machine import guard
-from convoy.machine.workers import cores
+from convoy.machine.room import OUT_OF_MEMORY, cores
 from convoy.secrets import redacted
 from flows.run import devices
 
 DVC = (sys.executable, "-m", "dvc", "--wait-for-lock")
-MEMORY = re.compile(r"MemoryError|ResourceExhausted|CUDA_ERROR_OUT_OF_MEMORY|[Oo]ut of memory")
-# Of dvc: what became of a stage.
+LAST_LINES = 50  # of a process that are kept for its error
+# Lines of DVC that name the outcome of a stage.
 RAN = re.compile(r"Running stage '(.+)':")
 EXITED = re.compile(r"exited with (-?\d+)")
 CACHED = re.compile(r"Stage '(.+)' is cached - skipping run")
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A stage that is to be brought up to date.
+class StageRequest:
+    """A stage to update.
 
     Attributes:
-        stage: DVC's name of it.
-        devices: how many it wants for itself; 0: it does not train.
-        seconds: how long it will probably take.
+        stage: its name in DVC.
+        devices: number of devices for it alone; 0 if it does not train.
+        seconds: its usual time.
         force: run it even if nothing changed.
     """
 
@@ -43,12 +43,12 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Listener:
-    """Who is told how it goes.
+    """Receives the events of a stage.
 
     Attributes:
-        waits: it waits for a device.
-        begins: it begins, on the device named; "" for none.
-        says: it printed a line.
+        waits: the stage waits for a device.
+        begins: the stage starts, on the device named; "" for none.
+        says: the stage printed a line.
     """
 
     waits: Callable[[], None]
@@ -58,100 +58,100 @@ class Listener:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a stage.
+    """The end of a stage.
 
     Attributes:
-        state: ``ran``, ``cached`` or ``up to date``; of a failed one whether it came to run.
-        status: its own exit status; 0 where all is well, None where it was killed.
-        why: what went wrong.
+        state: ``ran``, ``cached`` or ``up to date``; of a failed stage whether it started to run.
+        status: its own exit status; 0 for success, None if it was killed.
+        reason: the error.
     """
 
     state: str
     status: int | None = 0
-    why: str = ""
+    reason: str = ""
 
 
 ENDED = Outcome("up to date", None, "the pipeline was ended")
 
 
-class Here:
-    """This checkout, and the devices of this machine.
+class LocalRunner:
+    """Updates stages in this checkout, on the devices of this machine.
 
     Args:
-        slots: the devices; trainings beyond them wait.
+        slots: the devices; further trainings wait.
     """
 
     def __init__(self, slots: Sequence[devices.Slot]) -> None:
-        self.places = devices.Slots(slots)
+        self._slots = devices.Slots(slots)
         self._others = threading.BoundedSemaphore(cores())  # stages that do not train, at once
 
     @property
     def trainings(self) -> int:
         """How many trainings can run at once."""
-        return len(self.places.all)
+        return len(self._slots.all)
 
-    def bring(
+    def update(
         self,
-        wanted: Wanted,
+        request: StageRequest,
         ended: guard.Ended,
         listener: Listener,
         *,
         pull: bool = False,
         environment: Mapping[str, str] | None = None,
     ) -> Outcome:
-        """Waits for its device and brings one stage up to date; ``ENDED`` if ``ended`` is set before or meanwhile.
+        """Waits for devices and updates one stage; returns ``ENDED`` if ``ended`` is set before or meanwhile.
 
         Args:
-            wanted: the stage.
-            ended: says that it is to end.
-            listener: is told how it goes.
-            pull: results of earlier runs may be fetched from the remote.
+            request: the stage.
+            ended: ends the stage.
+            listener: receives its events.
+            pull: allow DVC to fetch results of earlier runs from the remote.
             environment: variables of the stage, beside those of this process.
 
         Raises:
-            ConfigurationError: it wants more devices than there are.
+            ConfigurationError: the request needs more devices than there are.
         """
-        taken = None
+        lease = None
         with ExitStack() as stack:
-            if wanted.devices:
-                taken = stack.enter_context(self.places.taken(wanted.devices, ended, listener.waits, wanted.seconds))
+            if request.devices:
+                lease = stack.enter_context(self._slots.lease(request.devices, ended, listener.waits, request.seconds))
             else:
                 stack.enter_context(self._others)
             if ended.is_set():
                 return ENDED
-            listener.begins(taken.name if taken else "")
+            listener.begins(lease.name if lease else "")
             before = journal.size()
             process = guard.start(
-                [*DVC, "repro", "--single-item", *["--force"] * wanted.force, *["--pull"] * pull, wanted.stage],
-                env=guard.environment() | dict(environment or {}) | (taken.environment if taken else {}),
-                holding=taken.locks if taken else (),
+                [*DVC, "repro", "--single-item", *["--force"] * request.force, *["--pull"] * pull, request.stage],
+                env=guard.environment() | dict(environment or {}) | (lease.environment if lease else {}),
+                holding=lease.locks if lease else (),
             )
             with ended.over(process):
-                state, last = _followed(process, listener.says)
+                state, last = _follow(process, listener.says)
         if process.returncode == 0:
             return Outcome(state)
         if ended.is_set():
             return ENDED
-        own = _own_status(wanted.stage, before, last)
-        return Outcome(state, own if state == "ran" else 1, _why(last, own, state))
+        status = _find_status(request.stage, before, last)
+        return Outcome(state, status if state == "ran" else 1, _find_error(last, status, state))
 
 
-def dvc(*words: str, ended: guard.Ended) -> None:
+def run_dvc(*words: str, ended: guard.Ended) -> None:
     """Runs another command of DVC, to its end unless ``ended`` is set.
 
     Raises:
-        ServiceError: it failed, or was ended; with the last that it said.
+        ServiceError: the command failed, or was ended; with its last line.
     """
     process = guard.start([*DVC, *words], env=guard.environment())
     with ended.over(process):
-        last = deque((redacted(line.strip()) for line in process.stdout if line.strip()), maxlen=50)
+        last = deque((redacted(line.strip()) for line in process.stdout if line.strip()), maxlen=LAST_LINES)
     if process.returncode:
-        raise ServiceError(f"dvc {' '.join(words)}: {_why(list(last), 1, '')}")
+        raise ServiceError(f"dvc {' '.join(words)}: {_find_error(list(last), 1, '')}")
 
 
-def _followed(process: Popen, says: Callable[[str], None]) -> tuple[str, list[str]]:
-    """Passes on what a stage prints; returns what became of it, and its last lines."""
-    state, last = "up to date", deque(maxlen=50)
+def _follow(process: Popen, says: Callable[[str], None]) -> tuple[str, list[str]]:
+    """Passes on the lines of a stage; returns its state at the end, and its last lines."""
+    state, last = "up to date", deque(maxlen=LAST_LINES)
     for line in process.stdout:
         line = redacted(line.rstrip("\n"))
         if RAN.match(line):
@@ -164,21 +164,27 @@ def _followed(process: Popen, says: Callable[[str], None]) -> tuple[str, list[st
     return state, list(last)
 
 
-def _why(last: list[str], own: int | None, state: str) -> str:
-    """Returns the line that says what went wrong."""
-    errors = [line for line in last if line.startswith("error:")] or [line for line in last if MEMORY.search(line)]
-    if errors:
+def find_errors(lines: Sequence[str]) -> list[str]:
+    """Returns the lines of a stage that name its error: convoy's own, else those of a library without memory."""
+    return [line for line in lines if line.startswith("error:")] or [
+        line for line in lines if OUT_OF_MEMORY.search(line)
+    ]
+
+
+def _find_error(last: list[str], status: int | None, state: str) -> str:
+    """Returns the line that names the error of a failed command."""
+    if errors := find_errors(last):
         return errors[-1].removeprefix("error: ")
-    if own is None and state == "ran":
+    if status is None and state == "ran":
         return "its process was killed"
     said = [line for line in last if line.startswith("ERROR:")] or last
     return (said[-1] if said else "it said nothing").removeprefix("ERROR: ")
 
 
-def _own_status(stage: str, before: int, last: list[str]) -> int | None:
-    """Returns the exit status of a failed stage, of which ``dvc`` makes 255; None: it was killed.
+def _find_status(stage: str, before: int, last: list[str]) -> int | None:
+    """Returns the exit status of a failed stage, for which ``dvc`` itself ends with 255; None: it was killed.
 
-    A stage of ours notes it in the journal, here behind the first ``before`` bytes; of others DVC says it.
+    Convoy's stages note it in the journal, behind the first ``before`` bytes; of others DVC prints it.
     """
     if noted := [entry["status"] for entry in journal.entries(before) if entry["stage"] == stage]:
         return noted[-1]

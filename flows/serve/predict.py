@@ -1,4 +1,4 @@
-"""Batch prediction by the champion: ``python -m flows predict --dataset digits INPUT OUTPUT``."""
+"""Batch prediction by the champion: ``convoy predict digits INPUT OUTPUT``."""
 
 import csv
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from convoy.errors import ConfigurationError, InputRefusedError
 from convoy.machine.progress import track
-from convoy.machine.workers import cores
+from convoy.machine.room import cores
 from convoy.tracking import registry
 from stages.ingest.decoding import read_file
 from stages.ingest.finders.images import PICTURE_ENDINGS

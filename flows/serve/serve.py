@@ -1,4 +1,4 @@
-"""The champion behind HTTP, on loopback: ``make serve DATASET=digits``."""
+"""The champion behind HTTP, on loopback: ``convoy serve digits``."""
 
 import tempfile
 from contextlib import suppress
@@ -30,7 +30,7 @@ def serve(dataset: str, port: int) -> None:
             f"version {champion.version} of {dataset} takes no raw examples: it was stored by an older convoy. "
             f"Register it again: dvc repro --force --single-item register@{dataset}"
         )
-    session.check_free(port, f"make serve DATASET={dataset} SERVE_PORT=...")
+    session.check_free(port, f"convoy serve {dataset} --port ...")
     column = COLUMNS[champion.tags["kind"]]
     value = "$(base64 < FILE | tr -d '\\n')" if column in FILES else "A sentence."
     with suppress(KeyboardInterrupt), tempfile.TemporaryDirectory() as elsewhere, registry.checked(champion) as model:

@@ -1,4 +1,4 @@
-"""What a pipeline does right now: every stage with its state, device, seconds, and how long it usually takes."""
+"""The live board of a pipeline: every stage with its state, device, seconds and usual seconds."""
 
 import statistics
 import threading
@@ -39,7 +39,7 @@ class Row:
 
 
 class Board:
-    """Keeps the state of every stage; in a terminal it is drawn anew twice a second, below what the stages print.
+    """Keeps the state of every stage; a terminal shows it twice a second, below the lines of the stages.
 
     Args:
         nodes: the stages, in order.
@@ -53,11 +53,11 @@ class Board:
 
     def __init__(self, nodes: Mapping[str, Node], slots: int, console: Console | None = None) -> None:
         self.rows = {name: Row() for name in nodes}
-        self.usual = usual_seconds()
+        self.usual = find_usual_seconds()
         self._nodes, self._slots, self._started = nodes, slots, time.time()
         self._lock = threading.Lock()
         self._console = console or Console()
-        self._live = Live(get_renderable=self.drawn, console=self._console, refresh_per_second=2)
+        self._live = Live(get_renderable=self.draw, console=self._console, refresh_per_second=2)
 
     def __enter__(self) -> "Board":
         if self.is_drawn:
@@ -70,7 +70,7 @@ class Board:
 
     @property
     def is_drawn(self) -> bool:
-        """Whether somebody looks at it; else the log tells."""
+        """Whether a terminal shows the board; otherwise the log tells."""
         return self._console.is_terminal
 
     def set(self, name: str, state: str, device: str = "") -> None:
@@ -89,13 +89,13 @@ class Board:
             self._console.print(Text.assemble((f"{name}  ", "cyan"), line), soft_wrap=True)
 
     def finish(self) -> None:
-        """What has not begun will not run."""
+        """Marks the stages that have not begun: they will not run."""
         for name, row in self.rows.items():
             if row.state in (WAITING, QUEUED):
                 self.set(name, NOT_RUN)
 
-    def drawn(self) -> Group:
-        """Returns the table, and under it how much is done and left."""
+    def draw(self) -> Group:
+        """Returns the table, and under it the number of finished stages and the time left."""
         table = Table(box=box.SIMPLE_HEAD)
         for heading in ("stage", "state", "device", "seconds", "usually"):
             table.add_column(heading, justify="right" if heading in ("seconds", "usually") else "left", no_wrap=True)
@@ -110,13 +110,13 @@ class Board:
                     f"{usual:.0f}" if usual is not None else "",
                 )
             done = sum(row.state in DONE for row in self.rows.values())
-            left = self.left()
+            left = self.estimate_left()
         text = f"{done} of {len(self.rows)} done, {_clock(time.time() - self._started)}"
         if left is not None and done < len(self.rows):
             text += f", about {_clock(left)} left"
         return Group(table, Text(text))
 
-    def left(self) -> float | None:
+    def estimate_left(self) -> float | None:
         """Returns the seconds that are left, as if every stage took its usual time; None if one never ran.
 
         The longest way through what is left, or the trainings that are left spread over the slots, if that is longer.
@@ -135,7 +135,7 @@ class Board:
         return max([trainings / self._slots, *ways.values()])
 
 
-def usual_seconds() -> dict[str, float]:
+def find_usual_seconds() -> dict[str, float]:
     """Returns the median seconds of the last runs of every stage that ended well."""
     taken: dict[str, list[float]] = defaultdict(list)
     for entry in journal.entries():

@@ -1,4 +1,4 @@
-"""What a pipeline would run, why, and what its trainings would cost: ``python -m flows plan``."""
+"""What a pipeline would run, why, and what its trainings would cost: ``convoy plan``."""
 
 import json
 import math
@@ -28,13 +28,13 @@ def show(targets: Sequence[str], slots: int | None) -> None:
     """Prints every stage with what would become of it.
 
     Args:
-        targets: as of ``pipeline``.
+        targets: as in ``pipeline``.
         slots: likewise.
     """
     nodes = graph.read(targets)
     changes = graph.changes(list(nodes))
-    last, usual = memory(), live.usual_seconds()
-    places = devices.found(slots)
+    last, usual = memory(), live.find_usual_seconds()
+    places = devices.find(slots)
     places_named = ", ".join(place.name for place in places[:2]) + (", ..." if len(places) > 2 else "")
     table = Table(box=box.SIMPLE_HEAD)
     for heading in ("stage", "would", "because", "device", "seconds", "MiB"):
@@ -81,8 +81,8 @@ def memory() -> dict[str, int]:
 
 
 def costs(models: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns what trainings would cost, as ``python -m stages cost`` says it: in a process that has Keras."""
-    command = [sys.executable, "-m", "stages", "cost", *models]
+    """Returns what trainings would cost, as ``convoy cost`` says it: in a process that has Keras."""
+    command = [sys.executable, "-m", "flows", "cost", *models]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = {entry["model"]: entry for entry in map(json.loads, done.stdout.splitlines())}
     failed = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]

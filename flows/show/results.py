@@ -64,7 +64,7 @@ def show(since: int | None, targets: Sequence[str] = ()) -> None:
             )
         else:
             console.print(f"Nothing to do: all {stages} stages are up to date.", highlight=False)
-    console.print("Curves, pictures and the registry: make ui", highlight=False)
+    console.print("Curves, pictures and the registry: convoy ui", highlight=False)
 
 
 def _table(dataset: str, ran: dict[str, dict], with_state: bool) -> Table:

@@ -1,4 +1,4 @@
-"""Both pages to look at, MLflow's and Prefect's, on loopback: ``make ui``."""
+"""Both pages to look at, MLflow's and Prefect's, on loopback: ``convoy ui``."""
 
 import time
 from contextlib import suppress
@@ -23,14 +23,14 @@ def serve(port: int, prefect_port: int) -> None:
     """
     mlflow, prefect = store.uri(), PREFECT_API_URL.value()
     if not mlflow.startswith("http"):
-        session.check_free(port, "make ui PORT=...")
+        session.check_free(port, "convoy ui --port ...")
         place = ["--host", "127.0.0.1", "--port", str(port)]
         # Which, unlike arguments, other users of the machine cannot read.
         environment = {"MLFLOW_BACKEND_STORE_URI": mlflow}
         mlflow = f"http://127.0.0.1:{port}"
         session.keep(["mlflow", "server", *place], f"{mlflow}/health", environment)
     if not prefect:
-        session.check_free(prefect_port, "make ui PREFECT_PORT=...")
+        session.check_free(prefect_port, "convoy ui --prefect-port ...")
         prefect = session.start(prefect_port, ui=True)
         print(f"To have flows appear there: export PREFECT_API_URL={prefect}")
     pages = without_login(mlflow), without_login(prefect.removesuffix("/api"))

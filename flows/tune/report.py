@@ -6,7 +6,6 @@ It is one file without network or script.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from convoy.model import scores
 from convoy.pages.page import many, share, template, uri
+from flows.tune.study import TrialResult
 from stages.search_space import Choice, Interval, Search
 
 AXES = 8  # of the parallel coordinates: the values that explain most
@@ -25,41 +25,12 @@ OPEN = 12  # rows of a table, above which it is folded
 GREY = "0.75"
 
 
-@dataclass(frozen=True, slots=True)
-class Tried:
-    """A trial that counts.
-
-    Attributes:
-        number: of it in the search.
-        state: complete, pruned (it was ended early), or failed (it diverged, or its network cannot be).
-        value: the objective at its end; None unless it is complete.
-        loss: on the validation split, likewise.
-        values: what it was tried with.
-        curve: epoch -> the objective.
-        seconds: that it took, with the start of its process.
-        parameters: of its model.
-        why: it failed.
-        same: number of the trial that had the same values, so that it was not done again.
-    """
-
-    number: int
-    state: str
-    value: float | None
-    loss: float
-    values: dict[str, Any]
-    curve: dict[int, float]
-    seconds: float
-    parameters: int | None
-    why: str
-    same: int | None
-
-
 def write(
     page: Path,
     search: Search,
-    tried: list[Tried],
-    best: Tried,
-    own: Tried,
+    trials: list[TrialResult],
+    best: TrialResult,
+    own: TrialResult,
     importances: Mapping[str, float],
     written: bool,
     examples: int,
@@ -69,7 +40,7 @@ def write(
     Args:
         page: the file.
         search: what was searched.
-        tried: the trials, oldest first.
+        trials: the trials, oldest first.
         best: the best of them.
         own: that with the values of the entry.
         importances: name of a value -> share of the differences that it explains; {} if nothing is known.
@@ -78,14 +49,14 @@ def write(
     """
     order = sorted(search.ranges, key=lambda name: -importances.get(name, 0))
     figures = {
-        "Each epoch of each trial": draw_curves(search, tried, best, own),
-        "Trial by trial": draw_progress(search, tried, own),
-        "Values and outcome": draw_parallel(search, tried, best, order[:AXES]),
+        "Each epoch of each trial": draw_curves(search, trials, best, own),
+        "Trial by trial": draw_progress(search, trials, own),
+        "Values and outcome": draw_parallel(search, trials, best, order[:AXES]),
     }
-    ranked = sorted(tried, key=lambda one: (one.value is None, search.signed(one.value or 0), one.number))
+    ranked = sorted(trials, key=lambda one: (one.value is None, search.signed(one.value or 0), one.number))
     text = template(Path(__file__).with_name("report.html.jinja")).render(
         search=search,
-        tried=ranked,
+        trials=ranked,
         best=best,
         own=own,
         order=order,
@@ -94,11 +65,11 @@ def write(
         figures=[(title, *_embedded(figure)) for title, figure in figures.items()],
         error=None if search.smaller else math.sqrt(best.value * (1 - best.value) / examples),
         examples=examples,
-        epochs=sum(len(one.curve) for one in tried),
-        whole=search.train["epochs"] * sum(one.same is None and one.state != "failed" for one in tried),
-        seconds=sum(one.seconds for one in tried),
-        count={state: sum(one.state == state for one in tried) for state in ("complete", "pruned", "failed")},
-        score=lambda value: shown(search, value),
+        epochs=sum(len(one.curve) for one in trials),
+        whole=search.train["epochs"] * sum(one.same is None and one.state != "failed" for one in trials),
+        seconds=sum(one.seconds for one in trials),
+        count={state: sum(one.state == state for one in trials) for state in ("complete", "pruned", "failed")},
+        score=lambda value: format_value(search, value),
         say=lambda value: value if isinstance(value, str) else json.dumps(value),
         many=many,
         share=share,
@@ -107,15 +78,15 @@ def write(
     page.write_bytes(text.encode())
 
 
-def shown(search: Search, value: float) -> str:
+def format_value(search: Search, value: float) -> str:
     """Returns a value of the objective for people."""
     return f"{value:.4f}" if search.smaller else scores.shown("accuracy", value)
 
 
-def draw_curves(search: Search, tried: list[Tried], best: Tried, own: Tried) -> Figure:
+def draw_curves(search: Search, trials: list[TrialResult], best: TrialResult, own: TrialResult) -> Figure:
     """Draws the objective after each epoch: of all trials in grey, of the best orange, of the entry's values blue."""
     figure, axes = _figure(search, "epoch")
-    for one in tried:
+    for one in trials:
         if one.curve and one.number not in (best.number, own.number):
             axes.plot(
                 *zip(*one.curve.items(), strict=True), color=GREY, linewidth=0.8, marker="." * (len(one.curve) == 1)
@@ -128,11 +99,11 @@ def draw_curves(search: Search, tried: list[Tried], best: Tried, own: Tried) -> 
     return figure
 
 
-def draw_progress(search: Search, tried: list[Tried], own: Tried) -> Figure:
+def draw_progress(search: Search, trials: list[TrialResult], own: TrialResult) -> Figure:
     """Draws the outcome of each trial, where it ended early as a cross, and the best so far."""
     figure, axes = _figure(search, "trial")
     line, numbers, choose = [], [], min if search.smaller else max
-    for one in tried:
+    for one in trials:
         if one.state == "pruned" and one.curve:
             axes.plot(one.number, one.curve[max(one.curve)], "x", color=GREY)
         elif one.value is not None:
@@ -146,9 +117,9 @@ def draw_progress(search: Search, tried: list[Tried], own: Tried) -> Figure:
     return figure
 
 
-def draw_parallel(search: Search, tried: list[Tried], best: Tried, names: list[str]) -> Figure:
-    """Draws a line for each complete trial through its values, the one axis of each, to its outcome; light is good."""
-    whole = [one for one in tried if one.value is not None and one.same is None]
+def draw_parallel(search: Search, trials: list[TrialResult], best: TrialResult, names: list[str]) -> Figure:
+    """Draws a line for each complete trial through its values, an axis for each, to its outcome; light is good."""
+    whole = [one for one in trials if one.value is not None and one.same is None]
     low, high = min(one.value for one in whole), max(one.value for one in whole)
     scale = Normalize(low, high) if high > low else Normalize(low - 1, low)
     figure = Figure((1.5 * (len(names) + 2), 3.6), dpi=160, layout="constrained")
@@ -167,7 +138,12 @@ def draw_parallel(search: Search, tried: list[Tried], best: Tried, names: list[s
             )
     for height, value in ((0, low), (1, high)):
         axes.annotate(
-            shown(search, value), (len(names), height), (4, 0), textcoords="offset points", fontsize=7, va="center"
+            format_value(search, value),
+            (len(names), height),
+            (4, 0),
+            textcoords="offset points",
+            fontsize=7,
+            va="center",
         )
     axes.axvline(len(names), color="0.4", linewidth=0.8)
     axes.set_xticks(range(len(names) + 1), [*names, search.objective], fontsize=8)
@@ -181,7 +157,7 @@ def draw_parallel(search: Search, tried: list[Tried], best: Tried, names: list[s
 def _figure(search: Search, below: str) -> tuple[Figure, Any]:
     figure = Figure((5.2, 3.6), dpi=160, layout="constrained")
     axes = figure.add_subplot(xlabel=below, ylabel=search.objective)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(search, value)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_value(search, value)))
     axes.grid(alpha=0.3)
     return figure, axes
 

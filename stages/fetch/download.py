@@ -14,9 +14,9 @@ from rich.filesize import decimal
 
 from convoy.checksums import digest, sha256
 from convoy.errors import InputRefusedError, IntegrityError, ServiceError
+from convoy.machine.progress import Transfer
 from convoy.secrets import masked
 from stages.fetch.addresses import File
-from stages.fetch.progress import Progress
 
 
 class Part:
@@ -30,7 +30,7 @@ class Part:
         validator: by which the server tells versions of the file apart; None if it does not.
     """
 
-    def __init__(self, path: Path, url: str, max_bytes: int, progress: Progress) -> None:
+    def __init__(self, path: Path, url: str, max_bytes: int, progress: Transfer) -> None:
         self.path, self.shown = path, masked(url)
         self._facts, self._max_bytes, self._progress = path.with_name(f"{path.name}.json"), max_bytes, progress
         self._url = hashlib.sha256(url.encode()).hexdigest()
@@ -129,7 +129,7 @@ def download(file: File, staging: Path, max_bytes: int, timeout: float) -> tuple
         ServiceError: it was cut or did not come in time. What came is kept for the next run.
     """
     address = file.address
-    with Progress(file.target) as progress:
+    with Transfer(file.target) as progress:
         part = Part(staging / f"{file.target}.part", file.url, max_bytes, progress)
         if not part.is_whole:
             if not (part.validator or file.sha256 or file.md5):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from convoy.checksums import SUMS, is_ignored, sha256
 from convoy.errors import InputRefusedError, ServiceError
+from convoy.machine.progress import Transfer
 from stages.fetch.download import need_room
-from stages.fetch.progress import Progress
 
 
 def synchronise(
@@ -43,7 +43,7 @@ def synchronise(
     sizes = {name: path.stat().st_size for name, path in changed.items() if not _same(path, staging / name)}
     staging.mkdir(parents=True, exist_ok=True)
     need_room(sum(sizes.values()), staging)
-    with Progress(str(source)) as progress:
+    with Transfer(str(source)) as progress:
         progress.begin(sum(sizes.values()))
         for name, path in changed.items():
             copy = staging / name

@@ -94,7 +94,7 @@ def card(
         f"{tags['latency.p95_ms']} ms |"
     )
     lines += ["", "**Limits.**", *(f"- {one}" for one in limits(about, metrics, evaluated)), ""]
-    lines += [f"Where it comes from: `python -m stages trace {about['dataset']}@{version}`."]
+    lines += [f"Where it comes from: `convoy trace {about['dataset']}@{version}`."]
     return "\n".join(lines)
 
 

@@ -25,7 +25,8 @@ from threadpoolctl import threadpool_limits
 from convoy.errors import InputRefusedError
 from convoy.kinds.fingerprints import SIDE
 from convoy.machine.progress import track
-from convoy.machine.workers import cores, map_ahead, threads
+from convoy.machine.room import cores
+from convoy.machine.workers import map_ahead, threads
 
 # Pictures. "Copies" are those that benchmarks/duplicates.py plants among 1,069 photos and the same at 32x32.
 MIN_CONTRAST = 2.0  # standard deviation of a thumbnail, in grey levels; below it the rounding to 8 bits shows
