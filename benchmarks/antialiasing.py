@@ -19,7 +19,8 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from convoy.data.shards import Shards, read_json
+from convoy.data.shards import Shards
+from convoy.files import read_json
 from convoy.model.predictor import Predictor
 from convoy.tracking.outbox import measured
 from stages.augment.augment import augment

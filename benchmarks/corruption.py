@@ -24,8 +24,9 @@ from dvc.repo import Repo
 from rich.progress import track
 from ruamel.yaml import YAML
 
-from convoy.data.shards import Shards, read_sealed
+from convoy.data.shards import Shards
 from convoy.errors import StageError
+from convoy.files import read_sealed
 from convoy.repo.verify import verify
 
 ROOT = Path(__file__).parent.parent

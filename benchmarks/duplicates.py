@@ -20,6 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from convoy.kinds import fingerprints
 from convoy.machine.room import cores
 from stages.ingest.near import duplicates
+from stages.ingest.near.pictures import find_pairs
+from stages.ingest.near.texts import find_pairs as find_text_pairs
 
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
 
@@ -161,13 +163,13 @@ def _search(
             picture = change(picture, rng)
         prints.append(fingerprints.fingerprint(picture))
     count = len(pictures)
-    pairs = duplicates.pairs(np.stack(prints), np.arange(count, 2 * count))
+    pairs = find_pairs(np.stack(prints), np.arange(count, 2 * count))
     right = scene[pairs[:, 0] % count] == scene[pairs[:, 1] % count]
     return int((pairs[:, 1] - pairs[:, 0] == count).sum()), int(right.sum()), int((~right).sum())
 
 
 def _unplanted(files: list[Path], originals: np.ndarray) -> None:
-    pairs = duplicates.pairs(originals)
+    pairs = find_pairs(originals)
     names = [f"{file.parent.name}/{file.stem[-4:].lstrip('0')}" for file in files]
     print(f"{len(pairs)} pairs among the {len(files):,} photos as they are:")
     print("; ".join(f"{names[a]} {names[b]}" for a, b in pairs) + "\n")
@@ -197,14 +199,14 @@ def _speed(data: Path, photos: list[Image.Image], originals: np.ndarray) -> None
     )
     for name, prints in sets.items():
         start, used = time.perf_counter(), time.process_time()
-        pairs = duplicates.pairs(prints)
+        pairs = find_pairs(prints)
         seconds, used = time.perf_counter() - start, time.process_time() - used
         print(
             f"| {name} | {_summary(len(prints), pairs)} | {seconds:.1f} | {used:.1f} | {len(prints) / seconds:,.0f} |"
         )
     mixed = np.concatenate([sets["mnist"], originals])  # one more picture in a hundred
     start = time.perf_counter()
-    duplicates.pairs(mixed, np.arange(len(mixed) - 700, len(mixed)))
+    find_pairs(mixed, np.arange(len(mixed) - 700, len(mixed)))
     print(f"\n700 new pictures against {len(mixed) - 700:,}: {time.perf_counter() - start:.1f} s\n")
 
 
@@ -220,14 +222,14 @@ def _texts(data: Path) -> None:
     for name, texts in sets.items():
         start = time.perf_counter()
         prints = np.stack([fingerprints.text_fingerprint(text) for text in texts])
-        pairs = duplicates.text_pairs(prints)
+        pairs = find_text_pairs(prints)
         rate = len(texts) / (time.perf_counter() - start)
         summaries.append(f"| {name} | {_summary(len(texts), pairs)} | {rate:,.0f} |")
         for change, least in ((loud, 1), (bare, 1), (spaced, 1), (appended, 6), (exchanged, 10)):
             rng = np.random.default_rng(0)
             chosen = [number for number, text in enumerate(texts) if len(fingerprints.WORD.findall(text)) >= least]
             copies = np.stack([fingerprints.text_fingerprint(change(texts[number], rng)) for number in chosen])
-            pairs = duplicates.text_pairs(np.concatenate([prints, copies]), len(prints) + np.arange(len(copies)))
+            pairs = find_text_pairs(np.concatenate([prints, copies]), len(prints) + np.arange(len(copies)))
             found = len({(a, b) for a, b in pairs.tolist()} & set(zip(chosen, range(len(prints), 10**9), strict=False)))
             print(f"| {name} | {change.__doc__.rstrip('.')} | {len(chosen):,} | {found / len(chosen):.3f} |")
     print("\n| set | texts | pairs | in groups | largest group | texts/s |\n|---|---|---|---|---|---|")
@@ -262,7 +264,7 @@ def exchanged(text: str, rng: np.random.Generator) -> str:
 
 
 def _summary(count: int, pairs: np.ndarray) -> str:
-    sizes = np.bincount(duplicates.groups(count, pairs))
+    sizes = np.bincount(duplicates.group(count, pairs))
     return f"{count:,} | {len(pairs):,} | {sizes[sizes > 1].sum():,} | {sizes.max()}"
 
 

@@ -17,7 +17,8 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from convoy.data.shards import Shards, read_json
+from convoy.data.shards import Shards
+from convoy.files import read_json
 from convoy.model import backend
 from convoy.model.predictor import Predictor
 from stages.evaluate.evaluators import explain

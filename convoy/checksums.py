@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from convoy import files
 from convoy.errors import InputRefusedError, IntegrityError
 
 SUMS = "SHA256SUMS"
@@ -70,9 +71,7 @@ def write(folder: Path, entries: Mapping[str, str]) -> None:
     for name, checksum in sorted(entries.items()):
         escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
         lines.append(("\\" if escaped != name else "") + f"{checksum}  {escaped}\n")
-    new = folder / f".{SUMS}.new"
-    new.write_text("".join(lines), "utf-8", "surrogateescape")
-    new.replace(folder / SUMS)
+    files.write(folder / SUMS, "".join(lines).encode("utf-8", "surrogateescape"))
 
 
 def compare(where: Path, published: Mapping[str, str], found: Mapping[str, str]) -> None:

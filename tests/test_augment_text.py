@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
-from convoy.data.shards import Shards, read_sealed
+from convoy.data.shards import Shards
 from convoy.data.vocabulary import MASK
 from convoy.errors import ConfigurationError
+from convoy.files import read_sealed
 from stages.augment import text, volumes
 from stages.augment.augment import augment
 from stages.augment.draws import Draws

@@ -19,8 +19,8 @@ from stages.__main__ import main
 from stages.fetch import stores, web
 from stages.fetch.addresses import File, check_files
 from stages.fetch.catalogue import entries
-from stages.fetch.download import Part
 from stages.fetch.fetch import check_source, fetch
+from stages.fetch.part import Part
 
 MIB = 2**20
 BODY = b"".join(

@@ -10,7 +10,9 @@ from scipy.ndimage import gaussian_filter
 
 from convoy.errors import InputRefusedError
 from convoy.kinds.fingerprints import fingerprint, text_fingerprint
-from stages.ingest.near.duplicates import groups, pairs, text_pairs
+from stages.ingest.near.duplicates import group as groups
+from stages.ingest.near.pictures import find_pairs as pairs
+from stages.ingest.near.texts import find_pairs as text_pairs
 
 
 def scenes(count, seed=0):
@@ -126,8 +128,8 @@ def test_none_and_one_picture_have_no_pairs():
 
 
 def test_too_many_alike_are_refused(monkeypatch):
-    monkeypatch.setattr("stages.ingest.near.duplicates.FEW_CANDIDATES", 10)
-    monkeypatch.setattr("stages.ingest.near.duplicates.MAX_CANDIDATES", 1)
+    monkeypatch.setattr("stages.ingest.near.candidates.FEW_CANDIDATES", 10)
+    monkeypatch.setattr("stages.ingest.near.candidates.MAX_CANDIDATES", 1)
     with pytest.raises(InputRefusedError, match="more than 20 pairs among 20 examples"):
         pairs(np.repeat(prints(scenes(1)), 20, axis=0))
     with pytest.raises(InputRefusedError, match="more than 20 pairs among 20 examples"):
@@ -136,9 +138,9 @@ def test_too_many_alike_are_refused(monkeypatch):
 
 def test_a_long_search_says_how_long_and_how_far_it_is(monkeypatch, capsys):
     monkeypatch.setattr("convoy.machine.progress.EVERY", 0)
-    monkeypatch.setattr("stages.ingest.near.duplicates.BLOCK", 4)
-    monkeypatch.setattr("stages.ingest.near.duplicates.cores", lambda: 2)
-    monkeypatch.setattr("stages.ingest.near.duplicates.PAIR", 10.0)
+    monkeypatch.setattr("stages.ingest.near.pictures.BLOCK", 4)
+    monkeypatch.setattr("stages.ingest.near.pictures.cores", lambda: 2)
+    monkeypatch.setattr("stages.ingest.near.pictures.PAIR", 10.0)
     pairs(prints(scenes(12)), title="ingest@photos")
     said = capsys.readouterr().out.splitlines()
     assert re.match("ingest@photos: compares pictures with each other, [0-9]+ pairs: [0-9]+ min, ", said[0])

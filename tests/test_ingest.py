@@ -15,8 +15,9 @@ from convoy.data.shards import Shards
 from convoy.errors import ConfigurationError, InputRefusedError, IntegrityError
 from convoy.kinds import images
 from stages.ingest import ingest as ingest_module
-from stages.ingest.ingest import check_options, ingest, split_of
+from stages.ingest.ingest import check_options, ingest
 from stages.ingest.reading import Found
+from stages.ingest.splits import choose_splits, split_of
 from stages.register.model import prepared
 
 OPTIONS = {"kind": "images", "size": (12, 12), "mode": "grey"}
@@ -51,7 +52,7 @@ def test_equal_input_gives_equal_bytes(pictures):
 
 
 def test_the_tables_are_written_however_late_the_shards_begin(pictures, monkeypatch):
-    tables, write, written = ingest_module._tables, ingest_module._write, Event()
+    tables, write, written = ingest_module.write_tables, ingest_module.write_split, Event()
 
     def late(*arguments):
         assert written.wait(30)
@@ -61,8 +62,8 @@ def test_the_tables_are_written_however_late_the_shards_begin(pictures, monkeypa
         tables(*arguments)
         written.set()
 
-    monkeypatch.setattr(ingest_module, "_write", late)
-    monkeypatch.setattr(ingest_module, "_tables", first)
+    monkeypatch.setattr(ingest_module, "write_split", late)
+    monkeypatch.setattr(ingest_module, "write_tables", first)
     ingest("bars", kind="images", size=(12, 12), mode="grey")
     assert len(pd.read_parquet("data/ingest/bars/manifest.parquet")) == 60
 
@@ -100,7 +101,7 @@ def split_in_groups(size, count):
     found = Found(paths=[""] * len(contents), given=[None] * len(contents), contents=contents)
     near = [(first, first + copy) for first in range(0, len(contents), size) for copy in range(1, size)]
     pairs = np.array(near, np.int64).reshape(-1, 2)
-    found_splits, left_out = ingest_module._split(found, list(range(len(contents))), pairs, val=0.15, test=0.2)
+    found_splits, left_out = choose_splits(found, list(range(len(contents))), pairs, val=0.15, test=0.2)
     assert not left_out
     return dict(zip(contents, found_splits, strict=True))
 

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from markup import HOSTILE, Page, values
 
-from convoy.data.shards import ShardWriter, objects, write_sealed
+from convoy.data.shards import ShardWriter, objects
+from convoy.files import write_sealed
 from convoy.pages.page import share, shown
 from stages.ingest.report.report import report
 
@@ -125,7 +126,7 @@ def test_nothing_to_report_reads_as_such(tmp_path):
     assert "No picture is in two splits, and no two near copies are in different ones." in page.text
     assert "No two equal or nearly equal pictures have different labels." in page.text
     assert "near copies 0 pairs, each in one split" in page.text
-    assert "None: every picture is there once." in page.text
+    assert "None: every picture occurs once." in page.text
     assert "None: no two of the 300 pictures that were compared are nearly the same." in page.text
     assert "Nothing: every picture that was found is in one of the splits." in page.text
     assert "0% of what was found" in page.text
@@ -342,7 +343,7 @@ def test_caps_hold(tmp_path):
 def test_the_page_takes_no_pixels_but_those_it_shows(tmp_path, monkeypatch):
     write(tmp_path, examples=3000)
     rows = []
-    monkeypatch.setattr("stages.ingest.report.report.Shards", lambda *a, **b: Counting(rows, *a, **b))
+    monkeypatch.setattr("stages.ingest.report.gallery.Shards", lambda *a, **b: Counting(rows, *a, **b))
     report(tmp_path)
     assert sum(rows) < 300  # of 3000: two averages of 100, and some single ones
 
@@ -363,7 +364,7 @@ class Counting:
 
 def test_the_report_starts_without_the_large_libraries():
     large = {"dvc", "keras", "matplotlib", "mlflow", "scipy", "tensorflow"}
-    code = f"import sys, stages.ingest.report; print({large} & set(sys.modules))"
+    code = f"import sys, stages.ingest.report.report; print({large} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from convoy.errors import ConfigurationError, InputRefusedError
 from convoy.kinds import encodings
-from stages.ingest.formats import tables, text_files
+from stages.ingest.formats import columns, delimited, tables, text_files
 from stages.ingest.records import Source
 
 
@@ -111,11 +111,11 @@ def test_fault_33_a_quote_left_open_takes_no_row_unseen(tmp_path):
 
 
 def test_a_row_or_line_that_would_fill_memory_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "ROW_CHARACTERS", 1000)
+    monkeypatch.setattr(delimited, "ROW_CHARACTERS", 1000)
     with pytest.raises(InputRefusedError, match="x.csv, line 3: a row of more than 1,000 .* quote left open there?"):
         read(tmp_path, "x.csv", 'text,label\na,b\n"c,d\n' + "e,f\n" * 1000)
     assert read(tmp_path, "y.csv", "text,label\n" + "e,f\n" * 1000)[-1] == (1001, {"text": "e", "label": "f"})
-    monkeypatch.setattr(tables, "VALUE_CHARACTERS", 10)
+    monkeypatch.setattr(columns, "VALUE_CHARACTERS", 10)
     assert read(tmp_path, "x.jsonl", '{"text": "12345678901", "label": 2}\n') == [
         (1, "line 1: 11 characters in the column text; allowed are 10")
     ]

@@ -84,7 +84,7 @@ EN_DE = {"train.en": "one\ntwo\n", "train.de": "eins\nzwei\n"}
             EN_DE | {"val.de": "x\n"},
             NAMES,
             InputRefusedError,
-            "val.de has no partner: val is there in one language only",
+            "val.de has no partner: val exists in one language only",
         ),
         (EN_DE, {}, ConfigurationError, r"columns: \{source: en, target: de\}. Endings found: de, en"),
         (EN_DE, {"source": "en"}, ConfigurationError, "Endings found: de, en"),

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from convoy.data.shards import Shards, read_sealed
+from convoy.data.shards import Shards
 from convoy.data.vocabulary import Vocabulary
 from convoy.errors import ConfigurationError, InputRefusedError
+from convoy.files import read_sealed
 from convoy.model.predictor import Predictor
 from convoy.tracking import registry
 from flows.serve.predict import predict

@@ -3,8 +3,10 @@
 import ast
 import re
 import tomllib
+from graphlib import TopologicalSorter
 from importlib import import_module
 
+import grimp
 import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
@@ -48,8 +50,15 @@ def test_dvc_depends_on_the_code_that_can_change_the_result_and_on_no_other(stag
         path = ROOT / dep.replace("${item.architecture}", "lenet5")
         if not dep.startswith("data/"):
             found |= {*path.rglob("*.py")} if path.is_dir() else {path}
-    found = {path.relative_to(ROOT) for path in found if path.name != "__init__.py"}
+    found = {path.relative_to(ROOT) for path in found if path.suffix == ".py" and path.name != "__init__.py"}
     assert found == {*map(dependencies.file, dependencies.stage(stage, architecture))}
+
+
+def test_no_imports_form_a_circle():
+    graph = grimp.build_graph("flows", "stages", "convoy", cache_dir=None, exclude_type_checking_imports=True)
+    clean = {module for module in graph.modules if not module.startswith("stages.train.")}  # train and policy do
+    imports = {module: clean & graph.find_modules_directly_imported_by(module) for module in clean}
+    TopologicalSorter(imports).prepare()  # raises a CycleError that names the circle
 
 
 @pytest.mark.parametrize("stage", params.STAGES)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convoy.data.shards import INDEX, Shards, ShardWriter, read_sealed, working, write_sealed, write_shards
+from convoy.data.shards import INDEX, Shards, ShardWriter, write_shards
 from convoy.errors import BusyError, InputRefusedError, IntegrityError
+from convoy.files import read_sealed, scratch_folder, write_sealed
 from stages.augment.augment import augment
 from stages.ingest.ingest import ingest
 
@@ -190,10 +191,10 @@ def test_a_sealed_file_says_when_it_was_changed(tmp_path):
 
 
 def test_one_process_at_a_time_works_in_a_folder_and_leaves_nothing_there(tmp_path):
-    with pytest.raises(RuntimeError), working(tmp_path / ".cache/a") as scratch:
+    with pytest.raises(RuntimeError), scratch_folder(tmp_path / ".cache/a") as scratch:
         (scratch / "half").write_text("x")
-        with pytest.raises(BusyError, match="a is being written by another run"), working(tmp_path / ".cache/a"):
+        with pytest.raises(BusyError, match="a is being written by another run"), scratch_folder(tmp_path / ".cache/a"):
             pass
         raise RuntimeError
-    with working(tmp_path / ".cache/a") as scratch:
+    with scratch_folder(tmp_path / ".cache/a") as scratch:
         assert list(scratch.iterdir()) == []

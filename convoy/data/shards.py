@@ -14,19 +14,16 @@ reads any rows in any order, from a stage or from a notebook::
 
 import hashlib
 import io
-import json
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from convoy.checksums import sha256
-from convoy.errors import BusyError, InputRefusedError, IntegrityError
+from convoy.errors import InputRefusedError, IntegrityError
+from convoy.files import read_json, read_sealed, write_sealed  # noqa: F401 - stages/train takes them from here
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +32,6 @@ Arrays = dict[str, np.ndarray]  # equal lengths: one row per example; texts are 
 
 INDEX = "index.json"
 SHARD_BYTES = 64 * 2**20  # large enough for DVC (one object each), small enough to be one writer's buffer
-SEAL = "sha256"
 FEW = 8  # rows that a run of neighbours must have on average to be copied as a run
 TEXTS = 10_000  # that are in memory at once where all are read
 
@@ -306,74 +302,6 @@ def objects(values: Iterable[Any]) -> np.ndarray:
     return np.array([*values, None], object)[:-1]
 
 
-def write_sealed(path: Path, content: dict) -> None:
-    """Writes ``content`` as JSON with its own SHA-256, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps({**content, SEAL: _seal(content)}, indent=1, ensure_ascii=False), encoding="utf-8")
-    partial.replace(path)
-
-
-@contextmanager
-def working(cache: Path) -> Iterator[Path]:
-    """Gives an empty folder in ``cache`` to one process at a time, and takes it away at the end, however that comes.
-
-    Raises:
-        BusyError: another process is at it.
-    """
-    cache.mkdir(parents=True, exist_ok=True)
-    scratch = cache / "scratch"
-    try:
-        with FileLock(cache / "lock", timeout=0):
-            shutil.rmtree(scratch, ignore_errors=True)
-            scratch.mkdir()
-            try:
-                yield scratch
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
-    except Timeout:
-        raise BusyError(f"{cache.parent.parent / cache.name} is being written by another run; wait for it.") from None
-
-
-def swap(output: Path, target: Path) -> None:
-    """Puts a finished folder into the place of ``target`` by renaming, so that neither is ever half there."""
-    former = output.with_name(output.name + ".former")
-    shutil.rmtree(former, ignore_errors=True)
-    if target.is_symlink() or target.is_file():
-        target.unlink()  # a link to a folder elsewhere; what lies there is not ours to take away
-    elif target.exists():
-        target.rename(former)
-    output.rename(target)
-    shutil.rmtree(former, ignore_errors=True)
-
-
-def read_sealed(path: Path) -> dict:
-    """Returns what ``write_sealed`` wrote.
-
-    Raises:
-        InputRefusedError: the file is missing: the stage did not run.
-        IntegrityError: it is damaged.
-    """
-    content = read_json(path)
-    if not isinstance(content, dict) or content.pop(SEAL, None) != _seal(content):
-        raise IntegrityError(f"{path} was changed after it was written: it does not match its own SHA-256.")
-    return content
-
-
-def read_json(path: Path) -> dict:
-    """Returns what a stage wrote about its result.
-
-    Raises:
-        InputRefusedError: the file is missing: the stage did not run.
-        IntegrityError: it is damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputRefusedError(f"{path} is missing: run the stage that writes it.") from None
-    except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"{path} is damaged: {error}") from error
-
-
 def _kind(array: np.ndarray) -> dict:
     """Returns an array's entry of the index."""
     if array.dtype == object:
@@ -385,10 +313,6 @@ def _kind(array: np.ndarray) -> dict:
 
 def _row_bytes(kind: dict) -> int:
     return 0 if kind["dtype"] == "text" else np.dtype(kind["dtype"]).itemsize * int(np.prod(kind["shape"]))
-
-
-def _seal(content: dict) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _check(path: Path, size: int, digest: str | bool) -> None:

@@ -9,8 +9,9 @@ import keras
 import numpy as np
 from scipy.special import logsumexp
 
-from convoy.data.shards import Arrays, Shards, objects, read_json
+from convoy.data.shards import Arrays, Shards, objects
 from convoy.data.vocabulary import BEGIN, END, PAD, Vocabulary, by_length, pad
+from convoy.files import read_json
 from convoy.model import backend
 from convoy.model.beam_search import Translation, search
 from convoy.model.scores import scaled

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import zc.lockfile
 
+from convoy import files
 from convoy.errors import BusyError
 
 HELD = Path(".dvc/tmp/rwlock")
@@ -39,9 +40,7 @@ def free() -> None:
         }
         held["write"] = {path: info for path, info in held["write"].items() if _by(info, written)}
         if text != (new := json.dumps(held)):
-            partial = HELD.with_name(f"{HELD.name}.partial")
-            partial.write_text(new, encoding="utf-8")
-            partial.replace(HELD)
+            files.write(HELD, new)
     finally:
         guard.close()
     own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}

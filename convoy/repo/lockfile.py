@@ -6,7 +6,6 @@ is for people. What was cut off right behind an input or output is not noticed: 
 those behind it, or takes their results from its cache.
 """
 
-import os
 import re
 import shutil
 import sys
@@ -19,6 +18,7 @@ import zc.lockfile
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from convoy import files
 from convoy.errors import IntegrityError
 from convoy.repo import busy
 
@@ -97,12 +97,7 @@ def _mend() -> None:
 
 def _write(path: Path, text: str) -> None:
     """Writes a file that is whole or not there."""
-    partial = KEPT.with_name("dvc.lock.partial")  # only one process has DVC's lock
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    files.write(path, text, durable=True, folder=KEPT.parent)  # only one process has DVC's lock
 
 
 class CutOffError(IntegrityError):

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import psutil
 from filelock import FileLock
 
-from convoy import CODE, secrets
+from convoy import CODE, files, secrets
 from convoy.errors import ServiceError
 
 FOLDER = Path("data/runs")
@@ -137,9 +137,7 @@ def keep(facts: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
     """Keeps what a training took here - seconds, memory, speed - beside its ``run.json``; see ``measured``."""
     file = MEASURED / facts["dataset"] / f"{facts['model']}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps({"run_id": facts["run_id"]} | measured, indent=1), encoding="utf-8")
-    partial.replace(file)
+    files.write_json(file, {"run_id": facts["run_id"]} | measured, indent=1)
 
 
 def measured(facts: Mapping[str, Any], checkout: Path = Path()) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
+from convoy import files
 from convoy.errors import ConfigurationError, ServiceError, StageError
 from convoy.tracking import outbox
 
@@ -261,9 +262,7 @@ class _Shipment:
 
     def _note(self, state: dict[str, Any]) -> None:
         self._state = dict(state)
-        partial = self._place.with_suffix(".partial")
-        partial.write_text(json.dumps(self._state), encoding="utf-8")
-        partial.replace(self._place)
+        files.write_json(self._place, self._state)
 
     def _set_aside(self, error: Exception) -> None:
         names = (self._path.with_name(f"{self._path.name}{number or ''}.aside") for number in itertools.count())

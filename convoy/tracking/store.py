@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException, RestException
 from mlflow.utils.rest_utils import http_request
 from sqlalchemy.exc import SQLAlchemyError
 
-from convoy import CODE
+from convoy import CODE, files
 from convoy.errors import ConfigurationError, ServiceError, StageError
 from convoy.secrets import mask_in, masked
 from convoy.tracking import relocation
@@ -149,10 +149,8 @@ def connect() -> MlflowClient:
             database = Path.cwd() / "mlflow.db"
             with FileLock(f"{database}.lock"):
                 if not database.exists():
-                    partial = database.with_name("mlflow.db.partial")
-                    partial.unlink(missing_ok=True)
-                    MlflowClient(f"sqlite:///{partial}").search_experiments()
-                    partial.rename(database)
+                    with files.replacement(database) as partial:
+                        MlflowClient(f"sqlite:///{partial}").search_experiments()
                 relocation.follow(Path.cwd())
         client = MlflowClient()
     except SQLAlchemyError as error:  # of its first look at the database MLflow lets it through

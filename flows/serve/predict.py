@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from convoy import files
 from convoy.errors import ConfigurationError, InputRefusedError
 from convoy.machine.progress import track
 from convoy.machine.room import cores
@@ -68,10 +69,9 @@ def predict(dataset: str, source: Path, target: Path) -> None:
     backend.prepare()
     known = predictor.Predictor(*registry.load_model(champion))
 
-    partial = target.with_name(f"{target.name}.partial")
     tracked = track(examples, f"predict@{dataset}", "examples", total)
     with ExitStack() as stack:
-        stack.callback(partial.unlink, missing_ok=True)
+        partial = stack.enter_context(files.replacement(target))
         pool = stack.enter_context(ThreadPoolExecutor(cores()))
         write, close = _writer(partial, target.suffix)
         refused = done = 0
@@ -88,7 +88,6 @@ def predict(dataset: str, source: Path, target: Path) -> None:
         if not done:
             raise InputRefusedError(f"{source} has no examples{_endings(kind)}.")
         close()
-        partial.replace(target)
     print(f"{target}: {done - refused:,} examples predicted by version {champion.version}, {refused:,} cannot be read")
 
 

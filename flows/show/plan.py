@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from convoy import journal
-from convoy.data.shards import read_json
+from convoy.files import read_json
 from convoy.repo import graph
 from convoy.tracking import outbox
 from flows.run import devices

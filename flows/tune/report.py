@@ -1,6 +1,8 @@
 """Writes data/tune/<model>/report.html: what a search tried, what mattered, and what it found.
 
-It is one file without network or script.
+It is one file without network or script. Its pictures are ours: those of ``optuna.visualization.matplotlib`` leave out
+where pruned trials ended, the entry's own values and the best trial, name each of all trials in a legend, and let the
+labels of parallel axes overlap.
 """
 
 import json

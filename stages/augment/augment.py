@@ -17,9 +17,9 @@ from pydantic import Field
 
 from convoy import dependencies
 from convoy.data import vocabulary
-from convoy.data.shards import Arrays, Shards, read_sealed, working, write_sealed, write_shards
-from convoy.data.shards import swap as swap_folders
+from convoy.data.shards import Arrays, Shards, write_shards
 from convoy.errors import ConfigurationError, InputRefusedError, IntegrityError
+from convoy.files import read_sealed, scratch_folder, swap_folder, write_sealed
 from convoy.machine import workers
 from convoy.machine.progress import track
 from convoy.params import Amount, Count, Positive, Seed, Share
@@ -137,7 +137,7 @@ def augment(
                 yield train.take(changer.ARRAY, rows), mirrored[rows], keys
 
     total = sum(new(copy, start).size for copy, start in starts)
-    with working(target.parent / ".cache" / dataset) as scratch:
+    with scratch_folder(target.parent / ".cache" / dataset) as scratch:
         output = scratch / "output"
         with workers.executor(total < SMALL, __name__) as pool:
             changed = workers.map_ahead(pool, _change, tasks(), kind, options)
@@ -157,7 +157,7 @@ def augment(
             write_shards(output / "train", chain(train.blocks(step), starmap(copies_of, tracked)))
         write_sealed(output / "about.json", facts)
         write_sealed(output / "key.json", {"key": key, "copies": copies, "flip": flip})
-        swap_folders(output, target)
+        swap_folder(output, target)
     print(f"{target}: {len(train):,} training examples and {copies} changed copies of each; {total:,} copies were new")
 
 

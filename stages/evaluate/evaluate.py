@@ -7,7 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from convoy.checksums import sha256
-from convoy.data.shards import INDEX, Shards, read_json
+from convoy.data.shards import INDEX, Shards
+from convoy.files import read_json
 from convoy.model import backend, scores
 from convoy.model.predictor import Predictor
 from convoy.tracking import outbox

@@ -9,7 +9,7 @@ from pathlib import Path
 from convoy.checksums import SUMS, is_ignored, sha256
 from convoy.errors import InputRefusedError, ServiceError
 from convoy.machine.progress import Transfer
-from stages.fetch.download import need_room
+from stages.fetch.part import need_room
 
 
 def synchronise(

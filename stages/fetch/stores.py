@@ -15,7 +15,7 @@ import fsspec
 
 from convoy.errors import ConfigurationError, ServiceError, StageError
 from convoy.secrets import mask_in
-from stages.fetch.download import Part
+from stages.fetch.part import Part
 
 PIECE = 8 * 2**20  # bytes of one request: an object store answers each a little late
 

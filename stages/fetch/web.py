@@ -22,7 +22,7 @@ from yarl import URL
 
 from convoy.errors import ConfigurationError, InputRefusedError, ServiceError
 from convoy.secrets import mask_in, masked
-from stages.fetch.download import Part
+from stages.fetch.part import Part
 
 HOPS = 10  # redirects that are followed
 LOGIN = "~/.netrc, or ${NAME}@ in the address, with NAME in the environment"

@@ -2,11 +2,10 @@
 
 import hashlib
 import json
-import os
 import posixpath
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from importlib.metadata import version
@@ -18,25 +17,21 @@ import pandas as pd
 
 from convoy import dependencies
 from convoy.checksums import sha256
-from convoy.data.shards import Arrays, Shards, ShardWriter, swap, working, write_sealed, write_shards
+from convoy.data.shards import Shards, ShardWriter
 from convoy.errors import ConfigurationError, InputRefusedError
+from convoy.files import scratch_folder, swap_folder, write_sealed
 from convoy.kinds.base import UNEXPECTED
-from convoy.kinds.fingerprints import HASHES
 from convoy.pages.page import many
 from convoy.params import Positive, Share
 from stages.ingest import decoding, previous, reading
-from stages.ingest.decoding import FINGERPRINT
 from stages.ingest.formats import archives
-from stages.ingest.near import duplicates
-from stages.ingest.previous import Known
+from stages.ingest.near.incremental import find_near
+from stages.ingest.outputs import write_split, write_tables
 from stages.ingest.reading import Found
 from stages.ingest.records import Source, natural
 from stages.ingest.report.report import report
+from stages.ingest.splits import SPLITS, check_counts, check_shares, choose_splits, keep_distinct
 
-SPLITS = ("train", "val", "test")
-RANK = {"test": 0, "val": 1}  # of equal and nearly equal examples the one stays that the raw data gives for the test
-GATHER_BYTES = 32 * 2**20  # copied at a time into the shards; bounds memory
-GATHER_ROWS = 2**15  # fingerprints copied at a time
 Role = Literal["text", "label", "split", "image", "path", "source", "target"]
 PIXELS = {"images": 2, "volumes": 3}  # kinds with a size, and its axes
 
@@ -96,7 +91,7 @@ def ingest(
     if not source.is_dir():
         raise InputRefusedError(f"{source} is missing: fetch it, or put it there with dvc add or dvc import-url.")
     cache = target.parent / ".cache" / dataset
-    with working(cache) as scratch:
+    with scratch_folder(cache) as scratch:
         output = scratch / "output"
         options: dict[str, Any] = {"encoding": encoding}
         if kind in PIXELS:
@@ -111,7 +106,7 @@ def ingest(
         raw = Source(folder, columns, {split: _plain(pattern) for split, pattern in files.items()}, encoding)
         items = reader.find(raw)
         if isinstance(items, list):  # else they are found out while they are read
-            _check_shares(source, {item.split for item in items}, val, test)
+            check_shares(source, {item.split for item in items}, val, test)
         with ShardWriter(scratch / "new") as staging:
             found = reading.read(
                 items, kind=kind, folder=folder, options=options, known=known, staging=staging, sums=sums,
@@ -121,12 +116,14 @@ def ingest(
         _check_readable(source, found, max_bad, cache)
         classes = _classes(source, found)
 
-        kept, doubles = _distinct(found)
+        kept, doubles = keep_distinct(found)
         new = Shards(scratch / "new")
         pairs, compared = np.zeros((0, 2), np.int64), 0
         if near_duplicates:
-            pairs, compared = _near(found, kept, known, new, kind, scratch / previous.FINGERPRINTS, f"ingest@{dataset}")
-        splits, leaks = _split(found, kept, pairs, val=val, test=test)
+            pairs, compared = find_near(
+                found, kept, known, new, kind, scratch / previous.FINGERPRINTS, f"ingest@{dataset}"
+            )
+        splits, leaks = choose_splits(found, kept, pairs, val=val, test=test)
         doubles += [
             (found.paths[kept[b]], found.paths[kept[a]], "near", found.labels[kept[b]], found.labels[kept[a]])
             for a, b in pairs
@@ -137,15 +134,15 @@ def ingest(
         ]
         refused += leaks
         counts = Counter((split, found.labels[number]) for number, split in zip(kept, splits, strict=True) if split)
-        missing = _check_counts(source, classes, counts, refused, val, test)
+        missing = check_counts(source, classes, counts, refused, val, test)
 
         output.mkdir()  # by none of those that write into it at the same time
         with ThreadPoolExecutor() as pool:  # copying, hashing and writing leave the interpreter to the others
             written = []
             for split in SPLITS:
                 numbers = [number for number, chosen in zip(kept, splits, strict=True) if chosen == split]
-                written.append(pool.submit(_write, output / split, found, known, new, numbers, classes))
-            _tables(output, found, kept, splits, pairs, refused, doubles)
+                written.append(pool.submit(write_split, output / split, found, known, new, numbers, classes))
+            write_tables(output, found, kept, splits, pairs, refused, doubles)
             for future in written:
                 future.result()
         about = {
@@ -169,7 +166,7 @@ def ingest(
         # Not in about.json: a new library that changes nothing is no change.
         write_sealed(output / "key.json", {"key": key})
         report(output)
-        swap(output, target)
+        swap_folder(output, target)
         _remember(cache, scratch, key, found, kept, pairs)
         _say(target, about, refused, len(found.rows))
 
@@ -189,28 +186,6 @@ def check_options(
         raise ConfigurationError(f"{where}: kind {kind} has no size and no mode; got size = {size}, mode = {mode}.")
     if val + test >= 1:
         raise ConfigurationError(f"{where}: val {val} + test {test} leave nothing to train on.")
-
-
-def split_of(content: bytes, *, val: float, test: float) -> str:
-    """Returns train, val or test for an example, from its content alone.
-
-    Its SHA-256, read as a number in [0, 1), is compared with the shares. So adding or removing data never moves an
-    example to another split, equal content always shares one, and every class is split at the same shares up to
-    chance: a class of n examples has ``n * test`` test examples, standard deviation ``sqrt(n * test * (1 - test))``.
-    Nearly equal examples go by one among them, see ``leading``.
-    """
-    place = np.ldexp(int.from_bytes(content[:7]) >> 4, -52)
-    return "test" if place < test else "val" if place < test + val else "train"
-
-
-def leading(contents: Iterable[bytes]) -> bytes:
-    """Returns the content of the near copy whose split all of them share.
-
-    It is the one with the smallest SHA-256 of its SHA-256. The place of the content itself in [0, 1) takes no part in
-    that choice, so groups of every size get the asked shares; the smallest content would be in the test too often. A
-    group of one keeps its own split, and of n copies a further one decides for all with a probability of 1 / (n + 1).
-    """
-    return min(contents, key=lambda content: hashlib.sha256(content).digest())
 
 
 def _key(kind: str, options: Mapping[str, Any]) -> str:
@@ -240,15 +215,6 @@ def _plain(pattern: str) -> str:
     return posixpath.normpath(pattern) if pattern and ".." not in pattern else pattern
 
 
-def _check_shares(source: Path, given: set[str | None], val: float, test: float) -> None:
-    for split, share in (("val", val), ("test", test)):
-        if not share and split not in given:
-            raise InputRefusedError(
-                f"{source}: {split} = 0, and the data gives no {split} split, so there would be no examples in it. "
-                "Give a share, or say with files which raw files belong to it."
-            )
-
-
 def _check_readable(source: Path, found: Found, max_bad: float, cache: Path) -> None:
     bad = [(path, reason) for path, reason in zip(found.paths, found.reasons, strict=True) if reason]
     if len(bad) > max_bad * len(found):
@@ -259,182 +225,6 @@ def _check_readable(source: Path, found: Found, max_bad: float, cache: Path) -> 
             f"{source}: {len(bad)} of {len(found)} files cannot be read, more than max_bad = {max_bad}. Remove them, "
             f"or raise max_bad. {sample}{f'; all of them: {everything}' if len(bad) > 5 else ''}"
         )
-
-
-def _distinct(found: Found) -> tuple[list[int], list[tuple]]:
-    """Returns the numbers of the examples that stay, one per content, and a row of duplicates.csv for each other."""
-    usable = [number for number, content in enumerate(found.contents) if content]
-    first: dict[bytes, int] = {}
-    if any(found.given):
-        usable.sort(key=lambda number: (RANK.get(found.given[number], 2), number))
-    doubles = []
-    for number in usable:
-        original = first.setdefault(found.contents[number], number)
-        if original != number:
-            labels = (found.labels[number], found.labels[original])
-            doubles.append((found.paths[number], found.paths[original], "same", *labels))
-    return sorted(first.values()), doubles
-
-
-def _near(
-    found: Found, kept: list[int], known: Known, new: Shards, kind: str, path: Path, title: str
-) -> tuple[np.ndarray, int]:
-    """Returns the near copies among the ``kept`` - (pairs, 2), places in it -, and how many of these were compared.
-
-    Volumes have no fingerprints, and pictures without detail and texts without words take no part. Writes all
-    fingerprints to ``path``. Pairs of two examples that the last run knew are not looked for again.
-    """
-    places = zip(known.table["content"], known.table["place"], strict=True)
-    former = {content: place for content, place in places if place >= 0}
-    contents = [found.contents[number] for number in kept]
-    fresh = [place for place, content in enumerate(contents) if content not in former]
-    if FINGERPRINT not in new.names and not known.fingerprints.size:
-        return np.zeros((0, 2), np.int64), 0
-    described, search = (
-        (duplicates.described, duplicates.pairs) if kind == "images" else (np.asarray, duplicates.text_pairs)
-    )
-    width = duplicates.DESCRIBED if kind == "images" else 4 * HASHES
-    # In a file: a kilobyte for each of a million examples need not be in memory, and is to be kept anyway.
-    prints = np.lib.format.open_memmap(path, "w+", np.uint8, (len(kept), width))
-    if hasattr(os, "posix_fallocate"):  # a full disk would else end the process, by SIGBUS, when a page is written
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    compared = 0
-    for start in range(0, len(kept), GATHER_ROWS):
-        part, target = contents[start : start + GATHER_ROWS], prints[start : start + GATHER_ROWS]
-        rows = np.array([former.get(content, -1) for content in part])
-        if known.fingerprints.size:
-            np.take(known.fingerprints, rows, axis=0, out=target, mode="clip")
-        if FINGERPRINT in new.names:
-            rows = np.array([-1 if content in former else found.rows[content] for content in part])
-            target[rows >= 0] = described(new.take(FINGERPRINT, rows[rows >= 0]))
-        compared += int(duplicates.comparable(target).sum())
-    where, earlier = {content: place for place, content in enumerate(contents)}, list(former)
-    again = [(where.get(earlier[a], -1), where.get(earlier[b], -1)) for a, b in known.pairs.tolist()]
-    again = [(a, b) for a, b in again if a >= 0 <= b]
-    pairs = search(prints, np.array(fresh, np.int64), title) if fresh else np.zeros((0, 2), np.int64)
-    pairs = np.sort(np.concatenate([pairs, np.array(again, np.int64).reshape(-1, 2)]), axis=1)
-    return np.unique(pairs, axis=0), compared
-
-
-def _split(
-    found: Found, kept: list[int], pairs: np.ndarray, *, val: float, test: float
-) -> tuple[list[str | None], list[tuple[str, str]]]:
-    """Returns the split of each of the ``kept`` (None: left out), and (path, reason) of those left out.
-
-    Near copies share a split. Where the raw data gives them several, the copies outside the test (else the
-    validation) split are left out.
-    """
-    given = set(found.given)
-    shares = {"val": 0.0 if "val" in given else val, "test": 0.0 if "test" in given else test}
-    splits: list[str | None] = [found.given[number] for number in kept]
-    for place, number in enumerate(kept):
-        if splits[place] not in RANK:
-            splits[place] = split_of(found.contents[number], **shares)
-    group = duplicates.groups(len(kept), pairs)
-    groups: dict[int, list[int]] = defaultdict(list)
-    for place in np.flatnonzero(np.bincount(group, minlength=len(kept))[group] > 1).tolist():
-        groups[int(group[place])].append(place)
-    leaks = []
-    for members in groups.values():
-        first = min(members, key=lambda place: RANK.get(found.given[kept[place]], 2))
-        split = found.given[kept[first]]
-        if split not in RANK:
-            split = split_of(leading(found.contents[kept[place]] for place in members), **shares)
-            for place in members:
-                splits[place] = split
-            continue
-        for place in members:
-            if found.given[kept[place]] != split:
-                splits[place] = None
-                reason = f"nearly the same as {found.paths[kept[first]]}, which the data set gives for {split}"
-                leaks.append((found.paths[kept[place]], reason))
-    return splits, leaks
-
-
-def _check_counts(
-    source: Path, classes: list[str], counts: Counter, refused: list[tuple[str, str]], val: float, test: float
-) -> dict[str, list[str]]:
-    """Returns the classes that val and test lack.
-
-    Raises:
-        InputRefusedError: a split is empty, or a class has nothing to train on.
-    """
-    needed = classes or [None]
-    missing = {split: [label for label in needed if not counts[split, label]] for split in SPLITS}
-    if missing["train"] or needed in missing.values():
-        empty = "; ".join(
-            f"{split} has none of {', '.join(map(str, labels))}" if classes else f"{split} has none"
-            for split, labels in missing.items()
-            if labels
-        )
-        out = "".join(f"; {path} ({reason})" for path, reason in refused[:5])
-        raise InputRefusedError(
-            f"{source}: too few examples: {empty}. Add examples, remove the class, or change the shares val = {val}, "
-            f"test = {test}. Left out: {len(refused)}{out}"
-        )
-    return missing
-
-
-def _write(folder: Path, found: Found, known: Known, new: Shards, numbers: list[int], classes: list[str]) -> None:
-    """Writes the shards of one split: arrays of new examples from ``new``, of known ones from the last output."""
-    stores: list[Shards] = [new, *known.stores.values()]
-    names = ["new", *known.stores]
-    place = np.empty((len(numbers), 2), np.int64)  # store, row
-    for i, number in enumerate(numbers):
-        content = found.contents[number]
-        if content in found.rows:
-            place[i] = 0, found.rows[content]
-        else:
-            split, row = known.place[content]
-            place[i] = names.index(split), row
-    number_of = {label: number for number, label in enumerate(classes)}
-    labels = np.array([number_of.get(found.labels[number], -1) for number in numbers], np.int64)
-    step = max(1, GATHER_BYTES // max(store.row_bytes for store in stores))
-
-    def block(start: int) -> Arrays:
-        rows = place[start : start + step]
-        result: Arrays = {"label": labels[start : start + step]} if classes else {}
-        for store, shards in enumerate(stores):
-            chosen = np.flatnonzero(rows[:, 0] == store)
-            for name in set(shards.names) - {"label", FINGERPRINT} if chosen.size else ():
-                if name not in result:
-                    result[name] = shards.empty(name, len(rows))
-                shards.copy(name, rows[chosen, 1], result[name], chosen)
-        return {name: result[name] for name in sorted(result)}
-
-    write_shards(folder, map(block, range(0, len(numbers), step)))
-
-
-def _tables(
-    output: Path,
-    found: Found,
-    kept: list[int],
-    splits: list[str | None],
-    pairs: np.ndarray,
-    refused: list[tuple[str, str]],
-    doubles: list[tuple],
-) -> None:
-    """Writes manifest.parquet, quarantine.csv and duplicates.csv."""
-    groups = duplicates.groups(len(kept), pairs)
-    alone = np.bincount(groups, minlength=len(kept))[groups] == 1
-    rows = [row for row in zip(kept, splits, np.where(alone, -1, groups), strict=True) if row[1]]
-    columns: dict[str, list] = {
-        "path": [found.paths[number] for number, _, _ in rows],
-        "label": [found.labels[number] for number, _, _ in rows],
-        "split": [split for _, split, _ in rows],
-        "sha256": [found.contents[number].hex() for number, _, _ in rows],
-        # The SHA-256 of the first of its near copies; "" for an example without any.
-        "near": ["" if group < 0 else found.contents[kept[group]].hex() for _, _, group in rows],
-    }
-    if not any(columns["label"]):
-        del columns["label"]
-    facts = zip(*(found.facts[number] for number, _, _ in rows), strict=True)
-    columns |= {name: list(values) for name, values in zip(found.names, facts, strict=True)}
-    pd.DataFrame(columns).to_parquet(output / "manifest.parquet", index=False)
-    pd.DataFrame(refused, columns=["path", "reason"]).to_csv(output / "quarantine.csv", index=False)
-    names = ["path", "same_as", "how", "label", "other_label"]
-    pd.DataFrame(doubles, columns=names).to_csv(output / "duplicates.csv", index=False)
 
 
 def _remember(cache: Path, scratch: Path, key: str, found: Found, kept: list[int], pairs: np.ndarray) -> None:

@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from convoy.checksums import sha256
-from convoy.data.shards import Shards, read_sealed, write_sealed
+from convoy.data.shards import Shards
 from convoy.errors import InputRefusedError, IntegrityError
+from convoy.files import read_sealed, write_sealed
 
 COLUMNS = ("stat", "digest", "path", "reason", "content", "place")
 COARSE = 10**8  # nanoseconds; clocks of file systems tick every 1 to 10 ms, some network ones slower

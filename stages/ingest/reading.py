@@ -86,62 +86,84 @@ def read(
     Raises:
         IntegrityError: a file is not what ``sums`` says.
     """
-    found = Found(names=[name for name in known.table if name not in COLUMNS])
-    facts = list(zip(*(known.table[name].tolist() for name in found.names), strict=True)) if found.names else []
-    reasons, contents, digests = (known.table[name].tolist() for name in ("reason", "content", "digest"))
-    total = len(items) if isinstance(items, list) else None
+    register = Register(folder, known, sums, now)
+    found = register.found
     sent: deque[tuple[list[int], list[Task]]] = deque()
-
-    def take(item: Item, label: str | None, problem: str | None, stat: str, row: int | None) -> None:
-        """Adds an example; what is not known of it is filled in when it has been decoded."""
-        found.paths.append(item.path)
-        found.labels.append(label)
-        found.given.append(item.split)
-        found.stats.append(stat)
-        found.digests.append(b"" if row is None else digests[row])
-        found.reasons.append((problem or "") if row is None else reasons[row])
-        found.contents.append(b"" if row is None else contents[row])
-        found.facts.append(() if row is None or reasons[row] else facts[row])
-
-    def blocks() -> Iterator[list[Task]]:
-        """Adds every example, and yields those that have to be decoded; ``sent`` holds their numbers."""
-        numbers: list[int] = []
-        tasks: list[Task] = []
-        most, held = _block_rows(options), 0
-        for item in track(items, title, "examples", total):
-            stat, row = "", None
-            label, wrong = (None, None) if item.label is None else class_of(item.label)
-            problem = item.problem or wrong
-            if not problem:
-                if item.files:
-                    stat = _stat(folder, item.files, now)
-                    row = known.by_stat.get((item.path, stat))
-                    if row is not None and len(item.files) == 1 and sums and digests[row]:
-                        _compare(folder, item.files, (digests[row],), sums)
-                if row is None and known.by_digest:
-                    row = known.by_digest.get(_digest(folder, item, sums))
-                if row is not None and contents[row] and contents[row] not in known.place:
-                    row = None  # it was left out, so its arrays are nowhere
-                if row is None:
-                    numbers.append(len(found))
-                    tasks.append((item.files, item.payload))
-                    held += _bytes(item.payload)
-            take(item, label, problem, stat, row)
-            if len(numbers) == most or held > BLOCK_BYTES:
-                sent.append((numbers, tasks))
-                yield tasks
-                numbers, tasks, held = [], [], 0
-        if numbers:
-            sent.append((numbers, tasks))
-            yield tasks
-
-    waiting = blocks()
+    total = len(items) if isinstance(items, list) else None
+    waiting = _blocks(track(items, title, "examples", total), register, options, sent)
     head = list(islice(waiting, SMALL + 1))
-    with workers.executor(len(head) <= SMALL, decode_block.__module__, f"stages.ingest.{kind}") as pool:
+    with workers.executor(len(head) <= SMALL, decode_block.__module__, f"convoy.kinds.{kind}") as pool:
         place = str(folder.absolute())
         for decoded in workers.map_ahead(pool, decode_block, chain(head, waiting), kind, place, options):
             _fill(found, *sent.popleft(), decoded, folder, sums, staging)
     return found
+
+
+class Register:
+    """Adds examples to ``found``, with what the last run found out about them.
+
+    Args: see ``read``.
+    """
+
+    def __init__(self, folder: Path, known: Known, sums: dict[str, str], now: int) -> None:
+        self.found = Found(names=[name for name in known.table if name not in COLUMNS])
+        self._folder, self._known, self._sums, self._now = folder, known, sums, now
+        columns = [known.table[name].tolist() for name in self.found.names]
+        self._facts = list(zip(*columns, strict=True))
+        self._reasons, self._contents, self._digests = (
+            known.table[name].tolist() for name in ("reason", "content", "digest")
+        )
+
+    def add(self, item: Item) -> bool:
+        """Adds an example, and says whether it has to be decoded, which fills in what is not known of it."""
+        label, wrong = (None, None) if item.label is None else class_of(item.label)
+        problem = item.problem or wrong
+        stat, row = ("", None) if problem else self._look_up(item)
+        found = self.found
+        found.paths.append(item.path)
+        found.labels.append(label)
+        found.given.append(item.split)
+        found.stats.append(stat)
+        found.digests.append(b"" if row is None else self._digests[row])
+        found.reasons.append((problem or "") if row is None else self._reasons[row])
+        found.contents.append(b"" if row is None else self._contents[row])
+        found.facts.append(() if row is None or self._reasons[row] else self._facts[row])
+        return not problem and row is None
+
+    def _look_up(self, item: Item) -> tuple[str, int | None]:
+        """Returns the state of an example's files, and the row of the last run that is still true of it."""
+        stat, row, known = "", None, self._known
+        if item.files:
+            stat = _stat(self._folder, item.files, self._now)
+            row = known.by_stat.get((item.path, stat))
+            if row is not None and len(item.files) == 1 and self._sums and self._digests[row]:
+                _compare(self._folder, item.files, (self._digests[row],), self._sums)
+        if row is None and known.by_digest:
+            row = known.by_digest.get(_digest(self._folder, item, self._sums))
+        if row is not None and self._contents[row] and self._contents[row] not in known.place:
+            row = None  # it was left out, so its arrays are nowhere
+        return stat, row
+
+
+def _blocks(
+    items: Iterable[Item], register: Register, options: dict, sent: deque[tuple[list[int], list[Task]]]
+) -> Iterator[list[Task]]:
+    """Adds every example, and yields those that have to be decoded; ``sent`` holds their numbers."""
+    numbers: list[int] = []
+    tasks: list[Task] = []
+    most, held = _block_rows(options), 0
+    for number, item in enumerate(items):
+        if register.add(item):
+            numbers.append(number)
+            tasks.append((item.files, item.payload))
+            held += _bytes(item.payload)
+        if len(numbers) == most or held > BLOCK_BYTES:
+            sent.append((numbers, tasks))
+            yield tasks
+            numbers, tasks, held = [], [], 0
+    if numbers:
+        sent.append((numbers, tasks))
+        yield tasks
 
 
 def _block_rows(options: dict) -> int:
@@ -241,6 +263,6 @@ def _compare(folder: Path, names: tuple[str, ...], digests: tuple[bytes | None, 
         if wanted and (digest is None or wanted != digest.hex()):
             raise IntegrityError(
                 f"{folder / name} {'was changed' if digest else 'is missing'}: it does not match {checksums.SUMS}. "
-                "Bring it back (dvc checkout, or dvc repro --force --single-item fetch@NAME); if the change is meant, "
-                f"write {checksums.SUMS} anew or remove it."
+                "Get it back (dvc checkout, or dvc repro --force --single-item fetch@NAME); if the change is meant, "
+                f"write {checksums.SUMS} again or remove it."
             )

@@ -9,7 +9,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullForma
 
 from convoy import params
 from convoy.checksums import sha256
-from convoy.data.shards import read_json
+from convoy.files import read_json
 from convoy.model import scores
 from convoy.pages.page import later, many, template, uri, words
 

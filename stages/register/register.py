@@ -10,8 +10,9 @@ import pandas as pd
 
 from convoy import params
 from convoy.checksums import sha256
-from convoy.data.shards import INDEX, Shards, read_json, read_sealed
+from convoy.data.shards import INDEX, Shards
 from convoy.errors import InputRefusedError
+from convoy.files import read_json, read_sealed
 from convoy.model import scores
 from convoy.params import Above, Amount, Part
 from convoy.tracking import registry, runs

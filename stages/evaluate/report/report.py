@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from convoy.data.shards import Shards, read_json, spread
+from convoy.data.shards import Shards, spread
+from convoy.files import read_json
 from convoy.model import scores
 from convoy.pages.page import later, many, measured_js, picture, template, uri, words
 from convoy.tracking import outbox

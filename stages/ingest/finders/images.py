@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from convoy.errors import InputRefusedError
-from stages.ingest.formats import cifar, containers, folders, tables
+from stages.ingest.formats import cifar, containers, folders, parquet, tables
 from stages.ingest.formats.folders import Tree, printable
 from stages.ingest.formats.splits import split_of
 from stages.ingest.records import Item, Source
@@ -70,7 +70,7 @@ def _holds_bytes(source: Source, file: str) -> bool:
     folders.check_name(source.folder, file)
     try:
         schema = pq.read_schema(source.folder / file)
-    except tables.PARQUET_ERRORS as error:
+    except parquet.PARQUET_ERRORS as error:
         raise InputRefusedError(f"{source.folder}/{file} is no Parquet file, or damaged: {error}") from error
     types = [inner for field in schema for inner in (field.type, *_fields(field.type))]
     return any(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in types)

@@ -8,6 +8,7 @@ from convoy.errors import ConfigurationError, InputRefusedError
 from convoy.kinds import encodings
 from stages.ingest.formats import folders, tables, text_files
 from stages.ingest.formats.archives import DOCUMENTATION
+from stages.ingest.formats.compressed import bare
 from stages.ingest.formats.folders import Tree
 from stages.ingest.formats.splits import PREFIX, split_of
 from stages.ingest.records import Item, Source, class_of
@@ -23,11 +24,11 @@ HEAD = 100  # lines that are looked at for that
 
 
 def find(source: Source) -> Iterable[Item]:
-    """Returns every example of ``source``, in one of these layouts, the first that is there.
+    """Returns every example of ``source``, in the first of these layouts that the folder has.
 
     1. Tables (see ``tables.py``) with the columns text, label and, if there is one, split.
     2. ``<class>/**/<text>.txt``, also below train, val and test; a folder unsup is left out.
-    3. ``.label`` files, or files of which each line begins with its class: ``LOC:city What is ...`` (TREC) or
+    3. ``.label`` files, or files whose lines begin with their class: ``LOC:city What is ...`` (TREC) or
        ``__label__spam Win ...`` (fastText). The class ends at the colon; ``columns: {label: fine}`` takes the whole.
     4. A file per class, a text per line, also below train, val and test: ``pos.txt`` and ``neg.txt``; the class is the
        name without ending, or, if that is the same in all, the ending: ``rt-polarity.pos`` and ``rt-polarity.neg``.
@@ -37,7 +38,7 @@ def find(source: Source) -> Iterable[Item]:
 
     Raises:
         ConfigurationError: the encoding is unknown, or the columns do not fit.
-        InputRefusedError: none of the layouts is there, or a file is damaged; also while the examples are read.
+        InputRefusedError: the folder has none of the layouts, or a file is damaged; also while the examples are read.
     """
     encodings.check(source.encoding)
     tree = folders.walk(source.folder)
@@ -103,7 +104,7 @@ def _folder_items(source: Source, tree: Tree, chosen: dict[str, str]) -> list[It
 
 
 def _labelled_files(source: Source, files: Sequence[str]) -> list[str]:
-    """Returns the files of which each line begins with its class."""
+    """Returns the files whose lines begin with their class."""
 
     def looks_labelled(file: str) -> bool:
         head = [line for _, line in islice(_lines(source, file), HEAD)]
@@ -142,7 +143,7 @@ def _class_files(source: Source, files: Sequence[str], chosen: dict[str, str]) -
             continue
         if splits[file] and PREFIX.match(name):
             name = PREFIX.sub("", name, count=1).lstrip("-_.")
-        stem, _, ending = tables.bare(name).rpartition(".")
+        stem, _, ending = bare(name).rpartition(".")
         names[file] = (stem, ending) if stem else (ending, "")
     if len(names) == 1:
         [file] = names

@@ -7,6 +7,7 @@ from convoy.kinds import encodings
 from convoy.kinds.translation import SIDES
 from stages.ingest.formats import folders, tables, text_files
 from stages.ingest.formats.archives import DOCUMENTATION
+from stages.ingest.formats.compressed import bare
 from stages.ingest.formats.splits import split_of
 from stages.ingest.records import Item, Source
 
@@ -15,7 +16,7 @@ def find(source: Source) -> Iterable[Item]:
     """Returns every pair of ``source``, in one of these layouts.
 
     1. Tables (see ``tables.py``) with the columns source, target and, if there is one, split.
-    2. Parallel files: ``train.en.gz`` and ``train.de.gz``, of which ``columns: {source: en, target: de}`` names the
+    2. Parallel files: ``train.en.gz`` and ``train.de.gz``; ``columns: {source: en, target: de}`` names their
        endings; the n-th lines of both are a pair. Files with other endings are left out.
 
     The split of a file is that of ``files`` in params.yaml, which are then the only ones read, or of the word with
@@ -23,7 +24,7 @@ def find(source: Source) -> Iterable[Item]:
 
     Raises:
         ConfigurationError: the encoding is unknown, or the columns are not given, or do not fit.
-        InputRefusedError: neither layout is there, two parallel files differ in their number of lines, or a file is
+        InputRefusedError: neither layout was found, two parallel files differ in their number of lines, or a file is
             damaged; also while the pairs are read.
     """
     encodings.check(source.encoding)
@@ -52,7 +53,7 @@ def _parallel(source: Source, files: list[str]) -> list[tuple[str, str]]:
     """Returns the pairs of parallel files."""
     endings: dict[str, dict[str, str]] = {}  # ending -> what is before it -> file
     for file in files:
-        stem, _, ending = tables.bare(file).removesuffix(".txt").rpartition(".")
+        stem, _, ending = bare(file).removesuffix(".txt").rpartition(".")
         if stem and "/" not in ending:
             endings.setdefault(ending, {})[stem] = file
     shown = ", ".join(sorted(endings)) or f"none; at its top there are {folders.top(folders.walk(source.folder))}"
@@ -71,7 +72,7 @@ def _parallel(source: Source, files: list[str]) -> list[tuple[str, str]]:
     alone = sorted(sides[0].keys() ^ sides[1].keys())
     if alone:
         file = sides[0].get(alone[0]) or sides[1][alone[0]]
-        raise InputRefusedError(f"{source.folder / file} has no partner: {alone[0]} is there in one language only.")
+        raise InputRefusedError(f"{source.folder / file} has no partner: {alone[0]} exists in one language only.")
     return [(sides[0][stem], sides[1][stem]) for stem in sorted(sides[0])]
 
 

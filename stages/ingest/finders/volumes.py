@@ -21,7 +21,7 @@ def find(source: Source) -> Iterable[Item]:
     its pictures, in natural order (frame 2 before 10), are the frames.
 
     Raises:
-        InputRefusedError: there are no examples, or what is there is damaged.
+        InputRefusedError: there are no examples, or a file is damaged.
     """
     tree = folders.walk(source.folder)
     chosen = folders.choose(source.folder, tree, source.files)

@@ -171,7 +171,7 @@ def unpack(archive: Path, target: Path) -> None:
 
 
 class _Names:
-    """Judges the names of the members of one archive, of which no two may be one file on any system."""
+    """Judges the names of the members of one archive: no two may be one file on any system."""
 
     def __init__(self, archive: Path) -> None:
         self._archive = archive

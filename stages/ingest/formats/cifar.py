@@ -1,4 +1,4 @@
-"""Reads CIFAR-10 and CIFAR-100, the version for Python (pickles, of which no code is run) and the binary version.
+"""Reads CIFAR-10 and CIFAR-100, the version for Python (pickles, whose code is not run) and the binary version.
 
 Source of both formats: Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html
 """
@@ -88,7 +88,7 @@ def load(content: bytes, name: str) -> Any:
         return _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except InputRefusedError as refusal:
         raise InputRefusedError(f"{name} {refusal}") from None
-    except Exception as error:  # hostile bytes bring pickle to raise nearly anything
+    except Exception as error:  # pickle raises nearly anything at hostile bytes
         raise InputRefusedError(f"{name} is no pickle of CIFAR: {str(error) or type(error).__name__}") from error
 
 

@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from convoy.errors import InputRefusedError
 
+COMPRESSED = (".gz", ".bz2", ".xz")  # endings of files that are unpacked while they are read
 CHUNK = 2**16  # bytes read at a time
 
 # A bomb is judged while it unpacks, by what came out against what went in so far. Text gives 3 to 20 bytes for one,
@@ -41,7 +42,7 @@ class Budget:
         if self._spent > FLOOR_BYTES and self._spent > RATIO * self._consumed():
             raise InputRefusedError(
                 f"{self._path} unpacks to more than {RATIO} times its size, as a decompression bomb does; stopped "
-                f"after {self._spent / 2**20:.0f} MiB. If you trust it, unpack it yourself and bring the files."
+                f"after {self._spent / 2**20:.0f} MiB. If you trust it, unpack it yourself and fetch the files."
             )
 
 
@@ -113,3 +114,18 @@ DECODERS = {
     ".bz2": bz2.BZ2File,
     ".xz": _Xz,
 }
+
+
+def bare(file: str) -> str:
+    """Returns the name of a file without the ending of its compression: train.csv.gz -> train.csv."""
+    path = Path(file)
+    return str(path.with_suffix("")) if path.suffix.lower() in COMPRESSED else file
+
+
+def ending_of(file: str) -> str:
+    """Returns the ending of a file in lower case, without that of its compression: A/Train.CSV.gz -> .csv."""
+    name = file[file.rfind("/") + 1 :].lower()  # not with pathlib: of every file of a folder
+    stem, dot, ending = name.rpartition(".")
+    if dot + ending in COMPRESSED:
+        stem, dot, ending = stem.rpartition(".")
+    return dot + ending if stem and dot else ""

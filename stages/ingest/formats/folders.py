@@ -226,7 +226,7 @@ def chosen_classes(chosen: Mapping[str, str], globs: Mapping[str, str]) -> list[
         if len(parts) < fixed[split] + 2:
             raise InputRefusedError(
                 f"{printable(path)} (files.{split} = {globs[split]!r}) does not lie in a class folder. Allowed: a "
-                "pattern like seg_train/*/*.jpg, of which the first * is the class."
+                "pattern like seg_train/*/*.jpg, whose first * is the class."
             )
         found.setdefault(("/".join(parts[: fixed[split] + 1]), split), []).append(path)
     return _sorted(found)
