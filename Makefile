@@ -102,8 +102,8 @@ test: setup  ## run the tests, some at the same time (JOBS=3)
 	@python -m pytest -m alone
 
 .PHONY: lint
-lint: setup  ## check style and the directions of imports
-	@ruff check . && ruff format --check . && lint-imports
+lint: setup  ## check style, types, directions of imports and words
+	@ruff check . && ruff format --check . && lint-imports && mypy && python .ci/words.py
 
 .PHONY: lock
 lock: setup  ## renew the lock files from pyproject.toml

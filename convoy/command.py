@@ -34,9 +34,10 @@ def report(error: Exception) -> int | None:
             return ServiceError.status
         # Only where MLflow was used; it takes seconds to import.
         store = sys.modules.get("convoy.tracking.store")
-        error = store and store.explained(error)
-        if not error:
+        explained: StageError | None = store.explained(error) if store else None
+        if explained is None:
             return None
+        error = explained
     print("error:", "\n".join(one_line(redacted(str(line))) for line in error.args), file=sys.stderr)
     return error.status
 

@@ -18,7 +18,7 @@ def size() -> int:
     return JOURNAL.stat().st_size if JOURNAL.exists() else 0
 
 
-def entries(offset: int = 0) -> list[dict]:
+def entries(offset: int = 0) -> list[dict[str, Any]]:
     """Returns the entries behind the first ``offset`` bytes, oldest first."""
     if not JOURNAL.exists():
         return []

@@ -71,6 +71,6 @@ def _option(words: Sequence[str], name: str) -> tuple[str, list[str]]:
 
 
 def _parted(words: Sequence[str], name: str) -> tuple[list[str], list[str], list[str]]:
-    """Returns what stands before ``name``, [name] if it is there, and what follows it."""
+    """Returns what stands before ``name``, [name] if it exists, and what follows it."""
     place = words.index(name) if name in words else len(words)
     return list(words[:place]), list(words[place : place + 1]), list(words[place + 1 :])

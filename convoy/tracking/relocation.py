@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from convoy.errors import ConfigurationError, ServiceError
@@ -138,7 +139,7 @@ def _move(database: Path, former: Path, checkout: Path) -> None:
     )
 
 
-def _read(database: Path, query: str) -> list[tuple]:
+def _read(database: Path, query: str) -> list[tuple[Any, ...]]:
     if not database.exists():
         return []
     with closing(sqlite3.connect(database, timeout=READ_SECONDS)) as opened:

@@ -177,7 +177,7 @@ class Cluster:
     def _await(
         self, client: Client, future: Future, news: queue.SimpleQueue, ended: Ended, listener: Listener
     ) -> Delivery:
-        """Passes on the worker's events until the delivery is there, or ``ended`` is set."""
+        """Passes on the worker's events until the delivery arrives, or ``ended`` is set."""
         event = None
         while not ended.is_set():
             with suppress(queue.Empty):
