@@ -16,10 +16,15 @@ from convoy.kinds import base
 ALLOWED = {
     "convoy/data/shards.py": "`text` is a type of arrays there",
     "stages/ingest/formats/containers.py": "`images` is a word in names of files there",
-    "stages/train/train.py": "an edit of how raw data are read must not train anything again",
-    "stages/train/fit/fit.py": "as train.py",
-    # Until the entries of params.yaml are models and the report of ingest has its parts:
+    # An edit of how raw data are read must not train anything again, so training does not import convoy.kinds.
+    "stages/train/entry.py": "",
+    "stages/train/fit/batches.py": "",
+    "stages/train/fit/input_spec.py": "",
+    "stages/train/fit/network.py": "",
+    "stages/train/fit/optimisation.py": "",
+    # Not yet moved:
     "stages/augment/augment.py": "",
+    "stages/ingest/entry.py": "",
     "stages/ingest/ingest.py": "",
     "stages/ingest/near/incremental.py": "",
     "stages/ingest/report/findings.py": "",
