@@ -237,7 +237,8 @@ def test_fault_46_ctrl_c_is_one_line_in_the_journal_and_for_a_pool_of_processes(
         "from convoy.machine import workers\nfrom stages import __main__\n"
         "def fetch(name, entry):\n    with workers.executor() as pool:\n"
         "        list(workers.map_ahead(pool, os.killpg, [0] * 9, signal.SIGINT))\n"
-        "from stages.fetch import fetch as module\nmodule.fetch = fetch\ninterrupt.leave(__main__.main('fetch', 'bars'))"
+        "from stages.fetch import fetch as module\nmodule.fetch = fetch\n"
+        "interrupt.leave(__main__.main('fetch', 'bars'))"
     )
     assert interrupted(road, "-c", code, CTRL_C_AT="none none") == (ServiceError.status, INTERRUPTED, "")
     [*_, last] = (road / "data/journal.jsonl").read_text().splitlines()

@@ -222,7 +222,8 @@ def test_leaves_a_model_its_history_and_its_run(ready):
     assert {"git.commit", "git.dirty", "dataset", "stage"} <= set(run.data.tags)
     assert {tag for tag in run.data.tags if tag.startswith("input.")} == {
         "input.data/augment/bars/train/index.json", "input.data/ingest/bars/val/index.json",
-        "input.convoy/checksums.py", "input.convoy/data/shards.py", "input.convoy/data/vocabulary.py",
+        "input.convoy/checksums.py", "input.convoy/files.py", "input.convoy/data/shards.py",
+        "input.convoy/data/vocabulary.py",
         "input.convoy/model/backend.py", "input.stages/train/architectures/plain_cnn.py",
         *(f"input.stages/train/{name}.py" for name in ("entry", "signatures", "train")),
         *(f"input.stages/train/fit/{path.name}" for path in (ROOT / "stages/train/fit").glob("[!_]*.py")),
