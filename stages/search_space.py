@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import Field
 
-from convoy import params
+from convoy import kinds, params
 from convoy.errors import ConfigurationError
 from convoy.params import Place
 from convoy.schema import Above, Entry, Positive, Seed, checked
@@ -32,7 +32,6 @@ FIXED = {
     "devices": "they are what a trial runs on",
     "seed": "a lucky seed is no better model",
 }
-OBJECTIVES = {"translation": "val_loss"}  # kind of data -> column of the history; of all others val_accuracy
 # What changes the meaning of a translation's val_loss: its tokens, and the distribution that they are compared with.
 MEASURES = ("label_smoothing", "subwords", *READING)
 
@@ -199,21 +198,23 @@ def define(model: str, entry: Tune) -> Search:
         raise ConfigurationError(f"{where}: train has no model {model!r}. It has: {', '.join(sections['train'])}.")
     trained = checked(Train, model, sections["train"][model])
     dataset = trained.dataset
-    kind = sections["ingest"][dataset]["kind"]
+    kind = kinds.get(sections["ingest"][dataset]["kind"])
     changes = checked(Augment, dataset, sections["augment"][dataset])
-    options = ("copies", *import_module(f"stages.augment.{kind}").OPTIONS, *["subwords"] * (kind == "text"))
+    options = ["copies", *import_module(f"stages.augment.{kind.name}").OPTIONS]
+    if kind.is_text and kind.has_classes:
+        options.append("subwords")
     places: dict[str, tuple[Place, Ranges, dict[str, Any]]] = {
         "": (("train", model), entry.train, trained.model_dump(exclude={"sizes"})),
         "sizes.": (("train", model, "sizes"), entry.sizes, default_sizes(trained.architecture) | trained.sizes),
         "augment.": (("augment", dataset), entry.augment, changes.model_dump(include=set(options))),
     }
     search = Search(
-        model=model, dataset=dataset, objective=OBJECTIVES.get(kind, "val_accuracy"), ranges={}, own={}, places={},
+        model=model, dataset=dataset, objective=kind.objective, ranges={}, own={}, places={},
         train=trained, augment=changes, trials=entry.trials, minutes=entry.minutes, seed=entry.seed,
     )  # fmt: skip
     for prefix, (place, asked, known) in places.items():
         for key, range_ in asked.items():
-            _check_name(f"{where}: {prefix}{key}", key, known, kind if not prefix.startswith("sizes") else "")
+            _check_name(f"{where}: {prefix}{key}", key, known, None if prefix.startswith("sizes") else kind)
             own = _plain(known[key])
             for name, one, value in _each(f"{where}: {prefix}{key}", f"{prefix}{key}", range_, own):
                 search.ranges[name], search.own[name], search.places[name] = one, value, (*place, key)
@@ -221,18 +222,27 @@ def define(model: str, entry: Tune) -> Search:
         raise ConfigurationError(f"{where}: there is no range. Give some under train, sizes or augment.")
     for name, one in search.ranges.items():
         for value in one.ends:
-            _try(f"{where}: {name} = {value!r}", search, search.own | {name: value}, sections, kind)
+            _try(f"{where}: {name} = {value!r}", search, search.own | {name: value}, sections, kind.name)
     return search
 
 
-def _check_name(where: str, key: str, known: Mapping[str, Any], kind: str) -> None:
-    """Raises ConfigurationError for a key that does not exist, or that no search changes."""
+def _check_name(where: str, key: str, known: Mapping[str, Any], kind: kinds.Kind | None) -> None:
+    """Raises ConfigurationError for a key that does not exist, or that no search changes.
+
+    Args:
+        where: begins the message.
+        key: to look for.
+        known: the keys that exist.
+        kind: of data; None: the key is a size of an architecture, and each may change.
+    """
     if key not in known:
         raise ConfigurationError(f"{where} is no key. Keys: {', '.join(name for name in known if name not in FIXED)}.")
-    if key in FIXED and kind:
+    if kind is None:
+        return
+    if key in FIXED:
         raise ConfigurationError(f"{where} cannot be tuned: {FIXED[key]}.")
-    if kind in OBJECTIVES and key in MEASURES:
-        raise ConfigurationError(f"{where} cannot be tuned: it changes what {OBJECTIVES[kind]} means.")
+    if not kind.has_classes and key in MEASURES:
+        raise ConfigurationError(f"{where} cannot be tuned: it changes what {kind.objective} means.")
 
 
 def _each(where: str, name: str, asked: Any, own: Any) -> list[tuple[str, Interval | Choice, Any]]:

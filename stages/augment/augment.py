@@ -9,6 +9,7 @@ from importlib import import_module
 from importlib.metadata import version
 from itertools import chain, starmap
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,6 @@ from stages.augment.entry import Augment
 
 BLOCK_PIXELS = 2**20  # changed at a time; with some 60 bytes of intermediate results for each, bounds memory
 TEXTS = 4096  # texts or pairs changed at a time
-PREPARED = ("images", "volumes")  # kinds that ingest brings to one size
 SMALL = 1000  # copies below which threads are used: starting processes takes longer
 
 
@@ -54,11 +54,11 @@ def augment(dataset: str, entry: Augment) -> None:
     about = read_sealed(source / "about.json")
     kind, classes = about["kind"], about["classes"]
     changer = import_module(f"stages.augment.{kind}")
-    _check(where, about, entry, changer.OPTIONS)
+    _check(where, about, entry, changer)
     train = Shards(source / "train")
     options = {key: getattr(entry, key) for key in changer.OPTIONS}
     facts = {"dataset": dataset, "kind": kind, "classes": classes}
-    if kind in PREPARED:
+    if changer.SIZED:
         facts["options"] = {key: about["options"][key] for key in ("size", "mode", "fit")}
     else:
         columns = [column for column in ("text", "source", "target") if column in train.names]
@@ -77,7 +77,7 @@ def augment(dataset: str, entry: Augment) -> None:
     if flip:
         mirrored = np.isin(classes, flip)[train.column("label")]
     former = np.array([known.rows.get(pair, -1) for pair in zip(contents, mirrored.tolist(), strict=True)])
-    step = max(1, BLOCK_PIXELS // math.prod(train.shape(changer.ARRAY))) if kind in PREPARED else TEXTS
+    step = max(1, BLOCK_PIXELS // math.prod(train.shape(changer.ARRAY))) if changer.SIZED else TEXTS
     starts = [(copy, start) for copy in range(copies) for start in range(0, len(train), step)]
 
     def new(copy: int, start: int) -> np.ndarray:
@@ -122,9 +122,9 @@ def _texts(train: Shards, column: str) -> Iterator[str]:
         yield from block[column]
 
 
-def _check(where: str, about: dict[str, Any], entry: Augment, allowed: tuple[str, ...]) -> None:
+def _check(where: str, about: dict[str, Any], entry: Augment, changer: ModuleType) -> None:
     """Raises ConfigurationError for options that the data set has no use for."""
-    allowed = (*allowed, *(() if about["kind"] in PREPARED else ("subwords",)))
+    allowed = (*changer.OPTIONS, *(() if changer.SIZED else ("subwords",)))
     changed = [key for key, field in Augment.model_fields.items() if getattr(entry, key) != field.default]
     if foreign := [key for key in changed if key not in ("copies", "seed", *allowed)]:
         raise ConfigurationError(
@@ -132,15 +132,8 @@ def _check(where: str, about: dict[str, Any], entry: Augment, allowed: tuple[str
         )
     if unknown := set(entry.flip) - set(about["classes"]):
         raise ConfigurationError(f"{where}: flip names {sorted(unknown)}. Classes: {', '.join(about['classes'])}.")
-    if about["kind"] == "volumes" and entry.shift % 1:
-        raise ConfigurationError(f"{where}: shift = {entry.shift}: volumes move by whole voxels.")
-    if entry.turn:
-        size = dict(zip(("depth", "height", "width"), about["options"]["size"], strict=True))
-        for axis in entry.turn:
-            if len({length for name, length in size.items() if name != axis}) > 1:
-                raise ConfigurationError(
-                    f"{where}: turn about {axis} needs the two other sides to be equal; got {size}."
-                )
+    if hasattr(changer, "check"):
+        changer.check(where, about, entry)
 
 
 @dataclass(frozen=True)
@@ -188,6 +181,7 @@ def _key(changes: dict[str, Any]) -> str:
 def _change(block: tuple[np.ndarray, np.ndarray, list[bytes]], kind: str, options: dict[str, Any]) -> np.ndarray:
     """Returns changed copies of examples; the function that runs in worker processes and on a cluster."""
     examples, mirrored, keys = block
-    if kind == "images":
+    changer = import_module(f"stages.augment.{kind}")
+    if "flip" in changer.OPTIONS:
         options = options | {"flip": mirrored}
-    return import_module(f"stages.augment.{kind}").change(examples, Draws(keys), **options)
+    return changer.change(examples, Draws(keys), **options)

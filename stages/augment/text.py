@@ -14,6 +14,7 @@ from stages.augment.draws import Draws
 
 ARRAY = "text"
 OPTIONS = ("swap", "delete", "insert", "misspell", "mask", "span")
+SIZED = False
 
 Words = list[list[str]]
 

@@ -5,14 +5,40 @@ right angles invents no voxel.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from convoy.errors import ConfigurationError
 from stages.augment.draws import Draws
+from stages.augment.entry import Augment
 
 ARRAY = "volume"
 OPTIONS = ("shift", "mirror", "turn", "noise")
+SIZED = True  # ingest brings all to one size
 AXES = {"depth": 0, "height": 1, "width": 2}  # of one volume
+
+
+def check(where: str, about: dict[str, Any], entry: Augment) -> None:
+    """Checks that volumes move by whole voxels, and that a turned volume keeps its size.
+
+    Args:
+        where: begins the message of an error.
+        about: about.json of ingest.
+        entry: of params.yaml.
+
+    Raises:
+        ConfigurationError: they do not.
+    """
+    if entry.shift % 1:
+        raise ConfigurationError(f"{where}: shift = {entry.shift}: volumes move by whole voxels.")
+    if entry.turn:
+        size = dict(zip(AXES, about["options"]["size"], strict=True))
+        for axis in entry.turn:
+            if len({length for name, length in size.items() if name != axis}) > 1:
+                raise ConfigurationError(
+                    f"{where}: turn about {axis} needs the two other sides to be equal; got {size}."
+                )
 
 
 def change(

@@ -1,21 +1,24 @@
 """What an entry of ``ingest:`` in params.yaml says."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from convoy import kinds
 from convoy.errors import ConfigurationError
 from convoy.schema import Entry, Positive, Share
 
-PIXELS = {"images": 2, "volumes": 3}  # kinds with a size, and its axes
-
+if TYPE_CHECKING:
+    KindName = str  # a type checker cannot follow names that are found at run time
+else:
+    KindName = Literal[kinds.NAMES]
 Role = Literal["text", "label", "split", "image", "path", "source", "target"]
 
 
 class Ingest(Entry):
     """How raw data is read, checked and split."""
 
-    kind: Literal["images", "volumes", "text", "translation"]
+    kind: KindName
     """The reader, a file of ``finders/``. Arrays: images ``image`` uint8 (height, width, channels); volumes ``volume``
     uint8 (depth, height, width, channels); text ``text``; translation ``source`` and ``target``."""
     size: tuple[Positive, ...] | None = None
@@ -43,7 +46,7 @@ class Ingest(Entry):
 
     def check(self, where: str, name: str) -> None:
         """Checks that the kind and its size go together, and that the shares leave something to train on."""
-        axes, got = PIXELS.get(self.kind), f"got size = {self.size}, mode = {self.mode}."
+        axes, got = kinds.get(self.kind).axes, f"got size = {self.size}, mode = {self.mode}."
         if axes and (self.size is None or len(self.size) != axes or self.mode is None):
             names = "height, width" if axes == 2 else "depth, height, width"
             raise ConfigurationError(

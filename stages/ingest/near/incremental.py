@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from convoy import kinds
 from convoy.data.shards import Shards
 from convoy.kinds.fingerprints import HASHES
 from stages.ingest.decoding import FINGERPRINT
@@ -29,10 +30,9 @@ def find_near(
     fresh = [place for place, content in enumerate(contents) if content not in former]
     if FINGERPRINT not in new.names and not known.fingerprints.size:
         return np.zeros((0, 2), np.int64), 0
-    describe, search = (
-        (description.describe, pictures.find_pairs) if kind == "images" else (np.asarray, texts.find_pairs)
-    )
-    width = description.DESCRIBED if kind == "images" else 4 * HASHES
+    pictorial = kinds.get(kind).axes == 2
+    describe, search = (description.describe, pictures.find_pairs) if pictorial else (np.asarray, texts.find_pairs)
+    width = description.DESCRIBED if pictorial else 4 * HASHES
     # In a file: a kilobyte for each of a million examples need not be in memory, and is to be kept anyway.
     prints = np.lib.format.open_memmap(path, "w+", np.uint8, (len(kept), width))
     if hasattr(os, "posix_fallocate"):  # a full disk would else end the process, by SIGBUS, when a page is written

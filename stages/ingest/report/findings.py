@@ -9,9 +9,10 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from convoy import kinds
 from convoy.pages.page import NAME, many, share, shown, words
 from stages.ingest.report.gallery import Gallery
-from stages.ingest.report.values import FEW, NOUNS, count_values, name_some
+from stages.ingest.report.values import FEW, count_values, name_some
 
 # Above these the page warns.
 IMBALANCE = 3  # times the training examples of the smallest class
@@ -39,10 +40,11 @@ def judge(
     gallery: Gallery,
 ) -> list[Finding]:
     """Returns what to know first, warnings before notes before what is good."""
-    noun = NOUNS[about["kind"]]
+    kind = kinds.get(about["kind"])
+    noun = kind.noun
     found = [
         *_split_findings(about, manifest, noun),
-        *(_source_findings(gallery) if about["kind"] == "translation" else ()),
+        *(() if kind.has_classes else _source_findings(gallery)),
         *(_class_findings(about, noun) if about["classes"] else ()),
         *_reading_findings(about, manifest, refused, facts, noun),
         *(_size_findings(about["options"], manifest, noun) if {"height", "width"} <= set(facts) else ()),

@@ -8,15 +8,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from convoy import kinds
 from convoy.data.shards import Shards, objects, spread
 from convoy.pages.page import picture
 from stages.ingest.report.values import FEW, extremes
 
-SHOWN = ("image", "volume", "text", "source", "target")  # the arrays
 # Caps that keep the page below 3 MB: 500 pictures of noise, the least compressible, are 2.9 MB.
 TILE = 80  # pixels, height of a picture on the page
 TILES, CLASSES = 300, 50  # examples on the page, and classes that show any
-PER_CLASS = {"images": 9, "volumes": 7, "text": 5, "translation": 10}  # examples: what fills one line or two
 AVERAGED = 100  # examples in the average of a class
 READ = 64 * 2**20  # bytes, for all averages together
 BLOCK = 2**12  # sources read at a time
@@ -50,15 +49,15 @@ class View:
 class Gallery:
     """Shows single examples, by their position in the manifest; only these are read from the shards."""
 
-    def __init__(self, folder: Path, manifest: pd.DataFrame) -> None:
+    def __init__(self, folder: Path, manifest: pd.DataFrame, kind: kinds.Kind) -> None:
         # Written a moment ago by the same process; verifying would read all of it.
         self._shards = {split: Shards(folder / split, verify=False) for split in manifest["split"].unique()}
         self._rows = manifest.groupby("split").cumcount().to_numpy()
         self._positions = pd.Index(manifest["path"], dtype=object)
         labels = manifest["label"] if "label" in manifest else [""] * len(manifest)
         self._names = list(zip(manifest["path"], labels, manifest["split"], strict=True))
-        self._shown = [name for name in SHOWN if name in self._shards["train"].names]
-        self.pictures = "text" not in self._shown and "source" not in self._shown
+        self._shown = kind.arrays
+        self.pictures = not kind.is_text
 
     def view(self, position: int) -> View:
         """Returns the example at ``position``."""
@@ -106,7 +105,7 @@ def choose_samples(about: dict, manifest: pd.DataFrame, gallery: Gallery) -> dic
     train = np.flatnonzero(manifest["split"] == "train")
     classes = about["classes"] or [""]
     chosen = extremes(about["counts"]["train"], CLASSES) if about["classes"] else {""}
-    most = min(PER_CLASS[about["kind"]], TILES // len(chosen))
+    most = min(kinds.get(about["kind"]).per_class, TILES // len(chosen))
     averaged = gallery.averaged(len(chosen))
     codes = pd.Categorical(manifest["label"].to_numpy()[train], classes).codes if about["classes"] else 0 * train
     order = np.argsort(codes, kind="stable")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from convoy import kinds
 from convoy.files import read_sealed
 from convoy.pages.page import many, shown, template
 from stages.ingest.report.charts import chart_facts, compare_classes
@@ -17,7 +18,7 @@ from stages.ingest.report.findings import judge
 from stages.ingest.report.gallery import Gallery, choose_samples
 from stages.ingest.report.left_out import list_conflicts, list_copies, list_near, list_reasons
 from stages.ingest.report.shortcuts import find_shortcuts
-from stages.ingest.report.values import FEW, NAMES, NOUNS
+from stages.ingest.report.values import FEW, NAMES
 
 COLUMNS = ("path", "label", "split", "sha256", "near")  # of the manifest; the others are facts
 
@@ -28,12 +29,13 @@ def report(folder: Path) -> None:
     manifest = pd.read_parquet(folder / "manifest.parquet")
     refused, doubles = _table(folder / "quarantine.csv"), _table(folder / "duplicates.csv")
     facts = [name for name in manifest.columns if name not in COLUMNS]
-    gallery = Gallery(folder, manifest)
+    kind = kinds.get(about["kind"])
+    gallery = Gallery(folder, manifest, kind)
     hints = find_shortcuts(manifest, facts)
     page = template(Path(__file__).with_name("report.html.jinja")).render(
         about=about,
         many=many,
-        noun=NOUNS[about["kind"]],
+        noun=kind.noun,
         total=len(manifest),
         left_out=len(refused),
         findings=judge(about, manifest, refused, facts, hints, gallery),

@@ -6,7 +6,6 @@ import pandas as pd
 
 from convoy.pages.page import shown
 
-NOUNS = {"images": "picture", "volumes": "volume", "text": "text", "translation": "sentence pair"}
 FEW = 20  # training examples of a class; below, it has no average either
 NAMES = 5  # that stand for all of them in a sentence or a row
 VALUES = 8  # different ones of a fact, up to which each has its own bar

@@ -192,7 +192,7 @@ def make_batches(
     """
     settings: dict[str, Any] = {"batch": entry.batch, "seed": entry.seed if training else None}
     settings |= {"devices": entry.devices}
-    if input_spec["kind"] == "translation":
+    if "target" in input_spec:
         length = input_spec["length"]
         sides = (encoded(split, side, Vocabulary.from_json(input_spec[side]), length) for side in ("source", "target"))
         return Pairs(*sides, **settings)
@@ -201,7 +201,7 @@ def make_batches(
     if entry.class_weights and training:
         counts = np.bincount(split.column("label"), minlength=classes)
         weights = (len(split) / (classes * np.maximum(counts, 1))).astype(np.float32)
-    if input_spec["kind"] == "text":
+    if "text" in input_spec:
         tokens = encoded(split, "text", Vocabulary.from_json(input_spec["text"]), input_spec["length"])
         settings |= {"tokens": tokens, "length": model.input_shape[1]}
     return Labelled(split, input_spec.get("array"), outputs=outputs, class_weights=weights, **settings)

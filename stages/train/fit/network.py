@@ -34,12 +34,12 @@ def build(
 
 def data_arguments(architecture: str, data: Shards, input_spec: dict[str, Any]) -> dict[str, Any]:
     """Returns the arguments of an architecture's ``build`` that follow from the data."""
-    if input_spec["kind"] == "translation":
+    if "target" in input_spec:
         found = {f"{side}_words": len(Vocabulary.from_json(input_spec[side])) for side in ("source", "target")}
         found |= {"length": input_spec["length"]}
     else:
         found = {"classes": len(input_spec["classes"])}
-        if input_spec["kind"] == "text":
+        if "text" in input_spec:
             found |= {"words": len(Vocabulary.from_json(input_spec["text"])), "length": input_spec["length"]}
         else:
             found |= {"input_shape": data.shape(input_spec["array"])}
