@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,89 +37,174 @@ def register(dataset: str, entry: Register) -> None:
         InputRefusedError: no model of this data set was evaluated.
         IntegrityError: the stored copy does not repeat the predictions.
     """
-    model, metrics = best(dataset)
-    trained, evaluated = Path("data/train", dataset, model), Path("data/evaluate", dataset, model)
-    facts, takes = read_json(trained / "run.json"), read_json(trained / "input.json")
-    lineage = packaging.recorded(dataset, model)
-    about = read_sealed(Path("data/ingest", dataset, "about.json"))
-    kind, classes = kinds.get(about["kind"]), about["classes"]
-    test = Shards(Path("data/ingest", dataset, "test"))
-    predictions = pd.read_parquet(evaluated / "predictions.parquet")
-    digest = sha256(trained / "model.keras")
+    challenger = _read_best(dataset)
+    version, tags = _store(challenger)
+    decision = _decide(challenger, version, entry)
+    text = card.card(
+        challenger.model, version.version, challenger.about, challenger.takes, challenger.facts, challenger.metrics,
+        version.tags | tags, decision.reason, challenger.evaluated,
+    )  # fmt: skip
+    registry.describe(dataset, card.data(challenger.about), version, text)
+    _write(challenger, version, decision)
+    print(f"{'champion' if decision.promote else 'not champion'}: {decision.reason}")
 
-    tags = {
-        "model": model,
-        "model_sha256": digest,
-        "test_sha256": sha256(test.folder / INDEX),
-        "classes": json.dumps(classes),
-        "kind": kind.name,
-        **{f"evaluation.{key}": str(value) for key, value in metrics.items()},
-        **{f"library.{name}": number for name, number in facts["libraries"].items()},
-        **dependencies(lineage, f"train@{model}"),
-    }
-    version = registry.version_with(dataset, "model_sha256", digest)
+
+@dataclass(frozen=True, slots=True)
+class Challenger:
+    """The best model of a data set, and what its stages wrote about it.
+
+    Attributes:
+        dataset: the data set.
+        model: an entry of train.
+        metrics: its metrics.json.
+        facts: its run.json.
+        takes: its input.json.
+        about: about.json of the data set.
+        test: the test split.
+        predictions: its predictions.parquet.
+        sha256: of its model.keras.
+    """
+
+    dataset: str
+    model: str
+    metrics: dict[str, Any]
+    facts: dict[str, Any]
+    takes: dict[str, Any]
+    about: dict[str, Any]
+    test: Shards
+    predictions: pd.DataFrame
+    sha256: str
+
+    @property
+    def trained(self) -> Path:
+        """The folder of train."""
+        return Path("data/train", self.dataset, self.model)
+
+    @property
+    def evaluated(self) -> Path:
+        """The folder of evaluate."""
+        return Path("data/evaluate", self.dataset, self.model)
+
+    @property
+    def kind(self) -> kinds.Kind:
+        """The kind of its examples."""
+        return kinds.get(self.about["kind"])
+
+    @property
+    def expected(self) -> np.ndarray:
+        """What would have been right for each test example; objects of shape (n,)."""
+        return self.predictions[self.kind.truth].to_numpy(object)
+
+
+def _read_best(dataset: str) -> Challenger:
+    model, metrics = best(dataset)
+    trained, ingested = Path("data/train", dataset, model), Path("data/ingest", dataset)
+    return Challenger(
+        dataset=dataset,
+        model=model,
+        metrics=metrics,
+        facts=read_json(trained / "run.json"),
+        takes=read_json(trained / "input.json"),
+        about=read_sealed(ingested / "about.json"),
+        test=Shards(ingested / "test"),
+        predictions=pd.read_parquet(Path("data/evaluate", dataset, model, "predictions.parquet")),
+        sha256=sha256(trained / "model.keras"),
+    )
+
+
+def _store(challenger: Challenger) -> tuple[registry.ModelVersion, dict[str, str]]:
+    """Returns the version of a model, and its tags; a model that is none yet, or lost its files, is stored."""
+    dataset, model, facts = challenger.dataset, challenger.model, challenger.facts
+    lineage = packaging.recorded(dataset, model)
+    tags = _tags(challenger, lineage)
+    version = registry.version_with(dataset, "model_sha256", challenger.sha256)
     if version is not None and "rolled_back" in version.tags:
         tags["rolled_back"] = version.tags["rolled_back"]  # stored again, it stays taken back
     if version is not None and not registry.is_whole(version):
         print(f"the files of version {version.version} of {dataset} are gone or were changed: {model} is stored again")
         version = None
-    if version is None or "parity" not in version.tags:  # of an older convoy, it takes no raw examples
-        with runs.reopened(facts) as run_id:
-            address, found = packaging.store(dataset, model, facts, metrics, predictions, takes, lineage)
-        tags |= found
-        version = registry.add_version(dataset, address, run_id, tags)
-        print(f"registered {dataset} version {version.version}: {model}")
-    else:
+    if version is not None and "parity" in version.tags:  # without it, of an older convoy, it takes no raw examples
         registry.describe_version(version, tags)  # the test split may be another than at its registration
         print(f"{model} is version {version.version} of {dataset} already; not registered again")
+        return version, tags
+    with runs.reopened(facts) as run_id:
+        address, found = packaging.store(
+            dataset, model, facts, challenger.metrics, challenger.predictions, challenger.takes, lineage
+        )
+    tags |= found
+    version = registry.add_version(dataset, address, run_id, tags)
+    print(f"registered {dataset} version {version.version}: {model}")
+    return version, tags
 
-    holder = registry.champion(dataset)
+
+def _tags(challenger: Challenger, lineage: dict[str, Any]) -> dict[str, str]:
+    """Returns what a version says of its model, its data and its scores."""
+    return {
+        "model": challenger.model,
+        "model_sha256": challenger.sha256,
+        "test_sha256": sha256(challenger.test.folder / INDEX),
+        "classes": json.dumps(challenger.about["classes"]),
+        "kind": challenger.kind.name,
+        **{f"evaluation.{key}": str(value) for key, value in challenger.metrics.items()},
+        **{f"library.{name}": number for name, number in challenger.facts["libraries"].items()},
+        **dependencies(lineage, f"train@{challenger.model}"),
+    }
+
+
+def _decide(challenger: Challenger, version: registry.ModelVersion, entry: Register) -> gate.Decision:
+    """Decides whether a version becomes champion, notes why in its tags, and promotes it if so."""
+    holder = registry.champion(challenger.dataset)
     if holder is not None and holder.version == version.version:
-        decision = gate.Decision(True, json.loads(holder.tags.get("decision", '"already champion"')))
-    elif "rolled_back" in version.tags:
-        decision = gate.Decision(False, f"version {version.version} was taken back: {version.tags['rolled_back']}")
-    elif holder is not None and holder.tags.get("model_sha256") == digest:
+        return gate.Decision(True, json.loads(holder.tags.get("decision", '"already champion"')))
+    if "rolled_back" in version.tags:
+        return gate.Decision(False, f"version {version.version} was taken back: {version.tags['rolled_back']}")
+    if holder is not None and holder.tags.get("model_sha256") == challenger.sha256:
         decision = gate.Decision(True, f"the model of version {holder.version}, stored again")
-        registry.describe_version(version, {"decision": json.dumps(decision.reason)})
-        registry.promote(version)
     elif holder is not None and not registry.is_ours(holder):
         decision = gate.Decision(False, f"nothing was compared: {registry.foreign(holder)}")
-        registry.describe_version(version, {"decision": json.dumps(decision.reason)})
     else:
-        expected = predictions[kind.truth].to_numpy(object)
-        decision = gate.decide(
-            answered(kind.metric, expected, predictions["predicted"].to_numpy(object)),
-            None if holder is None else champions(holder, test, kind, expected),
-            expected,
-            metric=kind.metric,
-            baseline=metrics["baseline"],
-            slices=slices(predictions),
-            min_gain=entry.min_gain,
-            alpha=entry.alpha,
-            max_slice_loss=entry.max_slice_loss,
-            alone="the first champion" if holder is None else f"version {holder.version} cannot read such examples",
-        )
-        decision = gate.limited(
-            decision,
-            {
-                "max_latency": (float(version.tags["latency.p95_ms"]), entry.max_latency),
-                "max_size": ((trained / "model.keras").stat().st_size / 1e6, entry.max_size),
-                "max_ece": (metrics.get("ece_scaled"), entry.max_ece),
-            },
-        )
-        numbers = {f"decision.{key}": f"{getattr(decision, key):.4g}" for key in ("p", "power")
-                   if getattr(decision, key) is not None}  # fmt: skip
-        registry.describe_version(version, {"decision": json.dumps(decision.reason)} | numbers)
-        if decision.promote:
-            registry.promote(version)
-    text = card.card(
-        model, version.version, about, takes, facts, metrics, version.tags | tags, decision.reason, evaluated
+        decision = _compare(challenger, version, holder, entry)
+    computed = {"p": decision.p, "power": decision.power}
+    numbers = {f"decision.{key}": f"{value:.4g}" for key, value in computed.items() if value is not None}
+    registry.describe_version(version, {"decision": json.dumps(decision.reason)} | numbers)
+    if decision.promote:
+        registry.promote(version)
+    return decision
+
+
+def _compare(
+    challenger: Challenger, version: registry.ModelVersion, holder: registry.ModelVersion | None, entry: Register
+) -> gate.Decision:
+    """Compares a model with the champion, if there is one, and with the limits of its entry."""
+    kind, expected = challenger.kind, challenger.expected
+    decision = gate.decide(
+        answered(kind.metric, expected, challenger.predictions["predicted"].to_numpy(object)),
+        None if holder is None else champions(holder, challenger.test, kind, expected),
+        expected,
+        metric=kind.metric,
+        baseline=challenger.metrics["baseline"],
+        slices=slices(challenger.predictions),
+        min_gain=entry.min_gain,
+        alpha=entry.alpha,
+        max_slice_loss=entry.max_slice_loss,
+        alone="the first champion" if holder is None else f"version {holder.version} cannot read such examples",
     )
-    registry.describe(dataset, card.data(about), version, text)
-    holder = registry.champion(dataset)
+    return gate.limited(
+        decision,
+        {
+            "max_latency": (float(version.tags["latency.p95_ms"]), entry.max_latency),
+            "max_size": ((challenger.trained / "model.keras").stat().st_size / 1e6, entry.max_size),
+            "max_ece": (challenger.metrics.get("ece_scaled"), entry.max_ece),
+        },
+    )
+
+
+def _write(challenger: Challenger, version: registry.ModelVersion, decision: gate.Decision) -> None:
+    """Writes data/register/<dataset>, and sends a copy to the run of the model."""
+    holder = registry.champion(challenger.dataset)
     outcome = {
-        "dataset": dataset,
-        "model": model,
+        "dataset": challenger.dataset,
+        "model": challenger.model,
         "version": int(version.version),
         "promoted": decision.promote,
         "reason": decision.reason,
@@ -127,13 +213,12 @@ def register(dataset: str, entry: Register) -> None:
         "slices": decision.slices,
         "champion": None if holder is None else {"version": int(holder.version), "model": _named(holder)},
     }
-    target = Path("data/register", dataset)
+    target = Path("data/register", challenger.dataset)
     target.mkdir(parents=True, exist_ok=True)
     (target / "decision.json").write_text(json.dumps(outcome, indent=1))
     comparison.write(target, outcome, None if holder is None else holder.tags.get("model_sha256"))
-    with runs.reopened(facts):
+    with runs.reopened(challenger.facts):
         runs.log_files(target)
-    print(f"{'champion' if decision.promote else 'not champion'}: {decision.reason}")
 
 
 def _named(version: registry.ModelVersion) -> str:
