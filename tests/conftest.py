@@ -33,8 +33,8 @@ NO_ENTRIES = {section: {} for section in ("fetch", "ingest", "augment", "train",
 # Files that take minutes, the longest first: begun last, one process works at them when the others are done.
 LONGEST = [
     f"test_{name}"
-    for name in ("nightly", "tracking_server", "secrets", "resume", "kills", "register", "pipeline", "runner", "cluster",
-                 "lineage", "kinds", "train", "tune", "ui", "serve", "remotes")
+    for name in ("nightly", "tracking_server", "secrets", "resume", "kills", "register", "pipeline", "runner",
+                 "cluster", "lineage", "kinds", "train", "tune", "ui", "serve", "remotes")
 ]  # fmt: skip
 
 
