@@ -161,6 +161,14 @@ def check() -> None:
     check.check()
 
 
+@_command(PIPELINE, "schema")
+def schema() -> None:
+    """Write params.schema.json, by which editors complete and check params.yaml."""
+    from stages import check
+
+    check.write_schema()
+
+
 @_command(PIPELINE, "schedule", 'schedule train --cron "0 2 * * *"', flow=True)
 def schedule(*targets: Target, cron: Cron = "0 2 * * *", slots: Slots = None, cluster: Cluster = None) -> None:
     """Pull, run and push whenever it is time, until Ctrl-C."""

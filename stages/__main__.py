@@ -52,8 +52,6 @@ def _do(words: Sequence[str]) -> None:
         StageError: it failed, or it is no command.
     """
     match words:
-        case ["schema"]:
-            import_module("stages.check").write_schema()
         case ["ship", number, name]:
             import_module("convoy.tracking.shipping").follow(number, name)
         case ["trial", name]:

@@ -108,7 +108,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def write_schema() -> None:
-    """Writes params.schema.json at the top of this checkout: ``python -m stages schema``."""
+    """Writes params.schema.json at the top of this checkout: ``convoy schema``."""
     text = json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n"
     (CODE / SCHEMA).write_text(text, encoding="utf-8")
     print(f"{SCHEMA}: keys, values and descriptions of all sections of params.yaml")

@@ -15,6 +15,7 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
 import numpy as np
 import pytest
+from opinions import raw  # noqa: F401 - a fixture of several files
 from PIL import Image
 
 from convoy.tracking import outbox
@@ -32,8 +33,8 @@ NO_ENTRIES = {section: {} for section in ("fetch", "ingest", "augment", "train",
 # Files that take minutes, the longest first: begun last, one process works at them when the others are done.
 LONGEST = [
     f"test_{name}"
-    for name in ("schedule", "tracking_server", "secrets", "resume", "kills", "register", "pipeline", "flow", "cluster",
-                 "lineage", "kinds", "train", "tune", "ui", "serve", "remotes")
+    for name in ("nightly", "tracking_server", "secrets", "resume", "kills", "register", "pipeline", "runner",
+                 "cluster", "lineage", "kinds", "train", "tune", "ui", "serve", "remotes")
 ]  # fmt: skip
 
 

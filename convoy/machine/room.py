@@ -15,6 +15,8 @@ OUT_OF_MEMORY = re.compile(
     r"|allocate memory"
 )
 
+BATCH = 1024  # kilobytes by which Linux' counts of one memory may differ: each thread adds its pages up in batches
+
 
 def cores() -> int:
     """Returns the number of cores that this process may use."""
@@ -31,7 +33,7 @@ def peak() -> int:
     status = Path("/proc/self/status")
     if status.exists() and (found := re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)):
         own = int(found[1])
-    kilobytes = own + (started if started > own else 0)
+    kilobytes = own + (started if started > own + BATCH else 0)
     return kilobytes * (1 if sys.platform == "darwin" else 1024)  # on macOS these are bytes
 
 

@@ -1,6 +1,6 @@
 """The graph of dvc.yaml, read from DVC: the only door to its Python API, of which these parts are not documented.
 
-``tests/test_graph.py`` compares it with what ``dvc dag`` prints.
+``tests/unit/test_graph.py`` compares it with what ``dvc dag`` prints.
 """
 
 from collections.abc import Mapping, Sequence

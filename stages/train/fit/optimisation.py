@@ -39,6 +39,8 @@ class ShortAverage:
     Source: TensorFlow's ``tf.train.ExponentialMovingAverage`` with ``num_updates``.
     """
 
+    iterations: Any  # of the optimizer that it is mixed into
+
     @property
     def ema_momentum(self) -> Any:
         """Returns the share at the step that is under way; Keras asks for it within the compiled step."""

@@ -7,10 +7,10 @@ import sys
 import time
 from contextlib import suppress
 
-import psutil
 import pytest
 from conftest import ROOT
 from filelock import FileLock, Timeout
+from processes import gone
 
 from convoy.machine import guard
 
@@ -40,19 +40,6 @@ def number(path, seconds=20):
             return int(path.read_text())
         time.sleep(0.02)
     raise AssertionError(f"{path} was not written")
-
-
-def alive(pid):
-    with suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    return False
-
-
-def gone(pids, seconds=5):
-    stop = time.monotonic() + seconds
-    while time.monotonic() < stop and any(map(alive, pids)):
-        time.sleep(0.02)
-    return not any(map(alive, pids))
 
 
 def test_output_and_status_come_through():

@@ -71,7 +71,7 @@ def test_fault_42_what_is_served_was_checked(version, monkeypatch):
         served.append((folder, registry.fingerprint(folder)))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(serving.server, "keep", keep)
+    monkeypatch.setattr(serving.session, "keep", keep)
     serve("d", free_port())
     [(folder, digest)] = served
     assert digest == version.tags[registry.STORED]
@@ -96,7 +96,7 @@ def test_fault_44_a_champion_of_another_tool_is_named_with_the_way_out(version):
         lambda: lineage.rollback("d", made.version, "it looks good"),
     ):
         with pytest.raises(
-            ConfigurationError, match=r"version 2 of d was not registered by convoy.* rollback d --to 1"
+            ConfigurationError, match=r"version 2 of d was not registered by convoy.* convoy rollback d@1"
         ):
             use()
     lineage.rollback("d", "1", "another tool took the alias")

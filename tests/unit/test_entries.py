@@ -28,7 +28,7 @@ def sections():
 
 def test_the_schema_is_that_of_the_entries(schema):
     expected = json.loads(json.dumps(check.json_schema()))  # without tuples
-    assert schema == expected, "run: python -m stages schema"
+    assert schema == expected, "run: convoy schema"
 
 
 def test_the_schema_is_valid_and_params_yaml_names_and_keeps_it(schema, sections):

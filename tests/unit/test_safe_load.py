@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from test_architectures import SMALL, build, example
+from networks import SMALL, build, example
 
 from convoy.errors import InputRefusedError
 from convoy.machine import room

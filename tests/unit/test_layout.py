@@ -29,7 +29,7 @@ def test_a_folder_of_stages_is_a_stage():
 def test_a_stage_is_a_function_of_its_own_name(stage):
     assert callable(getattr(import_module(f"stages.{stage}.{stage}"), stage))
     assert DVC[stage]["do"]["cmd"] == f"python -m stages {stage} ${{key}}"
-    assert (ROOT / "tests" / f"test_{stage}.py").exists()
+    assert (ROOT / "tests/stages" / f"test_{stage}.py").exists()
 
 
 @pytest.mark.parametrize("stage", params.STAGES)
@@ -105,6 +105,6 @@ def test_the_locks_hold_what_pyproject_asks_for():
 
 def test_every_fault_that_readme_promises_to_survive_has_its_test_and_the_other_way_round():
     promised = re.findall(r"^\| (\d\d) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
-    code = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    code = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     assert promised == sorted(set(re.findall(r"^def test_fault_(\d\d)_", code, re.MULTILINE)))
     assert len(promised) == 47

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from keras import layers
-from test_architectures import NAMES, example
+from networks import NAMES, example
 
 from convoy.data.shards import Shards, write_shards
 from convoy.data.vocabulary import UNKNOWN, Vocabulary

@@ -11,7 +11,6 @@ import time
 import numpy as np
 import pytest
 from conftest import NO_ENTRIES, ROOT, wait_for
-from test_kinds import raw  # noqa: F401 - a fixture
 
 from convoy.errors import ServiceError
 from convoy.tracking import outbox, store
@@ -111,7 +110,7 @@ def test_fault_01_a_killed_training_of_pictures_ends_with_the_same_bytes(ready, 
         ),
     ],
 )  # fmt: skip
-def test_fault_01_so_does_one_of_every_kind(raw, monkeypatch, capsys, dataset, kind, architecture, entry):  # noqa: F811
+def test_fault_01_so_does_one_of_every_kind(raw, monkeypatch, capsys, dataset, kind, architecture, entry):
     ingest(dataset, Ingest(**kind, near_duplicates=False))
     augment(dataset, Augment(copies=0, seed=0))
     entry = preset(architecture) | {"architecture": architecture, "epochs": 4} | entry

@@ -154,15 +154,15 @@ def test_fault_21_open_runs_of_processes_that_died_are_ended_as_killed_and_those
 
 
 def test_searches_of_before_may_go_with_their_trials(workspace):
-    runs = {}
+    ids = {}
     for number in range(3):
         with runs.run("tune@lenet5", "d", {}, {}) as search:
             trials = []
             for trial in range(2):
                 with runs.nested(search, f"trial {trial}", {"batch": 8}) as inner:
                     trials.append(inner._run_id)
-        runs[number] = {search, *trials}
-    for last, gone in ((3, set()), (1, runs[0] | runs[1]), (0, runs[0] | runs[1] | runs[2])):
+        ids[number] = {search, *trials}
+    for last, gone in ((3, set()), (1, ids[0] | ids[1]), (0, ids[0] | ids[1] | ids[2])):
         _, go = retention.unneeded(["d"], last, kept_runs=())
         assert set(go.runs) == gone
     retention.remove(go)

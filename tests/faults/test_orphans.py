@@ -8,7 +8,7 @@ import sys
 import psutil
 import pytest
 from conftest import ROOT
-from test_guard import gone
+from processes import gone
 
 # What a stage is: it watches, starts something, and works on.
 STAGE = """
