@@ -254,10 +254,13 @@ class Shipper:
     """
 
     def __init__(self, number: str, name: str) -> None:
-        top = str(CODE)
+        environment = dict(os.environ)
+        # Or else orphans.py takes the stage for DVC, and kills the shipper when the stage ends.
+        environment.pop("DVC_STAGE", None)
+        environment["PYTHONPATH"] = os.pathsep.join([str(CODE), *filter(None, [environment.get("PYTHONPATH")])])
         self._process = subprocess.Popen(
             [sys.executable, "-m", "stages", "ship", number, name],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join([top, *filter(None, [os.environ.get("PYTHONPATH")])])},
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

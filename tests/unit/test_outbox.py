@@ -83,6 +83,20 @@ def test_epochs_are_seen_while_the_training_goes_on_and_a_killed_one_ends_as_kil
         speaking.communicate()
 
 
+def test_a_shipper_outlives_the_stage_that_dvc_runs(monkeypatch):
+    monkeypatch.setenv("DVC_STAGE", "train@a")
+    started = []
+
+    def start(command, *, env, **_):
+        started.append(env)
+        return SimpleNamespace(stdout=[], wait=lambda seconds: None)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    outbox.Shipper("0" * 32, "train@a").wait(0)
+    assert "DVC_STAGE" not in started[0]  # by which orphans.watch would end it with the stage
+    assert started[0]["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
+
+
 def test_fault_18_what_nobody_shipped_is_shipped_later(workspace, monkeypatch):
     monkeypatch.setattr(outbox, "Shipper", lambda number, name: subprocess.Popen(["true"]))
     with outbox.run("0" * 32, "train@a", "d", {}, {}) as run:
