@@ -16,6 +16,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.util import load_yaml_guess_indent
 
+from convoy import files
 from convoy.errors import ConfigurationError
 
 PARAMS = Path("params.yaml")
@@ -132,14 +133,12 @@ def write(changes: Mapping[Place, Any], source: Path = PARAMS, target: Path | No
         _put(content, place, value)
     written = io.StringIO()
     yaml.dump(content, written)
-    partial = target.with_name(f"{target.name}.partial")
-    partial.write_text(written.getvalue(), encoding="utf-8")
-    if load(partial) != expected:
-        partial.unlink()
-        places = ", ".join(".".join(place) for place in changes)
-        raise ConfigurationError(f"{source}: {places} cannot be changed without changing more; do it by hand.")
-    shutil.copymode(source, partial)
-    partial.replace(target)
+    with files.replacement(target) as partial:
+        partial.write_text(written.getvalue(), encoding="utf-8")
+        if load(partial) != expected:
+            places = ", ".join(".".join(place) for place in changes)
+            raise ConfigurationError(f"{source}: {places} cannot be changed without changing more; do it by hand.")
+        shutil.copymode(source, partial)
 
 
 def _put(mapping: CommentedMap, place: Place, value: Any) -> None:

@@ -100,6 +100,7 @@ class Checkpoints:
         np.savez(content, said=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)
         data = content.getbuffer()
         self._folder.mkdir(parents=True, exist_ok=True)
+        # Not with files.py: each checkpoint has a name of its own, so kills would leave a partial file of each.
         partial = self._folder / "partial"
         with partial.open("wb") as file:
             file.write(data)
