@@ -54,13 +54,7 @@ def fetch(dataset: str, entry: Fetch) -> None:
             files, folders = synchronise(path, target, staging / "copies", former)
             checksums.compare(path, published, {name: checksum for name, (_, checksum) in files.items()})
         else:
-            files = {}
-            for file in entry.urls or entries()[entry.catalogue].files:
-                checksum = find(file, target / file.target)
-                if checksum:
-                    files[file.target] = None, checksum
-                else:
-                    files[file.target] = download(file, staging / "downloads", entry.max_bytes, entry.timeout)
+            files = _download(entry, target, staging / "downloads")
         removed = _install(target, files, folders, former)
     new = sum(copy is not None for copy, _ in files.values())
     size = decimal(sum((target / name).stat().st_size for name in files))
@@ -85,6 +79,17 @@ def _staging(dataset: str) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # another data set's may be there
             folder.parent.rmdir()
+
+
+def _download(entry: Fetch, target: Path, folder: Path) -> dict[str, tuple[Path | None, str]]:
+    """Downloads to ``folder`` what ``target`` lacks; returns relative path -> (file or None, SHA-256)."""
+    files: dict[str, tuple[Path | None, str]] = {}
+    for file in entry.urls or entries()[entry.catalogue].files:
+        if checksum := find(file, target / file.target):
+            files[file.target] = None, checksum
+        else:
+            files[file.target] = download(file, folder, entry.max_bytes, entry.timeout)
+    return files
 
 
 def _make(sample: str, folder: Path) -> dict[str, tuple[Path, str]]:
