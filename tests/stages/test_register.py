@@ -19,7 +19,7 @@ from markup import Page
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from convoy import dependencies
+from convoy import dependencies, kinds
 from convoy.data.shards import Shards
 from convoy.errors import InputRefusedError, IntegrityError, ServiceError
 from convoy.model.scores import scaled
@@ -133,14 +133,15 @@ def test_a_champion_of_other_classes_is_compared_by_their_names(road):
     register("bars", Register())
     holder, test = registry.champion("bars"), Shards(workspace / "data/ingest/bars/test")
     names = np.array(["across", "down"], object)[test.column("label")]
-    found = module.champions(holder, test, "images", names)
+    kind = kinds.get("images")
+    found = module.champions(holder, test, kind, names)
     assert found.value == found.scores.mean() == float(holder.tags["evaluation.accuracy"])
     renamed = np.where(names == "down", "upright", names)
-    assert module.champions(holder, test, "images", renamed).value == np.mean(found.scores * (names == "across"))
+    assert module.champions(holder, test, kind, renamed).value == np.mean(found.scores * (names == "across"))
 
     ingest("bars", Ingest(kind="images", size=(10, 10), mode="grey", val=0.3, test=0.3))
-    assert module.champions(holder, Shards(workspace / "data/ingest/bars/test"), "images", names) is None
-    assert module.champions(holder, test, "text", names) is None
+    assert module.champions(holder, Shards(workspace / "data/ingest/bars/test"), kind, names) is None
+    assert module.champions(holder, test, kinds.get("text"), names) is None
 
 
 def test_answers_that_differ_are_not_accepted():
