@@ -96,7 +96,10 @@ ui: setup  ## browse runs, models, the registry (PORT=5000) and flows (PREFECT_P
 serve: setup  ## the champion of DATASET=digits over HTTP (SERVE_PORT=5001): raw pictures, sentences, volumes
 	@convoy serve $(DATASET) --port $(SERVE_PORT)
 
-.PHONY: test
+.PHONY: test test-fast
+test-fast: setup  ## run the tests that take at most a second each, in process
+	@python -m pytest -n $(JOBS) --dist loadfile -m "not alone and not slow"
+
 test: setup  ## run the tests, some at the same time (JOBS=3)
 	@python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone"
 	@python -m pytest -m alone

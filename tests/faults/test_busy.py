@@ -38,6 +38,7 @@ def held(**entries):
     busy.HELD.write_text(json.dumps({"write": writes, "read": {"/in": list(writes.values())}}))
 
 
+@pytest.mark.slow
 def test_fault_16_a_second_repro_is_told_who_is_at_work_and_the_first_is_unharmed(checkout):
     first = subprocess.Popen([*DVC, "repro"], stdout=subprocess.PIPE, text=True)
     wait_for(Path("began").exists)
@@ -71,6 +72,7 @@ def test_fault_16_make_repro_ends_with_status_5(workspace):
     assert command.returncode == BusyError.status
 
 
+@pytest.mark.slow
 def test_fault_17_who_is_dead_blocks_nobody(checkout):
     dead = subprocess.Popen(["true"])
     dead.wait()

@@ -50,6 +50,7 @@ def test_output_and_status_come_through():
     assert started.wait() == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_parent_that_dies_takes_everything_along(tmp_path, how):
     code = PARENT.format(root=str(ROOT), tree=TREE, folder=str(tmp_path))
@@ -68,6 +69,7 @@ def test_what_the_command_leaves_behind_is_ended_with_it(tmp_path):
     assert gone([inner], 1)
 
 
+@pytest.mark.slow
 def test_a_command_that_heeds_no_signal_is_killed(tmp_path):
     code = "import os, signal, sys, time; signal.signal(15, signal.SIG_IGN); "
     code += "open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"

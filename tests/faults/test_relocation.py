@@ -54,6 +54,7 @@ def enter(monkeypatch, place):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # which MLflow sets
 
 
+@pytest.mark.slow
 def test_fault_39_a_moved_checkout_works_and_moved_back_it_is_as_before(checkout, monkeypatch, capsys):
     before, moved = addresses(checkout), checkout.with_name("elsewhere")
     checkout.rename(moved)

@@ -101,6 +101,7 @@ def said(capsys):
     return line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SERVERS)
 def test_fault_45_whoever_answers_in_place_of_mlflow_is_named_in_a_line(kind, monkeypatch, capsys):
     handler, error, part = SERVERS[kind]
@@ -145,6 +146,7 @@ def test_fault_45_no_line_of_a_record_goes_to_whoever_answers_in_place_of_mlflow
             assert not outbox.path(run.id).with_suffix(".shipped").exists()  # none counts as brought
 
 
+@pytest.mark.slow
 def test_fault_45_a_server_that_takes_connections_and_never_answers_is_told_of_at_once(monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     with socket.socket() as hanging:

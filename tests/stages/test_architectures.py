@@ -128,23 +128,27 @@ def parameters(model):
     return sum(math.prod(weight.shape) for weight in model.trainable_weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "sizes", "published"), PUBLISHED)
 def test_has_the_published_number_of_parameters(name, sizes, published):
     assert parameters(build(name, **sizes)) == published
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "millions"), CIFAR)
 def test_the_cifar_family_has_the_published_number_of_parameters(depth, millions):
     found = parameters(build("resnet", input_shape=(32, 32, 3), classes=10, stem="cifar", depth=depth)) / 1e6
     assert round(found, 1 if millions > 1 else 2) == millions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "sizes", "outputs"), OUTPUTS, ids=[name for name, *_ in OUTPUTS])
 def test_layers_have_the_papers_output_sizes(name, sizes, outputs):
     model = build(name, **sizes)
     assert [(layer, model.get_layer(layer).output.shape[1:]) for layer, _ in outputs] == outputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sizes", "outputs"),
     [row for row in OUTPUTS if row[0] in ANTIALIASED],
@@ -198,6 +202,7 @@ def test_the_blur_lies_symmetrically_about_every_second_place_with_the_edge_repe
     np.testing.assert_allclose(model.predict(frames, verbose=0)[0, ..., 0], expected, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_maps_examples_to_probabilities_and_learns_in_every_weight(name):
     keras.utils.set_random_seed(1)
@@ -216,6 +221,7 @@ def test_maps_examples_to_probabilities_and_learns_in_every_weight(name):
     assert [path for path in unmoved if "seed" not in path] == []
 
 
+@pytest.mark.slow
 def test_saved_models_load_and_agree_in_a_process_that_never_saw_our_code(tmp_path):
     variants = [(name, name, {}) for name in NAMES]
     variants += [(f"{name}_antialias", name, {"antialias": True}) for name in ANTIALIASED]
@@ -328,6 +334,7 @@ def seq2seq():
     return build("conv_seq2seq", source_words=30, target_words=20, length=12, width=0.1)
 
 
+@pytest.mark.slow
 def test_the_decoder_does_not_see_the_future(seq2seq):
     source, target = np.arange(4, 10)[None], np.arange(4, 12)[None]
     changed = np.where(np.arange(8) < 5, target, 19)
@@ -336,6 +343,7 @@ def test_the_decoder_does_not_see_the_future(seq2seq):
     assert (before[:, 5:] != after[:, 5:]).any(axis=-1).all()
 
 
+@pytest.mark.slow
 def test_token_by_token_the_decoder_gives_what_it_gives_at_once(seq2seq):
     rng = np.random.default_rng(0)
     source, target = rng.integers(4, 30, (3, 7)), rng.integers(4, 20, (3, 12))

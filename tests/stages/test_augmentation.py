@@ -85,6 +85,7 @@ def test_a_share_above_all_is_refused(changes):
         Train(**ENTRY | {"augmentation": changes}).check_kind("here", "images")
 
 
+@pytest.mark.slow
 def test_a_training_is_changed_by_it_repeats_and_stores_the_network_alone(ready):
     content = {}
     asked = {"shift": 1.0, "rotate": 5, "flip": 0.5, "noise": 5}
@@ -102,6 +103,7 @@ def test_a_training_is_changed_by_it_repeats_and_stores_the_network_alone(ready)
     assert json.loads((ready / "train/bars/a/run.json").read_text())["parameters"] == model.count_params()
 
 
+@pytest.mark.slow
 def test_heads_of_their_own_are_trained_on_what_was_changed(ready):
     sizes = {"stem": "small", "width": 0.06}
     train(

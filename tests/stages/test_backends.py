@@ -69,6 +69,7 @@ KINDS = {  # architecture: its sizes, its data, what it takes
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", KINDS)
 @pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
 def test_every_backend_trains_a_model_that_tensorflow_loads_with_equal_answers(workspace, backend, architecture):

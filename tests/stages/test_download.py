@@ -522,6 +522,7 @@ def s3(monkeypatch):
     server.stop()
 
 
+@pytest.mark.slow
 def test_an_object_of_s3_is_downloaded_and_goes_on_after_a_cut(s3, workspace, former, monkeypatch):
     s3.put_object(Bucket="data", Key="images/train.bin", Body=BODY)
     urls = [File(url="s3://data/images/train.bin", sha256=SHA256)]

@@ -47,6 +47,7 @@ def simulated(rng, n, classes=2):
     return labels, softmax(rng.normal(size=(n, classes)) + np.eye(classes)[labels], axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 3])
 def test_intervals_have_the_truth_in_95_of_100_samples(classes):
     rng = np.random.default_rng(classes)
@@ -57,6 +58,7 @@ def test_intervals_have_the_truth_in_95_of_100_samples(classes):
         assert 0.92 < within < 0.98, name  # three standard errors of 500 are 2.9 points
 
 
+@pytest.mark.slow
 def test_intervals_are_those_of_resampling_with_scikit_learn():
     rng = np.random.default_rng(5)
     labels, probabilities = simulated(rng, 120, 3)
@@ -97,6 +99,7 @@ def test_confusion_has_actual_rows_and_predicted_columns():
     assert table.to_numpy().tolist() == [[7, 1, 0], [1, 1, 0], [0, 0, 0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 40])
 def test_the_confusion_picture_opens(tmp_path, classes):
     names = [f"class {number}" for number in range(classes)]
@@ -114,6 +117,7 @@ def evaluated(pictures):
     return pictures.parents[1]
 
 
+@pytest.mark.slow
 def test_writes_scores_of_the_test_split_with_one_row_per_example(evaluated):
     folder = evaluated / "evaluate/bars/small"
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -136,6 +140,7 @@ def test_writes_scores_of_the_test_split_with_one_row_per_example(evaluated):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_scores_and_pictures_reach_the_run_of_the_training(evaluated):
     facts = json.loads((evaluated / "train/bars/small/run.json").read_text())
     metrics = json.loads((evaluated / "evaluate/bars/small/metrics.json").read_text())
@@ -147,6 +152,7 @@ def test_scores_and_pictures_reach_the_run_of_the_training(evaluated):
         assert f"{folder}/{file}" in [one.path for one in client.list_artifacts(run_of(facts), folder)]
 
 
+@pytest.mark.slow
 def test_a_model_trained_elsewhere_gets_one_run_here(evaluated):
     file = evaluated / "train/bars/small/run.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"record_id": "0" * 32}))

@@ -216,6 +216,7 @@ def explained(tmp_path):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "conv_seq2seq"])
 def test_every_architecture_can_be_explained_in_equal_bytes(name, explained):
     module = import_module(f"stages.train.architectures.{name}")

@@ -81,6 +81,7 @@ def edit(folder, rng):
             path.rename(path.with_name(f"moved{rng.integers(10**9)}{path.suffix}"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_after_random_edits_the_bytes_are_those_of_a_run_from_nothing(bars, seed):
     folder, run, _ = bars
@@ -93,6 +94,7 @@ def test_after_random_edits_the_bytes_are_those_of_a_run_from_nothing(bars, seed
         assert after == run(fresh=True)
 
 
+@pytest.mark.slow
 def test_a_group_of_near_copies_that_grows_and_shrinks_has_the_split_of_a_run_from_nothing(bars):
     folder, run, _ = bars
     rng = np.random.default_rng(4)
@@ -166,6 +168,7 @@ def test_whatever_is_lost_of_the_last_run_is_made_again(bars, lost):
     assert run() == first
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_in_what_is_known_or_was_written_is_never_taken_over(bars):
     folder, run, _ = bars
     first = run()

@@ -284,6 +284,7 @@ def pax(content):
     return tar_header(len(content), tarfile.XHDTYPE) + content + bytes(-len(content) % 512)
 
 
+@pytest.mark.slow
 def test_fault_30_bombs_end_within_10_seconds_and_512_mb_and_leave_nothing(tmp_path):
     deflate = zlib.compressobj(9, zlib.DEFLATED, 31)
     head = tar_header(2**34)

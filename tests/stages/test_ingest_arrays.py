@@ -528,6 +528,7 @@ def test_fault_30_the_header_of_an_array_is_checked_before_anything_is_allocated
         found(tmp_path)
 
 
+@pytest.mark.slow
 def test_fault_30_a_zip_bomb_stops_at_the_budget(tmp_path):
     zeros = bytes(2**20)
     with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:

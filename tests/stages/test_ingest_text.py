@@ -275,6 +275,7 @@ def test_a_file_that_is_one_text_is_read_in_its_encoding():
 # real data ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rt_polarity_has_5331_sentences_of_each_class(datasets):
     items = found(datasets / "rt-polarity")
     assert Counter(label for _, label, _, _ in items) == {"pos": 5331, "neg": 5331}

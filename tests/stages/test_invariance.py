@@ -178,6 +178,7 @@ def test_a_source_or_size_that_says_nothing_new_is_no_slice():
     assert table.loc["source", "value"].tolist() == ["one.csv", "two.csv"]
 
 
+@pytest.mark.slow
 def test_evaluate_writes_them_twice_alike(pictures):
     ingest("bars", Ingest(kind="images", size=(12, 12), mode="grey"))
     augment("bars", Augment(copies=0, seed=0))

@@ -264,6 +264,7 @@ def look(tab, page, sections):
             tab.picture(page.with_name(f"{page.stem}-{width}-{scheme}.png"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_report_is_whole_and_readable_in_a_browser(kind, tab, tmp_path, monkeypatch):
     monkeypatch.setattr(report.outbox, "MEASURED", tmp_path / "measured")
@@ -276,6 +277,7 @@ def test_a_report_is_whole_and_readable_in_a_browser(kind, tab, tmp_path, monkey
     assert "speed 6,789/s examples in training; 23,456/s in validation memory 1,234 MiB" in text
 
 
+@pytest.mark.slow
 def test_hostile_names_do_nothing_in_a_browser(tab, tmp_path):
     page_of(tmp_path, kind="text", classes=sorted(set(HOSTILE)), texts=HOSTILE, examples=80)
     look(
@@ -283,6 +285,7 @@ def test_hostile_names_do_nothing_in_a_browser(tab, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_comparison_is_sorted_by_mouse_and_keyboard(tab, compared):
     look(tab, compared / "comparison.html", ["models", "costs", "decision"])
     names = "[...document.querySelectorAll('tbody th a')].map((one) => one.textContent)"

@@ -23,6 +23,7 @@ def written(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["reviews", "numbers", "clips"])
 def test_a_sample_has_the_same_bytes_every_time(written, tmp_path, name):
     samples.SAMPLES[name](tmp_path)
@@ -68,6 +69,7 @@ def test_reviews_are_balanced_and_split_by_subject(written):
     assert table["text"].str.contains(r"\b(?:not|never|no|nothing|nobody)\b|n't", case=False).mean() > 0.2
 
 
+@pytest.mark.slow
 def test_reviews_have_no_near_duplicates(written, workspace):
     (workspace / "data/raw").mkdir(parents=True)
     Path(workspace, "data/raw/reviews").symlink_to(written / "reviews")
@@ -90,6 +92,7 @@ def test_numbers_are_what_the_languages_say_and_stand_there_once(written):
     assert len(prices) > 2000
 
 
+@pytest.mark.slow
 def test_clips_move_as_their_class_says_and_start_anywhere(written):
     starts = set()
     for path in (written / "clips").rglob("*.npy"):

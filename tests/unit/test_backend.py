@@ -107,6 +107,7 @@ def test_the_processor_is_named_with_its_cores(monkeypatch):
     assert compute.hardware() == "Good One 7, 3 cores"
 
 
+@pytest.mark.slow
 def test_on_a_cpu_equal_steps_give_equal_numbers_and_threads_are_as_many_as_asked():
     script = (
         "from convoy.model import backend; backend.prepare(threads=1); import tensorflow as tf\n"
@@ -146,6 +147,7 @@ def test_what_other_threads_draw_changes_no_weights():
         np.testing.assert_array_equal(one, keras_alone)
 
 
+@pytest.mark.slow
 def test_keras_starts_quietly_and_without_what_is_not_used():
     script = (
         "import sys; from convoy.model import backend\n"
@@ -155,6 +157,7 @@ def test_keras_starts_quietly_and_without_what_is_not_used():
     assert run(script) == ("", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize("shape", [(6, 5, 4, 3), (6, 3, 5, 4, 3)])
 def test_fused_normalisation_is_that_of_keras_but_for_rounding(shape, policy):

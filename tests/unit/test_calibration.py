@@ -17,6 +17,7 @@ def test_the_expected_error_is_how_far_certainty_and_truth_are_apart():
     assert expected_error(np.array([0]), np.array([[1.0, 0.0]])) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exaggerated", [0.5, 1.0, 3.0])
 def test_the_temperature_takes_back_by_how_much_a_model_exaggerates(exaggerated):
     rng = np.random.default_rng(0)

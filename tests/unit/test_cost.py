@@ -104,6 +104,7 @@ def test_googlenet_has_those_of_its_table_row_by_row():
         assert found / 1e6 == pytest.approx(millions, rel=0.06), name  # 5a: 51 by hand
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("architecture", "sizes", "length"), SMALL, ids=[row[0] for row in SMALL])
 def test_operations_are_those_that_tensorflow_counts_in_its_own_graph(architecture, sizes, length):
     import tensorflow as tf
@@ -179,6 +180,7 @@ def needed(**changes):
     return (found["memory"] - found["data"]) / GIB
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_fit_is_refused_with_what_would(ready, machine, monkeypatch):
     monkeypatch.setattr(keras.Model, "fit", lambda *_, **__: pytest.fail("it was trained"))
     machine(4, 4)
@@ -190,6 +192,7 @@ def test_a_model_that_cannot_fit_is_refused_with_what_would(ready, machine, monk
     assert needed(sizes={"width": width}) <= 4 < needed(sizes={"width": 2 * width})  # the largest half that fits
 
 
+@pytest.mark.slow
 def test_of_what_others_have_there_may_be_enough_later(ready, machine, monkeypatch):
     monkeypatch.setattr(cost, "BASE", 0)  # so that a batch is what counts
     monkeypatch.setattr(cost, "LAYER", 0)
@@ -199,6 +202,7 @@ def test_of_what_others_have_there_may_be_enough_later(ready, machine, monkeypat
         train("large", Train(**ENTRY | changes))
 
 
+@pytest.mark.slow
 def test_what_may_fit_is_tried(ready, machine, capsys):
     machine(needed() / 1.2, 64)
     train("large", Train(**ENTRY))
@@ -206,6 +210,7 @@ def test_what_may_fit_is_tried(ready, machine, capsys):
     assert (ready / "train/bars/large/run.json").exists()
 
 
+@pytest.mark.slow
 def test_a_training_says_what_it_costs_and_leaves_the_operations(ready, capsys):
     train("small", Train(**ENTRY))
     [line] = [line for line in capsys.readouterr().out.splitlines() if "MFLOPs" in line]
@@ -237,6 +242,7 @@ def too_much_for_tensorflow(*_, **__):
     tf.zeros([2**50])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fit", [too_much_for_numpy, too_much_for_tensorflow])
 def test_fault_07_memory_that_ends_in_training_is_an_error_that_says_so(ready, monkeypatch, fit):
     monkeypatch.setattr(keras.Model, "fit", fit)
@@ -369,6 +375,7 @@ def test_the_time_is_that_of_the_run_most_like_it(model, architecture, device, r
     assert plan.speed(asked, older)[1] in ("4e+10 operations/s", "unknown")
 
 
+@pytest.mark.slow
 def test_where_the_command_fails_the_plan_says_why(workspace, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     [found] = plan.costs(["a"])

@@ -56,6 +56,7 @@ def test_fault_28_what_libraries_need_of_each_other_is_looked_at_too(tmp_path, m
     assert other.startswith("other is not installed; outer 1.5 needs other.")
 
 
+@pytest.mark.slow
 def test_the_libraries_of_the_lock_go_together():
     assert list(doctor.libraries(deep=True)) == []
 

@@ -95,6 +95,7 @@ def test_fault_23_of_200_pairs_that_are_equally_good_few_are_promoted():
     assert promoted > 0
 
 
+@pytest.mark.slow
 def test_fault_23_of_200_pairs_of_translations_that_are_equally_good_few_are_promoted(monkeypatch):
     monkeypatch.setattr(gate, "RESAMPLES", 200)
     rng = np.random.default_rng(0)

@@ -75,6 +75,7 @@ def test_a_network_that_memory_has_no_room_for_is_refused_before(bars, broken, m
         policy.choose_checked("one", "train@one", *bars, entry_of("bars", precision="bfloat16"))
 
 
+@pytest.mark.slow
 def test_threads_are_set_before_gradients_are_computed(ready, workspace):
     script = (
         "from convoy.model import backend; backend.multiplies_bfloat16 = lambda: True\n"
@@ -87,6 +88,7 @@ def test_threads_are_set_before_gradients_are_computed(ready, workspace):
     assert (facts["precision"], facts["threads"]) == ("bfloat16", 1)
 
 
+@pytest.mark.slow
 def test_the_measurement_of_a_policy_fails_where_its_gradients_are_wrong(bars, broken):
     chosen = {"precision": "bfloat16", "jit_compile": False, "steps_per_execution": 1, "threads": None}
     with pytest.raises(ConfigurationError, match="wrong gradients"):
@@ -98,6 +100,7 @@ def test_rounding_is_not_wrong(bars, precision):
     assert gradients.wrong(*bars, entry_of("bars", batch=32), precision) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [2, 4, 8])
 def test_what_is_chosen_has_right_gradients_on_this_machine(workspace, side):
     rng = np.random.default_rng(0)

@@ -28,6 +28,7 @@ def shown(*targets):
     return needs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targets", [(), ("train@lenet5",), ("evaluate@resnet",)], ids=str)
 def test_it_is_what_dvc_dag_prints(checkout, targets):
     nodes = graph.read(targets)
@@ -56,6 +57,7 @@ def test_outside_a_checkout_dvc_says_so(workspace):
         graph.read()
 
 
+@pytest.mark.slow
 def test_changes_are_told_by_path_and_key(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     program = Path(sys.executable).parent / "dvc"

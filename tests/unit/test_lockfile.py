@@ -70,6 +70,7 @@ def test_fault_15_a_damaged_one_is_named_and_not_overwritten(checkout, capsys, c
     assert Path("dvc.lock").read_text() == content
 
 
+@pytest.mark.slow
 def test_fault_15_what_a_kill_or_a_full_disk_left_of_it_is_mended_from_the_copy_of_the_last_stage(checkout, capsys):
     Path(".dvc/tmp").mkdir(parents=True)
     two = WHOLE + WHOLE[WHOLE.index("  fetch@a") :].replace("@a", "@b")
@@ -132,6 +133,7 @@ def test_a_stage_keeps_a_copy_when_it_begins(checkout):
     assert lockfile.KEPT.read_text() == WHOLE
 
 
+@pytest.mark.slow
 def test_the_lock_that_dvc_writes_is_whole(checkout):
     for words in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
         subprocess.run(words, check=True, capture_output=True)

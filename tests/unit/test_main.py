@@ -126,6 +126,7 @@ def test_a_stage_whose_input_is_missing_says_which(edited, capsys, stage):
     assert "is missing: run the stage that writes it" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_journal_tells_how_every_stage_ended(edited, workspace):
     edited()
     assert main("fetch", "digits") == 0
@@ -137,6 +138,7 @@ def test_the_journal_tells_how_every_stage_ended(edited, workspace):
     assert [(entry["stage"], entry["status"]) for entry in entries] == [("fetch@digits", 0), ("ingest@digits", 3)]
 
 
+@pytest.mark.slow
 def test_data_stages_run_without_tensorflow_keras_and_mlflow(edited, workspace):
     edited()
     script = (
@@ -198,6 +200,7 @@ def road(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "at"),
     [

@@ -56,6 +56,7 @@ def curve(run):
     return [point.value for point in store.connect().get_metric_history(run.info.run_id, "loss")]
 
 
+@pytest.mark.slow
 def test_a_run_is_in_mlflow_when_its_stage_ends_and_nothing_is_left(workspace):
     speaking = speaker(0)
     assert speaking.communicate()[1] == ""
@@ -70,6 +71,7 @@ def test_a_run_is_in_mlflow_when_its_stage_ends_and_nothing_is_left(workspace):
     assert [path.name for path in outbox.FOLDER.iterdir()] == ["train@a.lock"]
 
 
+@pytest.mark.slow
 def test_epochs_are_seen_while_the_training_goes_on_and_a_killed_one_ends_as_killed(workspace):
     speaking = speaker(20)
     try:
@@ -97,6 +99,7 @@ def test_a_shipper_outlives_the_stage_that_dvc_runs(monkeypatch):
     assert started[0]["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
 
 
+@pytest.mark.slow
 def test_fault_18_what_nobody_shipped_is_shipped_later(workspace, monkeypatch):
     monkeypatch.setattr(outbox, "Shipper", lambda number, name: subprocess.Popen(["true"]))
     with outbox.run("0" * 32, "train@a", "d", {}, {}) as run:
@@ -110,6 +113,7 @@ def test_fault_18_what_nobody_shipped_is_shipped_later(workspace, monkeypatch):
     assert len(shipped()) == 1
 
 
+@pytest.mark.slow
 def test_fault_18_a_shipper_that_dies_between_two_lines_loses_none_and_doubles_none(workspace, monkeypatch):
     monkeypatch.setattr(outbox, "Shipper", lambda number, name: subprocess.Popen(["true"]))
     with outbox.run("0" * 32, "train@a", "d", {}, {}) as run:
@@ -131,6 +135,7 @@ def test_fault_18_a_shipper_that_dies_between_two_lines_loses_none_and_doubles_n
     assert (curve(found), found.info.status) == ([1, 1 / 2, 1 / 3], "FINISHED")
 
 
+@pytest.mark.slow
 def test_fault_18_a_server_that_is_down_costs_one_warning_and_no_time_and_no_point(workspace):
     port = free_port()
     address = {"MLFLOW_TRACKING_URI": f"http://somebody:secret-word@127.0.0.1:{port}"}
@@ -146,6 +151,7 @@ def test_fault_18_a_server_that_is_down_costs_one_warning_and_no_time_and_no_poi
     assert curve(shipped()[0]) == [1, 1 / 2, 1 / 3, 1 / 4, 1 / 5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["locked", "damaged"])
 def test_fault_20_a_store_that_is_locked_or_damaged_is_named_with_the_cause(workspace, monkeypatch, what):
     with outbox.run("0" * 32, "train@a", "d", {}, {}):
@@ -245,6 +251,7 @@ def known(model="a"):
     return json.loads((outbox.MEASURED / f"d/{model}.json").read_text())
 
 
+@pytest.mark.slow
 def test_mlflows_own_id_stands_beside_the_records_as_soon_as_it_is_known(workspace, monkeypatch):
     monkeypatch.setattr(outbox, "Shipper", lambda number, name: SimpleNamespace(wait=lambda seconds: None))
     with outbox.run("0" * 32, "train@a", "d", {}, {}):
@@ -293,6 +300,7 @@ def unshipped(workspace, monkeypatch):
     return unshipped
 
 
+@pytest.mark.slow
 def test_fault_43_a_store_that_is_locked_while_a_run_opens_and_free_then_gets_everything(unshipped, monkeypatch):
     store.connect()
     file, tries = unshipped("0"), []
@@ -314,6 +322,7 @@ def test_fault_43_a_store_that_is_locked_while_a_run_opens_and_free_then_gets_ev
     assert (curve(run), run.data.params, run.info.status) == ([1.0], {"rate": "0.1"}, "FINISHED")
 
 
+@pytest.mark.slow
 def test_fault_43_a_record_that_an_older_convoy_noted_as_brought_to_no_run_is_brought(unshipped):
     file = unshipped("0")
     state = {"bytes": len(file.read_bytes().splitlines(keepends=True)[0]), "run": None, "open": True, "later": False}
@@ -322,6 +331,7 @@ def test_fault_43_a_record_that_an_older_convoy_noted_as_brought_to_no_run_is_br
     assert curve(shipped()[0]) == [1.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [b'{"what": "nothing we know", "at": 1}\n', b"[1]\n", b'{"at": 1}\n'])
 def test_fault_43_a_record_that_nobody_can_bring_is_set_aside_and_named_and_holds_nothing_up(unshipped, damage, capsys):
     bad, good = unshipped("0", "train@bad"), unshipped("1", "train@good")
@@ -345,6 +355,7 @@ def test_fault_43_a_record_whose_first_line_is_damaged_is_set_aside_too(unshippe
     assert f"is named {file}.aside now" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_fault_43_a_line_that_was_cut_off_costs_that_line_alone(unshipped, capsys):
     file = unshipped("0")
     with file.open("ab") as lines:
@@ -363,6 +374,7 @@ def test_fault_43_a_record_set_aside_replaces_none(unshipped):
     assert [one.name for one in outbox.aside()] == [f"{file.name}.aside", f"{file.name}1.aside"]
 
 
+@pytest.mark.slow
 def test_fault_43_one_record_that_is_refused_for_now_keeps_no_other_waiting(unshipped, monkeypatch):
     first, second = unshipped("0", "train@first"), unshipped("1", "train@second")
     os.utime(first, (1, 1))
@@ -383,6 +395,7 @@ def test_fault_43_one_record_that_is_refused_for_now_keeps_no_other_waiting(unsh
         pass
 
 
+@pytest.mark.slow
 def test_fault_43_a_run_that_was_removed_for_good_while_it_was_shipped_is_begun_once_more(unshipped):
     file = unshipped("0")
     shipment = shipping._Shipment(file.stem)

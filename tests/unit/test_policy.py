@@ -191,6 +191,7 @@ def test_where_nothing_can_be_measured_the_rule_holds_and_nothing_is_remembered(
     assert not policy.CACHE.exists()
 
 
+@pytest.mark.slow
 def test_the_command_measures_in_processes_of_its_own_and_training_then_does_as_measured(ready, workspace):
     entry = ENTRY | {"batch": 1, "jit_compile": False, "threads": 1}
     content = NO_ENTRIES | {"train": {"one": entry}, "tune": {}}
@@ -214,6 +215,7 @@ def test_the_command_measures_in_processes_of_its_own_and_training_then_does_as_
     assert {part: facts[part] for part in policy.PARTS} == kept["policy"]
 
 
+@pytest.mark.slow
 def test_the_number_of_steps_per_execution_changes_nothing_but_the_speed(ready):
     found = []
     for steps in (1, 16):
@@ -231,6 +233,7 @@ def test_the_number_of_steps_per_execution_changes_nothing_but_the_speed(ready):
     pd.testing.assert_frame_equal(first, second)
 
 
+@pytest.mark.slow
 def test_float16_scales_its_loss_and_is_stored_as_float32(ready):
     train("half", Train(**ENTRY | {"precision": "float16", "ema": 0.5, "clip_norm": 1.0, "epochs": 6}))
     folder = ready / "train/bars/half"

@@ -17,6 +17,7 @@ PUBLISHED = [  # model, layer, pixels: Araujo, Norris and Sim 2019, table 1 (goo
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("build", "layer", "pixels"), PUBLISHED)
 def test_has_the_published_size(build, layer, pixels):
     assert [axis.field for axis in receptive_fields(build())[layer]] == [pixels, pixels]
@@ -36,6 +37,7 @@ def seen_by_trial(model, layer, place):
     return rows.min(), rows.max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [31, 32, 33])
 @pytest.mark.parametrize("padding", ["same", "valid"])
 def test_is_what_a_change_of_the_input_shows(size, padding):
@@ -57,6 +59,7 @@ def test_is_what_a_change_of_the_input_shows(size, padding):
             assert seen_by_trial(model, layer, (place, axis.size // 2)) == edges, (layer, place)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "sizes"),
     [
@@ -83,6 +86,7 @@ def test_a_loaded_model_has_those_of_the_built_one_in_every_layer(module, sizes,
     assert {layer.name for layer in model.layers if "conv" in type(layer).__name__.lower()} <= seen
 
 
+@pytest.mark.slow
 def test_the_fields_of_our_architectures():
     fields = receptive_fields(resnet.build(depth=50, width=0.1))
     assert fields["average"] is not None

@@ -33,6 +33,7 @@ def alter(name="code/__init__.py"):
         file.write_text(file.read_text() + "\nraise SystemExit('altered code ran')\n")
 
 
+@pytest.mark.slow
 def test_fault_42_what_is_altered_between_the_check_and_the_load_is_not_loaded(version, monkeypatch):
     check = registry._is_as_registered
 
@@ -54,6 +55,7 @@ def test_fault_42_what_is_altered_between_the_check_and_the_load_is_not_loaded(v
         pass
 
 
+@pytest.mark.slow
 def test_fault_42_bytecode_beside_stored_code_is_neither_loaded_nor_a_reason_to_refuse(version):
     cache = next(folder for folder in Path("mlartifacts").rglob("code") if folder.is_dir()) / "code/__pycache__"
     cache.mkdir()
@@ -62,6 +64,7 @@ def test_fault_42_bytecode_beside_stored_code_is_neither_loaded_nor_a_reason_to_
         assert not [*folder.rglob("*.pyc")]
 
 
+@pytest.mark.slow
 def test_fault_42_what_is_served_was_checked(version, monkeypatch):
     served = []
 
@@ -88,6 +91,7 @@ def foreign(alias="champion"):
     return made
 
 
+@pytest.mark.slow
 def test_fault_44_a_champion_of_another_tool_is_named_with_the_way_out(version):
     made = foreign()
     for use in (
@@ -103,6 +107,7 @@ def test_fault_44_a_champion_of_another_tool_is_named_with_the_way_out(version):
     assert registry.needed_champion("d").version == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["altered", "gone"])
 def test_fault_44_rollback_refuses_a_version_whose_files_are_damaged(version, tmp_path_factory, damage):
     second = stored.register(tmp_path_factory.mktemp("more"), content="others")

@@ -78,6 +78,7 @@ def test_pictures_are_streamed_several_batches_at_a_time(ready, monkeypatch, dev
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_it_trains_the_same_model_byte_for_byte(ready, monkeypatch):
     content = []
     for most in (resident.MOST, 0):

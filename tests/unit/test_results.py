@@ -43,6 +43,7 @@ def journal(workspace, stage, at):
         file.write(json.dumps(entry) + "\n")
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_for_every_model_and_says_what_ran(finished, capsys):
     journal(finished, "fetch@digits", 500)
     journal(finished, "train@lenet5", 1500)
@@ -68,6 +69,7 @@ def test_only_the_champion_is_marked(finished, capsys, monkeypatch):
     assert [("lenet5" in row, "resnet" in row) for row in rows if "champion, version 7" in row] == [(False, True)]
 
 
+@pytest.mark.slow
 def test_a_registry_without_the_champion_of_the_files_is_a_warning(finished, capsys):
     decision = {"version": 1, "model": "lenet5", "promoted": True, "reason": "better", "champion": {"version": 1}}
     (finished / "data/register/digits").mkdir(parents=True)
@@ -76,6 +78,7 @@ def test_a_registry_without_the_champion_of_the_files_is_a_warning(finished, cap
     assert "dvc repro --force --single-item register@digits" in capsys.readouterr().out.replace("\n", " ")
 
 
+@pytest.mark.slow
 def test_where_the_comparison_lies_is_said(finished, capsys):
     decision = {"version": 1, "model": "lenet5", "promoted": True, "reason": "better", "champion": None}
     page = finished / "data/register/digits/comparison.html"
@@ -86,6 +89,7 @@ def test_where_the_comparison_lies_is_said(finished, capsys):
     assert "side by side: data/register/digits/comparison.html\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_that_did_nothing_says_so(finished, capsys):
     journal(finished, "train@lenet5", 500)
     results.show(since=1000)
@@ -94,6 +98,7 @@ def test_a_run_that_did_nothing_says_so(finished, capsys):
     assert "Nothing to do: all 5 stages are up to date." in text
 
 
+@pytest.mark.slow
 def test_of_stages_that_nobody_asked_for_nothing_is_told(finished, capsys):
     results.show(since=1000, targets=["train@lenet5", "fetch@digits"])
     text = " ".join(capsys.readouterr().out.split())

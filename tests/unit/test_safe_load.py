@@ -44,6 +44,7 @@ def changed(path, config=None, weights=None, more=None):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_what_the_architectures_build_is_loaded(name, tmp_path, monkeypatch):
     model = build(name, **example(name, 1, 1)[0])
@@ -52,10 +53,12 @@ def test_what_the_architectures_build_is_loaded(name, tmp_path, monkeypatch):
     assert safe_load.load(tmp_path / "model.keras").count_params() == model.count_params()
 
 
+@pytest.mark.slow
 def test_a_network_is_loaded_elsewhere_first(plain):
     assert safe_load.load(plain).count_params() == 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer", "said"),
     [
@@ -76,6 +79,7 @@ def test_fault_38_what_only_loading_shows_is_refused_and_this_process_unharmed(p
     assert room.peak() - before < 2**28
 
 
+@pytest.mark.slow
 def test_fault_38_the_process_that_loads_first_knows_no_secret_and_writes_nothing(plain, monkeypatch, tmp_path):
     monkeypatch.setenv("A_TOKEN", "canary")
     asked = {}
@@ -133,6 +137,7 @@ def hdf5(write):
     return content.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("write", "said"),
     [
@@ -172,6 +177,7 @@ def test_fault_38_other_formats_are_refused(tmp_path):
             safe_load.load(path)
 
 
+@pytest.mark.slow
 def test_no_flipped_byte_leaves_a_traceback(plain):
     content = bytearray(plain.read_bytes())
     for place in range(0, len(content), 7):

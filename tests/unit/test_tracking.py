@@ -9,6 +9,7 @@ from mlflow.exceptions import MlflowException
 from convoy.tracking import outbox, registry, retention, runs, store
 
 
+@pytest.mark.slow
 def test_fault_19_eight_processes_that_start_at_once_share_one_fresh_store(workspace):
     script = (
         "import sys, time; from convoy.tracking import runs\n"
@@ -33,6 +34,7 @@ def test_fault_19_eight_processes_that_start_at_once_share_one_fresh_store(works
     assert experiment.artifact_location == (workspace / "mlartifacts/d").as_uri()
 
 
+@pytest.mark.slow
 def test_the_commit_and_what_is_not_committed_go_with_the_run(workspace, monkeypatch):
     def git(*words):
         return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout.strip()
@@ -114,6 +116,7 @@ def test_neither_does_what_fails_later(trained):
     assert (client.get_run(run_id).info.status, client.get_run(run_id).info.end_time) == ("FINISHED", ended)
 
 
+@pytest.mark.slow
 def test_a_registry_that_cannot_answer_is_no_registry_without_a_champion(workspace, monkeypatch):
     assert registry.champion("d") is None
 
@@ -125,6 +128,7 @@ def test_a_registry_that_cannot_answer_is_no_registry_without_a_champion(workspa
         registry.champion("d")
 
 
+@pytest.mark.slow
 def test_fault_21_open_runs_of_processes_that_died_are_ended_as_killed_and_those_that_work_are_not(workspace):
     script = (
         "import sys, time; from convoy.tracking import runs\n"

@@ -110,6 +110,7 @@ def refused(function, *arguments, **options):
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_whole_data_passes_and_the_three_places_are_named(checkout, capsys):
     verify()
     verify("storage")
@@ -120,6 +121,7 @@ def test_whole_data_passes_and_the_three_places_are_named(checkout, capsys):
     ]
 
 
+@pytest.mark.slow
 def test_fault_11_an_altered_cache_object_is_named_and_nothing_is_pushed(checkout):
     remote = checkout.parent / "convoy-storage"
     shutil.rmtree(remote)
@@ -153,6 +155,7 @@ def test_fault_12_a_truncated_object_in_the_remote_stops_the_pull_and_leaves_the
     assert f"remote storage: {bad} was altered" in refused(verify)
 
 
+@pytest.mark.slow
 def test_fault_13_a_missing_member_of_a_folder_in_the_remote_is_listed(clone, checkout):
     bad = stored(checkout.parent / "convoy-storage", checkout / "data/raw/3.txt")
     bad.unlink()
@@ -161,6 +164,7 @@ def test_fault_13_a_missing_member_of_a_folder_in_the_remote_is_listed(clone, ch
     assert not (clone / "data/raw").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["flipped", "cut", "missing", "listing"])
 def test_push_repair_mends_the_remote_from_a_whole_clone(clone, checkout, monkeypatch, damage):
     remote = checkout.parent / "convoy-storage"
@@ -183,6 +187,7 @@ def test_push_repair_mends_the_remote_from_a_whole_clone(clone, checkout, monkey
     assert tree(clone / "data/raw") == tree(checkout / "data/raw")
 
 
+@pytest.mark.slow
 def test_a_clone_without_the_data_cannot_repair_and_deletes_nothing(clone, checkout):
     remote = checkout.parent / "convoy-storage"
     alter(stored(remote, checkout / "data/raw/0.txt"))
@@ -191,6 +196,7 @@ def test_a_clone_without_the_data_cannot_repair_and_deletes_nothing(clone, check
     assert tree(remote) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["data/raw/1.txt", "data/copy/2.txt", "data/score.json"])
 def test_a_flip_in_the_workspace_is_named_though_its_time_is_kept(checkout, path):
     alter(checkout / path, flip=0)
@@ -248,6 +254,7 @@ def test_the_message_of_the_command_has_a_line_for_each_damage(checkout, capsys)
     assert said[2] == "What to do:"
 
 
+@pytest.mark.slow
 def test_objects_of_other_commits_are_read_as_well(checkout):
     bad = cached(checkout, "data/raw/2.txt")
     (checkout / "data/raw/2.txt").write_text("new\n")
@@ -292,6 +299,7 @@ def test_an_unknown_remote_is_a_wrong_configuration(checkout, function):
         function("nowhere")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [verify, push, pull])
 def test_an_unreachable_remote_is_a_failed_service(clone, function):
     dvc(clone, "remote", "modify", "--local", "storage", "url", "ssh://127.0.0.1:1/nowhere")
@@ -305,6 +313,7 @@ def test_a_place_without_data_version_control_is_a_wrong_configuration(tmp_path,
         verify()
 
 
+@pytest.mark.slow
 def test_the_shipped_remote_checks_what_arrives_wherever_it_is_moved(checkout):
     dvc(checkout, "remote", "modify", "--local", "storage", "url", "s3://bucket/folder")
     dvc(checkout, "remote", "modify", "--local", "storage", "endpointurl", "http://127.0.0.1:1")
