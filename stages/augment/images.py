@@ -13,7 +13,7 @@ from stages.augment.draws import Draws
 
 ARRAY = "image"
 OPTIONS = ("shift", "rotate", "scale", "elastic", "smoothness", "flip", "erase", "noise")
-SIZED = True  # ingest brings all to one size
+SIZED = True  # ingest stores all examples in one size
 
 
 def change(pictures: np.ndarray, rng: Draws, **options: Any) -> np.ndarray:

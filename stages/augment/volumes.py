@@ -15,7 +15,7 @@ from stages.augment.entry import Augment
 
 ARRAY = "volume"
 OPTIONS = ("shift", "mirror", "turn", "noise")
-SIZED = True  # ingest brings all to one size
+SIZED = True  # ingest stores all examples in one size
 AXES = {"depth": 0, "height": 1, "width": 2}  # of one volume
 
 
