@@ -3,7 +3,7 @@
 Usage: ``python benchmarks/kills.py [--points 50] [--random 10] [--full 10] [--seed 0]``; Linux. A copy of the checkout
 in a temporary folder, its params.yaml cut down to the digits and one small LeNet-5, goes the whole road, fetch to
 register, once without a kill. Then, for each point, an equal copy begins it with a ``sitecustomize`` that counts
-what all of its processes - DVC, the stages, who ships to MLflow - open to write, rename, remove, make or bring to
+what all of its processes - DVC, the stages, who ships to MLflow - open to write, rename, remove, make or sync to
 the disk, and kills all of them at the n-th, for as many n in each stage; for the random ones a clock does. For the
 full disks the copy lies on a tmpfs that is too small, evenly between what the checkout needs and what the road leaves,
 and which is made larger after the road has ended with a message and no traceback; that takes the right to mount. Then
@@ -194,7 +194,7 @@ def environment(clone: Path, at: int) -> dict[str, str]:
 
 
 def whole(clone: Path) -> tuple[str, float, Left]:
-    """Goes the road without a kill; returns the writes, as of ``points``, the seconds and what it leaves."""
+    """Goes the road without a kill; returns its writes in the form of ``points``, its seconds and what it leaves."""
     started = time.monotonic()
     surroundings = environment(clone, at=0)
     subprocess.run(["dvc", "repro"], cwd=clone, env=surroundings, check=True, stdout=subprocess.DEVNULL)

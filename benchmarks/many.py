@@ -1,7 +1,7 @@
 """Whether cost grows with the examples alone: ``python benchmarks/many.py [texts] [--sizes 10000 100000 1000000]``.
 
 Pictures of 32x32 are generated - a bright bar at one of ten angles before a grey pattern -, written as IDX files, or
-sentences of 10 to 40 words, one of which tells the class, as CSV. They go through ingest, augment (one changed copy
+sentences of 10 to 40 words as CSV, where one word tells the class. They go through ingest, augment (one changed copy
 each), train (LeNet-5 or a small text_cnn, one epoch) and evaluate, each a process of its own, in a clone of HEAD.
 Without the search for near duplicates (``duplicates.py``), whose cost grows with the square. Seconds are the journal's;
 memory is the largest that the processes of a stage had for themselves, without the shards that they map, which the
@@ -34,7 +34,7 @@ from convoy.tracking.outbox import measured
 STAGES = ("ingest", "augment", "train", "evaluate")
 BLOCK = 10_000
 LOOK = 0.1  # seconds between two looks at the memory
-WORDS = 30_000  # of the generated language, the n-th of which is 1/n as frequent as the first
+WORDS = 30_000  # of the generated language; the n-th is 1/n as frequent as the first
 PICTURES, TEXTS = "pictures", "texts"
 INGEST = {PICTURES: {"kind": "images", "size": [32, 32], "mode": "grey"}, TEXTS: {"kind": "text"}}
 AUGMENT = {PICTURES: {"shift": 2.0}, TEXTS: {"swap": 0.1}}

@@ -1,7 +1,7 @@
-"""Twenty scheduled runs in a row, each of changed data and each killed once: what grows, and what brings it back.
+"""Twenty scheduled runs in a row, each of changed data and each killed once: what grows, and what shrinks it again.
 
 Usage: ``python benchmarks/soak.py [--runs 20] [--clean 5] [--seed 0]``; Linux, half an hour on 2 cores. A copy of the
-checkout in a temporary folder has one data set, which ``dvc import-url`` brings from a folder beside it, a small
+checkout in a temporary folder has one data set, which ``dvc import-url`` copies from a folder beside it, a small
 LeNet-5, a remote, a Prefect server, and ``convoy schedule`` that lives through all of it. Before each run some
 pictures come and some go. The run's processes are killed at a random time - a run has all its processes under the
 schedule's - and the next one has to end well. Measured after it: its seconds, bytes on the disk by place, the
@@ -184,7 +184,7 @@ def kill(schedule: psutil.Process) -> None:
 
 
 def wait(asked: Any, seconds: float, what: str = "the server") -> Any:
-    """Waits until something is there; returns it."""
+    """Waits until ``asked`` returns something true; returns that."""
     stop = time.monotonic() + seconds
     while not (answer := asked()):
         if time.monotonic() > stop:

@@ -19,7 +19,7 @@ NEUTRAL = (
     "convoy.dependencies", "convoy.doctor", "convoy.errors", "convoy.journal", "convoy.machine", "convoy.params",
     "convoy.repo", "convoy.schema", "convoy.secrets", "convoy.tracking", "stages.train.running", "stages.train.speed",
 )  # fmt: skip
-ARCHITECTURES = "stages.train.architectures"  # of which a training imports one
+ARCHITECTURES = "stages.train.architectures"  # a training imports one of them
 BY_NAME = "convoy.kinds"  # whose files are imported by a name of params.yaml: all of them, where one is
 
 

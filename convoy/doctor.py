@@ -1,4 +1,4 @@
-"""What of this machine will not work, before it does not: ``convoy doctor``.
+"""Checks this machine before work fails on it: ``convoy doctor``.
 
 Libraries that do not go together, a clock that is off, a disk without room, a folder in which files cannot be written
 or locked, a server that does not answer, a GPU that TensorFlow was not installed for. The libraries are looked at by
@@ -231,7 +231,7 @@ def _asked(address: str) -> tuple[bool, str]:
     try:
         with urllib.request.urlopen(f"{login}{host.rstrip('/')}/health", timeout=ANSWER_SECONDS) as answer:
             return True, answer.headers.get("Date", "")
-    except urllib.error.HTTPError as error:  # it is there, and wants a login
+    except urllib.error.HTTPError as error:  # the server answers, and wants a login
         return True, error.headers.get("Date", "")
     except OSError as error:
         return False, mask_in(str(getattr(error, "reason", error)), address)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote, urlsplit
 
-# Names of what nobody else should know. Not `tokens`, of which texts are made, nor `key` alone, which mappings have.
+# Names of secrets. Not `tokens`, which are parts of texts, nor `key` alone, which mappings have.
 NAMES = (
     r"(?:[A-Za-z0-9_.-]*(?:passw(?:or)?d|passphrase|secret)|sshpass"
     r"|(?:[A-Za-z0-9_.-]*[_.-])?(?:pass|pwd|token|credentials?(?:[_-]?data)?|authorization|signature|sig"

@@ -29,7 +29,7 @@ class Tab:
         return message["result"]
 
     def go(self, address):
-        """Opens an address and waits until all that belongs to it is there; what it logs and asks for are events."""
+        """Opens an address and waits until it has loaded; its logs and requests are events."""
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.ask(f"{domain}.enable")
         self.events.clear()
@@ -38,7 +38,7 @@ class Tab:
             self.events.append(json.loads(self._socket.recv(timeout=60)))
 
     def run(self, expression):
-        """Returns the value of a JavaScript expression, a promise's when it is there."""
+        """Returns the value of a JavaScript expression; of a promise, once it is settled."""
         said = self.ask("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in said, said
         return said["result"].get("value")

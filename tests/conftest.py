@@ -67,7 +67,7 @@ def run_of(facts):
 
 
 def bars(folder, side):
-    """Writes 60 grey pictures in the classes "across" and "down", the lines of which they show."""
+    """Writes 60 grey pictures of lines in the classes "across" and "down"."""
     rng = np.random.default_rng(0)
     for number in range(60):
         label = ("across", "down")[number % 2]
@@ -108,7 +108,7 @@ def workspace(tmp_path, tmp_path_factory, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (tmp_path / "data").mkdir()
-    # What is recorded is shipped when it is whole, and by this process, as each of another would start MLflow anew.
+    # This process ships each record when it is whole: a process per record would start MLflow each time.
     empty = tmp_path_factory.getbasetemp() / "empty.db"
     monkeypatch.setattr(outbox, "Shipper", lambda number, name: SimpleNamespace(wait=lambda seconds: _ship(empty)))
     return tmp_path

@@ -1,4 +1,4 @@
-"""Raw data that nobody vouches for: a corpus of hostile and broken files, made anew at each run.
+"""Raw data that nobody vouches for: a corpus of hostile and broken files, made again at each run.
 
 Each case is a folder of raw data, the row of the table of faults that it belongs to, and what ingest has to do with it.
 Most of them are one bad file among good pictures, since what is bad must not cost what is good.
@@ -381,7 +381,7 @@ def zip_of_zeros(name: str) -> bytes:
 
 
 def overlapping(count: int = 1000) -> bytes:
-    """Returns a zip of which all members are the same megabyte (CVE-2024-0450)."""
+    """Returns a zip whose members are all the same megabyte (CVE-2024-0450)."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/0", bytes(MIB))
@@ -524,7 +524,7 @@ def idx_gz_of_zeros(raw):
 
 @case(30, 0, "a/bad.txt", "combining marks in a row", bomb=True, bad=1, params=TEXT)
 def text_of_combining_marks(raw):
-    """Bringing marks into their order takes time that grows with the square of their number."""
+    """Sorting marks takes time that grows with the square of their number."""
     for number in range(24):
         put(raw, f"{'ab'[number % 2]}/{number}.txt", f"sentence {number} of many")
     put(raw, "a/bad.txt", "a" + "\u0301\u0316" * 100_000)

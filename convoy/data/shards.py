@@ -251,7 +251,7 @@ class Shards(Sequence):
         return np.concatenate([self._rows(number, name, slice(None)) for number in range(len(self._shards))])
 
     def texts(self, name: str) -> Iterator[str]:
-        """Yields the texts of one array in order, of which few are in memory at once."""
+        """Yields the texts of one array in order and holds few of them in memory at once."""
         self._some()
         for number, shard in enumerate(self._index["shards"]):
             for start in range(0, shard["rows"], TEXTS):

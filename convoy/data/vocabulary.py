@@ -3,8 +3,8 @@
 A vocabulary is built on training texts alone (by augment, which stores it with the data), a model chooses its unit and
 size (train), and what it chose travels with it, so that prediction cannot read a text in another way.
 
-Rules, the same for all: a text is brought to Unicode form NFKC; words and characters are compared without case, unless
-the model keeps it. A word is a run of letters, their marks and digits, an apostrophe with what follows it, or any other
+Rules, the same for all: a text is normalised to Unicode form NFKC. Words and characters are compared without case,
+unless the model keeps it. A word is a run of letters, their marks and digits, an apostrophe with what follows it, or any other
 sign by itself; where no spaces stand between words, as in Chinese or Thai, characters or subwords serve better. What
 the vocabulary does not have becomes UNKNOWN; texts are cut off at the model's length and filled up with PAD, which no
 network sees.
@@ -37,7 +37,7 @@ RUNS = np.split(MARKS, np.flatnonzero(np.diff(MARKS) != 1) + 1)
 LETTERS = r"\w" + "".join(f"{chr(run[0])}-{chr(run[-1])}" for run in RUNS)
 WORD = re.compile(rf"(?!\s)(?:[{LETTERS}]+|(?<=[{LETTERS}])['’][{LETTERS}]+|[^{LETTERS}])")
 MOST = 100_000  # words or characters that are stored; the rarer ones are left out
-SENTENCES = 1_000_000  # of which subwords are learned at most, the first ones; bounds time and memory
+SENTENCES = 1_000_000  # subwords are learned from the first ones, at most as many; bounds time and memory
 MULTIPLE = 4  # lengths of batches are multiples of it, so that few differ
 
 

@@ -25,7 +25,7 @@ EXPANSION = 250  # times its size a compressed file may announce. MNIST: 6, Adre
 
 @dataclass(frozen=True)
 class Stored:
-    """An array in a file, of which only the header has been read.
+    """An array in a file; only its header has been read.
 
     Attributes:
         name: says where it is, e.g. ``medmnist.npz[train_images]``.
@@ -200,7 +200,7 @@ def _check_shape(name: str, shape: tuple[int, ...]) -> None:
 
 
 def arrangement(images: Stored, axes: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns the function that brings rows of ``images`` to (rows, [depth,] height, width[, channels])."""
+    """Returns the function that reshapes rows of ``images`` to (rows, [depth,] height, width[, channels])."""
     row = images.shape[1:]
     if len(row) == axes or (len(row) == axes + 1 and row[-1] in (1, 3, 4)):
         return lambda block: block

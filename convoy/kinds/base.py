@@ -36,7 +36,7 @@ class Example:
     """One example, decoded and checked.
 
     Attributes:
-        content: SHA-256 (32 bytes) of what it shows, before it was brought to one size.
+        content: SHA-256 (32 bytes) of what it shows, before it was resized.
         arrays: what is stored, without the first axis; a text as a str.
         facts: what the manifest says of it, e.g. its original height and width; the same keys for every example.
         fingerprint: uint8 vector by which near copies are found (``duplicates.py``); zeros: takes no part; None for
@@ -60,9 +60,9 @@ class Kind:
         decode: raw -> Example; its arguments are the options of ingest.
         prepare: raw example, input.json -> what ingest would store of it, to be predicted.
         pack: stored example -> the same as a user would send it.
-        axes: of ``size``, to which every example is brought; 0: examples have no size.
+        axes: number of axes of ``size``, the size of every stored example; 0: examples have no size.
         sent: MLflow's type of a raw example.
-        endings: of files each of which is an example; none where examples are lines, or rows of tables.
+        endings: of files that hold one example each; none where examples are lines, or rows of tables.
         reads: what a served model reads, for people; with the fields size, mode or length of input.json.
         truth: column of predictions.parquet with what would have been right.
         metric: the main one; see ``scores.main``.

@@ -1,6 +1,6 @@
-"""What of an example is kept so that its near duplicates can be found (``duplicates.py``).
+"""Fingerprints of examples, by which near duplicates are found (``duplicates.py``).
 
-Apart from the search, as it runs in the workers: they start faster without SciPy.
+They are apart from the search because they are computed in the workers, which start faster without SciPy.
 """
 
 import hashlib

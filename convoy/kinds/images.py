@@ -21,7 +21,7 @@ def decode(
     fingerprints: bool = False,
     **_: object,
 ) -> Example:
-    """Reads one picture and brings it to ``size``.
+    """Reads one picture and resizes it to ``size``.
 
     Its content is what the normalised picture shows (``pictures.content``).
 

@@ -46,7 +46,7 @@ def read(data: bytes, side: int | None = None, mode: str = "colour") -> tuple[Im
 
     Args:
         data: the file.
-        side: the longer side, in pixels, to which it will be brought. A JPEG is then decoded at the eighths of its size
+        side: the longer side, in pixels, of its later size. A JPEG is then decoded at the eighths of its size
             that leave at least twice that many both ways: 1,069 photos of some 300x200 pixels then differ by 0.4 grey
             levels of 255 on average at 64 pixels, by 1.1 at 32. None: at full size.
         mode: ``grey``: of a JPEG only the brightness is decoded.
@@ -139,7 +139,7 @@ def from_array(pixels: np.ndarray) -> tuple[Image.Image, dict[str, int | str]]:
 
 
 def normalise(picture: Image.Image) -> Image.Image:
-    """Brings a picture to one of the modes L, I;16, RGB and RGBA, which keep what it shows.
+    """Converts a picture to one of the modes L, I;16, RGB and RGBA, which keep what it shows.
 
     Raises:
         InputRefusedError: its numbers have no known range.
@@ -162,7 +162,7 @@ def normalise(picture: Image.Image) -> Image.Image:
 
 
 def to_size(picture: Image.Image, *, size: tuple[int, int], mode: str, fit: str) -> Image.Image:
-    """Brings a normalised picture (see ``normalise``) to one size, and to the mode L (grey) or RGB (colour).
+    """Resizes a normalised picture (see ``normalise``) and converts it to the mode L (grey) or RGB (colour).
 
     16 bits become 8 by division by 257; what is transparent becomes white; the picture is resized last, bilinear.
 
@@ -244,7 +244,7 @@ def _refusing() -> Iterator[None]:
         raise InputRefusedError(f"not a picture in one of the formats {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError as error:
         raise InputRefusedError(f"too many pixels: {error}") from error
-    except Exception as error:  # hostile bytes bring Pillow to raise nearly anything, also IndexError and KeyError
+    except Exception as error:  # Pillow raises nearly anything on hostile bytes, also IndexError and KeyError
         raise InputRefusedError(f"damaged: {str(error) or type(error).__name__}") from error
 
 
@@ -282,7 +282,7 @@ def _check_whole(data: bytes, kind: str) -> None:
 
 
 def _scan(data: bytes) -> int:
-    """Returns where the pixels of a JPEG begin: behind all segments, one of which may hold a thumbnail with an end."""
+    """Returns where the pixels of a JPEG begin: behind all segments; one may hold a thumbnail with an end."""
     return [start for _, start, _ in _segments(data)][-1]
 
 

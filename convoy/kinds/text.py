@@ -14,7 +14,7 @@ from convoy.kinds.base import Example, Kind, Raw
 from convoy.kinds.fingerprints import text_fingerprint
 
 CHARACTERS = 1_000_000  # of one text; the longest novels have three times as many
-# In a row. To bring n of them into their order takes time in n * n; Unicode's own limit for streams is 30 (UAX #15).
+# In a row. Sorting n of them takes time in n * n; Unicode's own limit for streams is 30 (UAX #15).
 MANY_MARKS = 100
 MARKS = re.compile(
     f"[{''.join(mark for mark in map(chr, range(0x300, 0x20000)) if unicodedata.combining(mark))}]{{{MANY_MARKS + 1}}}"

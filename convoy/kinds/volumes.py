@@ -17,7 +17,7 @@ LEAST = 2**14  # voxels that a frame counts for at least
 
 
 def decode(data: list[bytes] | np.ndarray, *, size: tuple[int, int, int], mode: str, fit: str, **_: object) -> Example:
-    """Reads one volume and brings it to ``size`` (depth, height, width).
+    """Reads one volume and resizes it to ``size`` (depth, height, width).
 
     Height and width as ``pictures.to_size``. Depth: ``stretch`` interpolates linearly; ``pad`` adds black frames at
     both ends, and squeezes what is too deep; ``crop`` keeps the middle frames, and stretches what is too shallow.

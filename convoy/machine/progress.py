@@ -100,7 +100,7 @@ class _Count(_Display):
 
 
 def track(things: Iterable[Thing], title: str, unit: str, total: int | None, size: int = 1) -> Iterator[Thing]:
-    """Yields ``things``, each of which stands for ``size`` of ``total`` units (None: not known beforehand)."""
+    """Yields ``things``; each stands for ``size`` of ``total`` units (None: not known beforehand)."""
     with _Count(title, unit, total) as display:
         for thing in things:
             yield thing

@@ -219,7 +219,7 @@ def seeds_from(seed: int) -> Iterator[None]:
 
     Keras draws them from Python's ``random``, which any other thread of the process - MLflow's clients, Prefect's
     server - draws from too: now and then two equal trainings began with unequal weights. The seeds are those that
-    ``keras.utils.set_random_seed(seed)`` brings where there is no other thread.
+    ``keras.utils.set_random_seed(seed)`` gives where no other thread runs.
     """
     from keras.src.random import seed_generator
 
@@ -235,8 +235,9 @@ def seeds_from(seed: int) -> Iterator[None]:
 def fused_normalisation() -> Iterator[None]:
     """Has TensorFlow on a CPU compute batch normalisation by one operation, in models that are built and trained in it.
 
-    Keras adds it up from a dozen, of which each reads and writes all maps; the layer, what is stored of it and the
-    numbers but for rounding stay. A small ResNet learned half as fast again (``benchmarks/RESULTS.md``).
+    Keras adds it up from a dozen operations, and each reads and writes all maps. The layer and its stored form stay
+    the same, and so do the numbers but for rounding. A small ResNet learned half as fast again
+    (``benchmarks/RESULTS.md``).
     """
     layer = keras.layers.BatchNormalization
     if keras.backend.backend() != "tensorflow" or not on_cpu():

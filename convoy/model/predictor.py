@@ -1,4 +1,4 @@
-"""A trained network with what brings examples to it: the same for evaluate, register and whoever predicts."""
+"""A trained network with the preparation of its inputs: the same for evaluate, register and whoever predicts."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -93,7 +93,7 @@ class Predictor:
         """
         [inputs] = self.inputs(block)
         n = len(inputs)
-        # Few sizes of batches, each of which is compiled on some devices; of one example the most is asked.
+        # Few sizes of batches: some devices compile each. Most requests have one example.
         inputs = np.concatenate([inputs, np.repeat(inputs[:1], -n % (SENTENCES if n > 1 else 1), axis=0)])
         found = np.asarray(self.network.predict_on_batch(inputs))[:n]
         return scaled(found, self.takes.get("temperature", 1.0))
@@ -102,7 +102,7 @@ class Predictor:
         """Returns the class and its probability, or the translation and that of each of its tokens, of few examples.
 
         Args:
-            block: as of ``classified``, or source.
+            block: as for ``classified``, or source.
         """
         if not self.kind.has_classes:
             known = self.vocabularies["target"]

@@ -1,4 +1,4 @@
-"""Networks in Keras' file format, .keras, of which nothing is loaded that could run code or read other files.
+"""Loads networks in Keras' file format, .keras, and nothing in them that could run code or read other files.
 
 A registry may be shared, and a network of somebody else's be in it. Keras' own ``safe_mode`` forbids lambdas, and was
 bypassed again and again; so a file has to hold the three members that Keras writes and nothing else, and its
@@ -63,7 +63,7 @@ def load(path: Path) -> "keras.Model":
     """Loads a network that was looked at, and loaded by another process before.
 
     Raises:
-        InputRefusedError: as of ``check``; or it cannot be loaded within those limits.
+        InputRefusedError: as for ``check``; or it cannot be loaded within those limits.
     """
     import keras
 

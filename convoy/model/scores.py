@@ -24,7 +24,7 @@ def main(metric: str, expected: np.ndarray, answers: np.ndarray) -> float:
 
 
 def bleu() -> "BLEU":
-    """Returns sacreBLEU with its defaults, but for texts of which none has four words: of these it would be 0."""
+    """Returns sacreBLEU with its defaults, except where no text has four words: the default would give 0."""
     from sacrebleu.metrics import BLEU  # only where something is translated
 
     return BLEU(effective_order=True)

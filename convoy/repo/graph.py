@@ -1,4 +1,4 @@
-"""The graph of dvc.yaml, read from DVC: the only door to its Python API, of which these parts are not documented.
+"""Reads the graph of dvc.yaml from DVC. The only door to its Python API; these parts of it are not documented.
 
 ``tests/unit/test_graph.py`` compares it with what ``dvc dag`` prints.
 """
@@ -78,7 +78,7 @@ def read(targets: Sequence[str] = ()) -> dict[str, Node]:
 
 
 def imports() -> list[str]:
-    """Returns the .dvc files of what ``dvc import`` and ``dvc import-url`` brought."""
+    """Returns the .dvc files that ``dvc import`` and ``dvc import-url`` wrote."""
     with open_repo() as repo:
         return sorted(stage.path_in_repo for stage in repo.index.graph if stage.is_import)
 

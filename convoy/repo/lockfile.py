@@ -1,6 +1,6 @@
 """dvc.lock as it is read here: whole, or not at all.
 
-``check`` reads it before DVC does, which writes it anew after every stage, in place: a kill or a full disk leaves it
+``check`` reads it before DVC does. DVC rewrites it in place after every stage, so a kill or a full disk leaves it
 cut off or empty. So each stage that begins keeps a copy, and ``check`` takes it back; what else is wrong with the file
 is for people. What was cut off right behind an input or output is not noticed: DVC then runs that stage again, and
 those behind it, or takes their results from its cache.
@@ -63,8 +63,8 @@ def mend() -> None:
     """Takes the copy back where DVC was ended while it wrote.
 
     Raises:
-        IntegrityError: as of ``stages``, where there is no copy, or it was not cut off.
-        BusyError: somebody holds DVC's lock, who may be writing.
+        IntegrityError: as for ``stages``, where no copy exists, or the file was not cut off.
+        BusyError: a process holds DVC's lock and may be writing.
     """
     try:
         stages()

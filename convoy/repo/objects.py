@@ -53,7 +53,7 @@ class Output:
 
     @property
     def again(self) -> str:
-        """How to make it anew."""
+        """How to make it again."""
         if self.stage.endswith(".dvc"):
             return f"bring {self.path} back from where it came and `dvc add {self.path}`"
         return f"make it again with `dvc repro --force --single-item {self.stage}`"

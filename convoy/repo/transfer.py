@@ -14,7 +14,7 @@ def push(remote: str | None = None, *, repair: bool = False) -> None:
     Args:
         remote: by default the default remote.
         repair: first read the remote as well, and delete from it what is damaged and whole in this cache, together with
-            the listings that promise it: for DVC a folder is complete in a remote when its listing is there.
+            the listings that promise it: for DVC a folder is complete in a remote that holds its listing.
 
     Raises:
         IntegrityError: an object of the cache is altered, and nothing was pushed; or something is neither here nor

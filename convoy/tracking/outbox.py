@@ -1,9 +1,9 @@
 """What a stage says of its work, kept in a file of this checkout whether or not MLflow can be reached.
 
 ``data/runs/<id>.jsonl`` has one line per fact, which is on the disk before the work goes on. A process beside it,
-``python -m stages ship <id> <name>`` (``shipping.follow``), brings the lines to MLflow and removes the file when all of
-them are there; what it cannot bring waits for the next one. So the work never waits for a server, nor for MLflow's
-seconds of start-up.
+``python -m stages ship <id> <name>`` (``shipping.follow``), uploads the lines to MLflow and removes the file when all
+of them have arrived. What it cannot upload waits for the next such process. So the work never waits for a server, nor
+for MLflow's seconds of start-up.
 """
 
 import json
@@ -127,7 +127,7 @@ def run(
 def reopened(facts: Mapping[str, Any]) -> Iterator[Record]:
     """Continues the run of a training, given its ``run.json``; its end stays the training's.
 
-    Where DVC brought a trained model from elsewhere, MLflow here does not know the run; a new one takes its place.
+    If DVC pulled the trained model from elsewhere, MLflow here does not know the run; a new one takes its place.
     """
     found = {"stage": "train", "model": facts["model"], "dataset": facts["dataset"]}
     opening = {"name": f"train@{facts['model']}", "dataset": facts["dataset"], "tags": found, "later": True}
@@ -266,7 +266,7 @@ class Shipper:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            start_new_session=True,  # Ctrl-C is for the stage; this one then brings what it had to say
+            start_new_session=True,  # Ctrl-C is for the stage; this process then uploads the rest of its record
         )
         self._relaying = threading.Thread(target=self._relay, daemon=True)
         self._relaying.start()

@@ -133,7 +133,7 @@ def remove(go: Unneeded) -> None:
         client.delete_run(number)
     if local and runs:
         for name in {one.name for one in go.versions}:
-            experiment_id(client, name)  # which brings a deleted one back
+            experiment_id(client, name)  # which restores a deleted one
         for first in range(0, len(runs), 1000):  # all at once would be too long an argument
             some = ",".join(runs[first : first + 1000])
             done = subprocess.run(

@@ -105,7 +105,7 @@ class Nested:
 def reopened(facts: dict[str, Any]) -> Iterator[str]:
     """Continues the run of a training, given its ``run.json``; yields MLflow's id of it. Its end stays the training's.
 
-    What the training said and could not be brought here is brought first; see ``record.reopened`` for one that this
+    The lines of the training that are not in MLflow yet are uploaded first; see ``record.reopened`` for one that this
     store does not know. Records of other trainings keep nobody waiting.
 
     Raises:
@@ -131,9 +131,9 @@ def reopened(facts: dict[str, Any]) -> Iterator[str]:
 
 
 def end_abandoned() -> None:
-    """Ends as KILLED the open runs of processes of this machine that are no more.
+    """Ends as KILLED the open runs of dead processes of this machine.
 
-    Where the store cannot be reached, that is said, and it is left to a later time.
+    If the store cannot be reached, convoy warns, and a later call ends them.
     """
     try:
         ship()

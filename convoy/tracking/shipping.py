@@ -1,4 +1,4 @@
-"""Brings what stages recorded to MLflow, while they run or later."""
+"""Uploads the records of stages to MLflow, while they run or later."""
 
 import itertools
 import json
@@ -42,11 +42,11 @@ SAMPLE_SECONDS = 2  # between two readings of CPU, memory and GPU
 RECORD = "record"  # tag of a run: the id of what it was shipped from; see record.py
 POLL_SECONDS = 0.2  # between two looks at a record that is being written
 RETRY_SECONDS = 15.0  # between two tries of a store that could not be reached
-SHIPPER_SECONDS = 300.0  # of waiting for another process that brings the same record
+SHIPPER_SECONDS = 300.0  # of waiting for another process that uploads the same record
 
 
 def bring_record(number: str) -> None:
-    """Brings a record, or waits until the process that follows it has.
+    """Uploads a record, or waits until the process that follows it has.
 
     Raises:
         ServiceError: the store cannot be reached, or that process does not get done.
@@ -98,10 +98,10 @@ def follow(number: str, name: str) -> None:
 
 
 def ship() -> int:
-    """Brings to MLflow what stages of this checkout said while it could not be reached; returns of how many runs.
+    """Uploads the records that wait in this checkout to MLflow; returns the number of runs.
 
-    What is being written is left to the process that follows it. A record that cannot be brought stays; those behind it
-    are brought if the store answers.
+    A record that is being written is left to the process that follows it. A record that cannot be uploaded stays;
+    those behind it are uploaded if the store answers.
 
     Raises:
         ServiceError: it cannot be reached now either, or not for one of the records.
@@ -127,7 +127,7 @@ def ship() -> int:
 
 
 def _modified(file: Path) -> float:
-    """Returns when a record was last written; another process may just have brought and removed it."""
+    """Returns when a record was last written; another process may just have uploaded and removed it."""
     try:
         return file.stat().st_mtime
     except FileNotFoundError:
@@ -144,9 +144,9 @@ def _answers() -> bool:
 
 
 class _Shipment:
-    """Brings the lines of one record to MLflow, each at least once; a line that comes twice changes nothing there.
+    """Uploads the lines of one record to MLflow, each at least once; a line that comes twice changes nothing there.
 
-    How far it came lies beside the record: ``<id>.shipped``. A record with lines that nobody can bring, whatever the
+    Its progress lies beside the record: ``<id>.shipped``. A record with lines that nobody can upload, whatever the
     store answers, is set aside under the name ``<id>.jsonl.aside``.
 
     Attributes:
@@ -196,7 +196,7 @@ class _Shipment:
             return None
 
     def go(self, watched: bool = False) -> str:
-        """Brings what is new; returns why it could not, or "".
+        """Uploads the new lines; returns why it could not, or "".
 
         Args:
             watched: the work goes on, so its use of the machine is measured.
@@ -227,7 +227,7 @@ class _Shipment:
         return said if said.startswith(place()) else f"{place()} cannot be used now: {said}"
 
     def leave(self) -> bool:
-        """Ends the run of a stage that died, and removes the record if all of it was brought; returns that."""
+        """Ends the run of a stage that died, and removes the record if all of it was uploaded; returns that."""
         if self._monitor is not None:
             self._monitor.finish()
         if not self._path.exists() or self._lines():
@@ -249,7 +249,7 @@ class _Shipment:
             except ValueError:  # a kill or a full disk cut it off
                 warn(f"{self._path} has a line that was cut off, which is left out: {line[:60]!r}")
             else:
-                self._bring(client, said, watched)
+                self._upload(client, said, watched)
             self._note(self._state | {"bytes": self._state["bytes"] + len(line)})
 
     def _noted(self) -> dict[str, Any]:
@@ -275,25 +275,25 @@ class _Shipment:
         )
 
     def _lines(self) -> list[bytes]:
-        """Returns the whole lines that were not brought yet."""
+        """Returns the whole lines that were not uploaded yet."""
         if not self._path.exists():
             return []
         with self._path.open("rb") as file:
             file.seek(self._state["bytes"])
             return [line for line in file if line.endswith(b"\n")]
 
-    def _bring(self, client: MlflowClient, line: dict[str, Any], watched: bool) -> None:
+    def _upload(self, client: MlflowClient, line: dict[str, Any], watched: bool) -> None:
         if line["what"] == "open":
-            self._bring_open(client, line)
+            self._upload_open(client, line)
         else:
-            _bring_or_warn(line["what"], lambda: getattr(self, f"_bring_{line['what']}")(client, line))
+            _upload_or_warn(line["what"], lambda: getattr(self, f"_upload_{line['what']}")(client, line))
         self._state["at"] = line["at"]
         if watched and self._monitor is None and self._state["open"] and not self._state["later"]:
             self._monitor = SystemMetricsMonitor(self._state["run"], SAMPLE_SECONDS, resume_logging=True)
             self._monitor.start()
 
-    def _bring_open(self, client: MlflowClient, line: dict[str, Any]) -> None:
-        if self._state["open"] and line.get("anew"):  # whose stage died before it had anything to go on from
+    def _upload_open(self, client: MlflowClient, line: dict[str, Any]) -> None:
+        if self._state["open"] and line.get("anew"):  # its stage died with nothing to resume from
             client.set_terminated(self._state["run"], "KILLED", self._state["at"])
         if line.get("anew"):
             _rename_former(client, self._number, experiment_id(client, line["dataset"]), line["at"])
@@ -302,17 +302,17 @@ class _Shipment:
         if not later:
             client.update_run(run_id, status="RUNNING")
             parameters = [Param(key, str(value)) for key, value in outbox.flat(line["parameters"]).items()]
-            _bring_or_warn("parameters", lambda: client.log_batch(run_id, params=parameters))
+            _upload_or_warn("parameters", lambda: client.log_batch(run_id, params=parameters))
             if line["patch"]:
-                _bring_or_warn("the patch", lambda: client.log_text(run_id, line["patch"], PATCH))
+                _upload_or_warn("the patch", lambda: client.log_text(run_id, line["patch"], PATCH))
         outbox.note(line["dataset"], line["name"].partition("@")[2], self._number, run_id=run_id)
-        self._state |= {"run": run_id, "open": True, "later": later}  # last: all of it was brought, or none counts
+        self._state |= {"run": run_id, "open": True, "later": later}  # last: all of it was uploaded, or none counts
 
-    def _bring_metrics(self, client: MlflowClient, line: dict[str, Any]) -> None:
+    def _upload_metrics(self, client: MlflowClient, line: dict[str, Any]) -> None:
         found = [Metric(key, value, line["at"], line["step"] or 0) for key, value in line["numbers"].items()]
         client.log_batch(self._state["run"], metrics=found)
 
-    def _bring_facts(self, client: MlflowClient, line: dict[str, Any]) -> None:
+    def _upload_facts(self, client: MlflowClient, line: dict[str, Any]) -> None:
         numbers = {key: value for key, value in line["facts"].items() if isinstance(value, int | float)}
         others = {key: value for key, value in outbox.flat(line["facts"]).items() if key not in numbers}
         client.log_batch(
@@ -321,7 +321,7 @@ class _Shipment:
             tags=[RunTag(key, str(value)) for key, value in others.items() if key not in ("record_id", "run_id")],
         )
 
-    def _bring_data(self, client: MlflowClient, line: dict[str, Any]) -> None:
+    def _upload_data(self, client: MlflowClient, line: dict[str, Any]) -> None:
         from mlflow.data.dataset_source_registry import resolve_dataset_source
         from mlflow.data.meta_dataset import MetaDataset
 
@@ -332,12 +332,12 @@ class _Shipment:
             self._state["run"], [DatasetInput(found, [InputTag(MLFLOW_DATASET_CONTEXT, line["context"])])]
         )
 
-    def _bring_files(self, client: MlflowClient, line: dict[str, Any]) -> None:
-        if Path(line["folder"]).is_dir():  # a later run of the stage may be writing them anew, and says so then
+    def _upload_files(self, client: MlflowClient, line: dict[str, Any]) -> None:
+        if Path(line["folder"]).is_dir():  # a later run of the stage may be rewriting them, and records that itself
             with transferring():
                 client.log_artifacts(self._state["run"], line["folder"], line["place"])
 
-    def _bring_close(self, client: MlflowClient, line: dict[str, Any]) -> None:
+    def _upload_close(self, client: MlflowClient, line: dict[str, Any]) -> None:
         self._state["at"] = line["at"]
         client.set_terminated(self._state["run"], line["status"], self._ended(client))
         self._state["open"] = False
@@ -348,10 +348,10 @@ class _Shipment:
         return ended or self._state["at"]
 
 
-def _bring_or_warn(what: str, bring: Callable[[], Any]) -> None:
-    """Brings a part of a run; a store that refuses this part, today and later, does not hold up the rest."""
+def _upload_or_warn(what: str, upload: Callable[[], Any]) -> None:
+    """Uploads a part of a run; a store that refuses this part, today and later, does not hold up the rest."""
     try:
-        bring()
+        upload()
     except MlflowException as error:
         if error.error_code != REFUSED:
             raise

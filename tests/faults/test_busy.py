@@ -107,7 +107,7 @@ def test_fault_17_a_number_that_was_given_again_after_the_list_was_written_block
 
 
 @pytest.mark.parametrize("text", ["", '{"write": {"/a": {"pid": 1', "[]", '{"write": {"/a": 7}}', "\x00" * 9])
-def test_fault_17_a_list_that_was_cut_off_is_begun_anew(workspace, text):
+def test_fault_17_list_that_was_cut_off_is_started_again(workspace, text):
     held()
     busy.HELD.write_text(text)
     busy.free()

@@ -33,7 +33,7 @@ def test_fault_01_killed_at_any_write_the_same_command_ends_with_the_same(road, 
     assert wrong == [], f"at write {at} of {len(writes)}, in {during}"
 
 
-def test_fault_10_a_disk_that_is_full_is_said_and_with_room_the_same_command_ends_with_the_same(road, tmp_path):
+def test_fault_10_full_disk_is_reported_and_rerun_gives_the_same_result(road, tmp_path):
     tried = tmp_path / "tried"
     tried.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", tried], capture_output=True, check=False).returncode:

@@ -143,7 +143,7 @@ def test_fault_45_no_line_of_a_record_goes_to_whoever_answers_in_place_of_mlflow
             assert cli.main(["ship"]) == SERVERS[kind][1].status
             assert "waits in" in said(capsys)
             assert outbox.path(run.id).exists()
-            assert not outbox.path(run.id).with_suffix(".shipped").exists()  # none counts as brought
+            assert not outbox.path(run.id).with_suffix(".shipped").exists()  # none counts as uploaded
 
 
 @pytest.mark.slow

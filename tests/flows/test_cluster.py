@@ -300,7 +300,7 @@ def test_changes_in_the_clone_of_a_worker_are_not_lost(prefect, clones, start, s
     assert pipeline(["train"], cluster=scheduler, return_state=True).is_completed()
 
 
-def test_what_is_missing_is_said_first(prefect, clones, scheduler, monkeypatch):
+def test_pipeline_first_reports_what_is_missing(prefect, clones, scheduler, monkeypatch):
     with pytest.raises(ServiceError, match=f"the scheduler {scheduler} has no worker. Start one in another clone"):
         pipeline(cluster=scheduler)
     with pytest.raises(ConfigurationError, match="slots = 2 beside a cluster"):

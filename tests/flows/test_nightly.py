@@ -37,7 +37,7 @@ stages:
 
 @pytest.fixture
 def checkout(workspace):
-    """A checkout of two stages that read what ``dvc import-url`` brings from ``origin``; every run is noted in ran."""
+    """A checkout of two stages that read what ``dvc import-url`` copies from ``origin``; ran lists every run."""
     (workspace / "params.yaml").write_text(json.dumps(NO_ENTRIES))
     (workspace / "dvc.yaml").write_text(GRAPH)
     (workspace / "origin").write_text("1")

@@ -21,7 +21,7 @@ ENTRIES = {  # of the shipped params.yaml, smaller
     "lenet5": {"epochs": 2},
     "resnet": {"epochs": 1, "sizes": {"stem": "cifar", "depth": 8, "width": 0.25}},
 }
-DATA = ("fetch", "ingest", "augment", "register")  # sections of data sets, of which digits stays
+DATA = ("fetch", "ingest", "augment", "register")  # sections of data sets; digits stays in each
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def run(folder, *words):
 
 
 def repro(folder):
-    """Brings the clone up to date; returns the stages that ran, from the journal."""
+    """Reproduces the clone's pipeline; returns the stages that ran, from the journal."""
     journal = folder / "data/journal.jsonl"
     before = len(journal.read_text().splitlines()) if journal.exists() else 0
     run(folder, "dvc", "repro")
@@ -158,7 +158,7 @@ def test_the_champion_predicts_a_folder_a_csv_and_a_parquet(clone, tmp_path):
         (("digits", ".", "o.txt"), "the ending has to be .csv or .parquet"),
     ],
 )
-def test_what_cannot_be_predicted_is_said(clone, words, said):
+def test_predict_reports_what_it_cannot_predict(clone, words, said):
     command = [sys.executable, "-m", "flows", "predict", *words]
     done = subprocess.run(command, cwd=clone, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode in (2, 3)

@@ -298,7 +298,7 @@ def test_the_slot_of_a_killed_training_is_taken_at_once(started, toy):
     begin = time.monotonic()
     wait_for(lambda: len({name for name in ran() if name.startswith("train")}) == 2, 10)
     print(f"taken after {time.monotonic() - begin:.2f} s")
-    assert time.monotonic() - begin < 4  # of which starting dvc takes one or two
+    assert time.monotonic() - begin < 4  # starting dvc takes one or two of them
     assert former in ran()
     process.terminate()
     process.communicate(timeout=60)
@@ -386,7 +386,7 @@ def test_fault_22_the_command_begins_again(lost, capsys, gone, address):
     assert capsys.readouterr().err == f"warning: the Prefect server http://127.0.0.1:9/api {what} from what is done\n"
 
 
-def test_fault_22_it_is_begun_anew_once_and_not_where_all_of_it_would_be_done_again(lost, monkeypatch, capsys):
+def test_fault_22_run_restarts_once_and_not_where_it_would_repeat_everything(lost, monkeypatch, capsys):
     assert lost("--force") == ServiceError.status
     monkeypatch.setenv(command.BEGUN, "5")
     assert lost() == ServiceError.status
@@ -395,7 +395,7 @@ def test_fault_22_it_is_begun_anew_once_and_not_where_all_of_it_would_be_done_ag
     assert command.BEGUN not in os.environ
 
 
-def test_fault_22_who_is_asked_to_end_is_not_begun_anew(lost):
+def test_fault_22_run_that_is_asked_to_end_does_not_restart(lost):
     assert lost(asked=KeyboardInterrupt()) == 130
     with pytest.raises(SystemExit, match="143"):
         lost(asked=TerminationSignal(signal.SIGTERM))

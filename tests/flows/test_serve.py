@@ -130,7 +130,7 @@ def test_a_posted_sentence_is_answered(workspace, start):
     assert ask(port, json.dumps({"dataframe_records": [{"text": " "}]})).status_code == 400
 
 
-def test_without_a_champion_or_of_an_older_one_it_is_said(workspace, monkeypatch):
+def test_serve_reports_a_missing_or_an_older_champion(workspace, monkeypatch):
     with pytest.raises(ConfigurationError, match="has no champion of 'digits'"):
         serve("digits", free_port())
     tags = [ModelVersionTag(name, "x") for name in registry.OURS]

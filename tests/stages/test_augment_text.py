@@ -122,7 +122,7 @@ def test_texts_that_were_there_before_keep_their_copies(pairs):
     assert {path.name: path.read_bytes() for path in (folder / "train").iterdir()} == edited
 
 
-def test_new_words_change_what_is_inserted_and_so_every_copy_is_made_anew(pairs, capsys):
+def test_new_words_change_the_insertions_so_every_copy_is_made_again(pairs, capsys):
     augment("pairs", Augment(copies=1, seed=0, insert=0.3))
     n = len(Shards(pairs / "data/ingest/pairs/train"))
     augment("pairs", Augment(copies=1, seed=0, insert=0.3))

@@ -1,4 +1,4 @@
-"""What pictures are changed to on the fly, and that it is there in training alone."""
+"""Augmentation on the fly: the changes of pictures, and that they happen in training alone."""
 
 import json
 
@@ -58,7 +58,7 @@ def test_a_mirror_is_exact_and_of_the_asked_share(spots):
 def test_a_turn_and_a_size_keep_the_middle(spots):
     found = changed(spots, rotate=90.0, scale=0.3)
     np.testing.assert_allclose(found[:, 4, 4], 200, atol=1e-2)
-    above, below = (found[:, row, 4, 0] > 40 for row in (3, 5))  # where a quarter turn brings the neighbour
+    above, below = (found[:, row, 4, 0] > 40 for row in (3, 5))  # where a quarter turn moves the neighbour
     assert above.any()
     assert below.any()
     larger = changed(spots, scale=0.5)[..., 0].sum(axis=(1, 2))

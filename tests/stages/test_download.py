@@ -125,7 +125,7 @@ def raw(workspace):
 
 
 def assert_intact(workspace, kept=()):
-    """Only the former data is there, and of downloads only ``kept``."""
+    """Asserts that only the former data and the downloads ``kept`` exist."""
     files = raw(workspace)
     assert files.pop("it/old.bin").read_bytes() == b"old"
     partial = {name.removeprefix(".partial/it/downloads/") for name in files if not name.endswith((".json", "ignore"))}
@@ -380,7 +380,7 @@ def test_secrets_in_a_message_of_a_library_are_masked():
     assert mask_in(message, url) == "no https://***@example.org/a?***: ***; moved to ssh://***@else.example/"
 
 
-def test_what_is_there_already_is_not_downloaded_again(server, workspace):
+def test_present_files_are_not_downloaded_again(server, workspace):
     server.files["/more.bin"] = b"more"
     urls = [File(url=f"{server.url}/body.bin", sha256=SHA256), File(url=f"{server.url}/more.bin")]
     server.faults["/more.bin"] = {"status": 503}
@@ -406,7 +406,7 @@ def test_a_damaged_file_is_downloaded_again(server, workspace):
     assert (workspace / "data/raw/it/body.bin").read_bytes() == BODY
 
 
-def test_fault_10_no_room_is_said_before_anything_is_written(server, workspace, former, monkeypatch):
+def test_fault_10_lack_of_room_is_reported_before_anything_is_written(server, workspace, former, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
     with pytest.raises(ServiceError, match=r"needs 3\.1 MB in .*, which has 1\.0 kB left"):
         fetch("it", Fetch(urls=[File(url=f"{server.url}/body.bin")]))
@@ -637,7 +637,7 @@ def test_an_address_that_cannot_be_fetched_is_refused_before_any_work(urls, mess
         ("{catalogue: mnist, sample: digits}", "give one of .* got sample and catalogue"),
     ],
 )
-def test_a_wrong_entry_of_params_yaml_is_said_without_secrets(workspace, capsys, entry, message):
+def test_wrong_entry_of_params_yaml_is_reported_without_secrets(workspace, capsys, entry, message):
     entry = entry if entry.startswith("{") else f"{{{entry}}}"
     sections = "".join(f"{stage}: {{}}\n" for stage in ("ingest", "augment", "train", "register"))
     Path("params.yaml").write_text(f"fetch:\n  it: {entry}\n{sections}")

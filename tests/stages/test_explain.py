@@ -241,7 +241,7 @@ def test_a_network_of_the_users_own_around_a_model_can_be_explained(explained):
     assert (sorted(files), said) == (["activations.png", "filters.png", "gradcam.png"], [])
 
 
-def test_what_a_network_does_not_have_is_said_in_a_line_each(explained):
+def test_each_part_that_a_network_lacks_is_reported_in_a_line(explained):
     pictures = RNG.integers(0, 256, (4, 8, 8, 1), np.uint8)
     files, said = explained(
         network(keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(2, "softmax")), "images", pictures

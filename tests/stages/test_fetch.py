@@ -264,7 +264,7 @@ def test_what_dvc_leaves_out_is_left_out(photos, target):
     assert [pattern for pattern in patterns if pattern not in anywhere] == ["/data/evaluate/*/*/measured.js"]
 
 
-def test_a_damaged_list_of_ours_is_made_anew(photos, target):
+def test_damaged_checksum_list_is_made_again(photos, target):
     fetch("pets", Fetch(path=photos))
     (target / "SHA256SUMS").write_text("damaged")
     fetch("pets", Fetch(path=photos))
@@ -284,7 +284,7 @@ def test_a_file_that_changes_while_it_is_copied_is_not_taken(photos, target, mon
     assert not target.exists()
 
 
-def test_fault_10_no_room_is_said_before_anything_is_copied(photos, target, monkeypatch):
+def test_fault_10_lack_of_room_is_reported_before_anything_is_copied(photos, target, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
     with pytest.raises(ServiceError, match=r"needs 2\.1 kB in .*, which has 1\.0 kB left"):
         fetch("pets", Fetch(path=photos))

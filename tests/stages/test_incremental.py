@@ -201,7 +201,7 @@ def test_an_example_left_out_of_train_comes_back_when_its_twin_in_test_goes(bars
 
 
 @pytest.mark.parametrize("other", [{"fit": "pad"}, {"size": (10, 9)}, {"mode": "colour"}])
-def test_copies_of_the_same_pictures_stored_otherwise_are_made_anew(workspace, other):
+def test_copies_of_the_same_pictures_stored_otherwise_are_made_again(workspace, other):
     rng = np.random.default_rng(0)
     for number in range(40):
         folder = workspace / "data/raw/wide" / "ab"[number % 2]

@@ -196,7 +196,7 @@ def test_an_encrypted_member_and_an_unusual_compression_are_refused(tmp_path):
 @pytest.mark.parametrize("ending", archives.FORMATS)
 def test_an_archive_that_is_cut_off_anywhere_is_refused(tmp_path, ending):
     data = packed(tmp_path / f"whole{ending}", {"a/1.txt": bytes(range(256)) * 4, "b/2.txt": b"xyz"}).read_bytes()
-    end = 4096 if ending == ".tar" else len(data)  # then come the zeros of the end, of which one block is enough
+    end = 4096 if ending == ".tar" else len(data)  # then come the zeros of the end; one block is enough
     (tmp_path / "cut").mkdir()
     archive = tmp_path / f"cut/x{ending}"
     for length in range(0, end, max(1, end // 25)):

@@ -368,7 +368,7 @@ def test_the_range_of_all_splits_decides(tmp_path):
         ((2, 49), (7, 7)),
     ],
 )
-def test_shapes_are_brought_to_height_width_channels(tmp_path, shape, payload):
+def test_shapes_become_height_width_channels(tmp_path, shape, payload):
     x = pixels(*shape)
     np.savez(tmp_path / "a.npz", x=x, y=[0, 1])
     items = found(tmp_path)

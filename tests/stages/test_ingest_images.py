@@ -104,7 +104,7 @@ def test_a_folder_that_only_holds_folders_is_passed_through(tmp_path):
     ]
 
 
-def test_patterns_of_params_yaml_say_what_is_of_which_split(tmp_path):
+def test_patterns_of_params_yaml_choose_the_split(tmp_path):
     for path in ("seg_train/sea/1.png", "seg_train/ice/2.png", "seg_test/sea/3.png", "seg_pred/4.png"):
         save(tmp_path / path)
     items = found(tmp_path, files={"train": "seg_train/*/*.png", "test": "seg_test/**"})

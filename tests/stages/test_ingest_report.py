@@ -199,7 +199,7 @@ WARNINGS = [
 
 
 @pytest.mark.parametrize(("what", "sentence"), WARNINGS)
-def test_what_a_person_should_know_is_said(what, sentence, tmp_path):
+def test_report_warns_of_what_a_person_should_know(what, sentence, tmp_path):
     text = page_of(tmp_path, **{"examples": 300, **what}).text
     assert re.search(f"Warning [^✓]*{re.escape(sentence)}", text)
 
@@ -333,7 +333,7 @@ def test_caps_hold(tmp_path):
     assert len(page.source) < 500_000
     assert page.tags.count("img") < 350 + 100
     assert "450 others are not shown" in page.text
-    assert "The 16 largest" not in page.text  # one group only, of which five are shown
+    assert "The 16 largest" not in page.text  # one group only; five of it are shown
     assert "and 25 more" in page.text
     assert "The 24 most frequent" in page.text
     assert "and 9,989 more" in page.text

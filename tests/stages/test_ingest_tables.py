@@ -148,7 +148,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "content", "options", "message"), REFUSED)
-def test_what_is_wrong_with_a_whole_file_is_said(tmp_path, name, content, options, message):
+def test_fault_of_a_whole_file_is_reported(tmp_path, name, content, options, message):
     with pytest.raises(InputRefusedError, match=message) as caught:
         read(tmp_path, name, content, **options)
     assert str(tmp_path / name) in str(caught.value)

@@ -216,7 +216,7 @@ def test_such_lines_are_known_without_the_ending_too(tmp_path):
         ({"pos.txt": b"\xff\xfeabc", "neg.txt": "x"}, {}, InputRefusedError, "pos.txt begins with the byte order mark"),
     ],
 )
-def test_what_cannot_be_found_is_said(tmp_path, files, options, error, message):
+def test_what_cannot_be_found_is_reported(tmp_path, files, options, error, message):
     with pytest.raises(error, match=message):
         found(tmp_path, files, **options)
 

@@ -106,7 +106,7 @@ EN_DE = {"train.en": "one\ntwo\n", "train.de": "eins\nzwei\n"}
         ({"train.en.gz": b"x", "train.de.gz": b"y"}, NAMES, InputRefusedError, "train.en.gz is damaged or cut off"),
     ],
 )
-def test_what_cannot_be_found_is_said(tmp_path, files, columns, error, message):
+def test_what_cannot_be_found_is_reported(tmp_path, files, columns, error, message):
     with pytest.raises(error, match=message):
         found(tmp_path, files, columns=columns)
 

@@ -198,7 +198,7 @@ OUTCOME = {"dataset": "pets", "model": "large", "version": 3, "promoted": False,
 
 @pytest.fixture
 def compared(workspace):
-    """data/register/pets with the comparison of three models, of which small is champion."""
+    """data/register/pets with the comparison of three models; small is champion."""
     entries = {"train": {name: {"dataset": "pets"} for name, *_ in MODELS[::-1]}}
     sections = {"fetch": {}, "ingest": {}, "augment": {}, "register": {}}
     (workspace / "params.yaml").write_text(json.dumps(sections | entries))

@@ -90,7 +90,7 @@ def test_what_is_not_looked_at_costs_nothing_and_what_is_does():
     darkest = layers.Flatten()(layers.GlobalMaxPooling2D()(-keras.ops.cast(image, "float32")))
     outputs = {
         "nothing": layers.Softmax()(layers.Concatenate()([0 * darkest, 0 * darkest + 1])),
-        "contrast": layers.Softmax()(layers.Concatenate()([darkest * 0 - 40, darkest])),  # is there a pixel below 40?
+        "contrast": layers.Softmax()(layers.Concatenate()([darkest * 0 - 40, darkest])),  # does any pixel lie below 40?
     }
     pictures = np.full((20, SIDE, SIDE, 1), 255, np.uint8)
     pictures[:, : SIDE // 2] = 0

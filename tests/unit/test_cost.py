@@ -286,7 +286,7 @@ def test_a_text_costs_what_its_length_does(workspace, texts):
     found = planned("talk", known)
     places = 12 + 2  # 9 words, filled up to a multiple of 4, and the window over both ends
     assert found["flops"] == 2 * (places * 3 * 8 * 10 + 10 * 2)
-    # A step is for the longest, 41 words, of which an entry may read fewer; 2 layers take what they take.
+    # A step is for the longest text, 41 words; an entry may read fewer. The 2 layers cost the same each time.
     steps = [
         planned("talk", known.model_copy(update={"length": length}))["step"] - 2 * cost.LAYER for length in (40, 12)
     ]

@@ -1,4 +1,4 @@
-"""What of a machine will not work: each case made, and named with what to do."""
+"""The doctor's checks: each case is made, and the report names it with its remedy."""
 
 import os
 import re

@@ -119,15 +119,15 @@ def test_fault_18_a_shipper_that_dies_between_two_lines_loses_none_and_doubles_n
     with outbox.run("0" * 32, "train@a", "d", {}, {}) as run:
         for epoch in range(1, 4):
             run.metrics({"loss": 1 / epoch}, epoch)
-    bring, died = shipping._Shipment._bring, []
+    upload, died = shipping._Shipment._upload, []
 
     def dies(self, client, line, watched):
-        bring(self, client, line, watched)
+        upload(self, client, line, watched)
         if line["what"] == "metrics" and line["step"] == 2 and not died:
             died.append(line)
             raise KeyboardInterrupt  # after MLflow has the line, and before that is written down
 
-    monkeypatch.setattr(shipping._Shipment, "_bring", dies)
+    monkeypatch.setattr(shipping._Shipment, "_upload", dies)
     with pytest.raises(KeyboardInterrupt):
         shipping.ship()
     assert shipping.ship() == 1
@@ -227,7 +227,7 @@ def test_the_same_training_once_more_is_a_run_of_its_own(workspace):
     assert run_of({"run_id": "0" * 32, "dataset": "d"}) == shipped()[0].info.run_id  # the newest
 
 
-def test_a_run_that_died_and_began_anew_ended_as_killed(workspace, monkeypatch):
+def test_run_that_died_and_started_again_ended_as_killed(workspace, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(outbox.Record, "close", lambda self, status: None)
         patch.setattr(outbox, "Shipper", lambda number, name: subprocess.Popen(["true"]))
@@ -304,13 +304,13 @@ def unshipped(workspace, monkeypatch):
 def test_fault_43_a_store_that_is_locked_while_a_run_opens_and_free_then_gets_everything(unshipped, monkeypatch):
     store.connect()
     file, tries = unshipped("0"), []
-    bring = store.MlflowClient.update_run
+    update_run = store.MlflowClient.update_run
 
     def locked(self, *words, **more):
         tries.append(words)
         if len(tries) == 1:
             raise MlflowException("(sqlite3.OperationalError) database is locked", error_code=TEMPORARILY_UNAVAILABLE)
-        return bring(self, *words, **more)
+        return update_run(self, *words, **more)
 
     monkeypatch.setattr(store.MlflowClient, "update_run", locked)
     shipment = shipping._Shipment(file.stem)  # as a shipper that tries, and tries once more
@@ -323,7 +323,7 @@ def test_fault_43_a_store_that_is_locked_while_a_run_opens_and_free_then_gets_ev
 
 
 @pytest.mark.slow
-def test_fault_43_a_record_that_an_older_convoy_noted_as_brought_to_no_run_is_brought(unshipped):
+def test_fault_43_record_that_an_older_convoy_noted_as_shipped_to_no_run_is_uploaded(unshipped):
     file = unshipped("0")
     state = {"bytes": len(file.read_bytes().splitlines(keepends=True)[0]), "run": None, "open": True, "later": False}
     file.with_suffix(".shipped").write_text(json.dumps(state | {"at": 0}))
@@ -333,7 +333,7 @@ def test_fault_43_a_record_that_an_older_convoy_noted_as_brought_to_no_run_is_br
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", [b'{"what": "nothing we know", "at": 1}\n', b"[1]\n", b'{"at": 1}\n'])
-def test_fault_43_a_record_that_nobody_can_bring_is_set_aside_and_named_and_holds_nothing_up(unshipped, damage, capsys):
+def test_fault_43_record_that_cannot_be_uploaded_is_set_aside_and_named_and_holds_nothing_up(unshipped, damage, capsys):
     bad, good = unshipped("0", "train@bad"), unshipped("1", "train@good")
     bad.write_bytes(bad.read_bytes() + damage)
     os.utime(bad, (1, 1))  # it is the first

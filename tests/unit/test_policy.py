@@ -23,7 +23,7 @@ from stages.train.speed import pace, policy
 from stages.train.train import train
 
 ENTRY = {"dataset": "bars", "architecture": "plain_cnn", "sizes": {"width": 0.1}, "epochs": 2, "learning_rate": 0.01}
-OPEN = Train(**ENTRY, precision="auto")  # the other parts are, where nothing is said
+OPEN = Train(**ENTRY, precision="auto")  # the other parts are auto by default
 FIRST = Policy("float32", jit_compile=False, steps_per_execution=1, threads=None)
 RULE = replace(FIRST, steps_per_execution=policy.STEPS)  # of ENTRY, whose steps are short
 

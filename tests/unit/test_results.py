@@ -79,7 +79,7 @@ def test_a_registry_without_the_champion_of_the_files_is_a_warning(finished, cap
 
 
 @pytest.mark.slow
-def test_where_the_comparison_lies_is_said(finished, capsys):
+def test_results_name_the_page_of_the_comparison(finished, capsys):
     decision = {"version": 1, "model": "lenet5", "promoted": True, "reason": "better", "champion": None}
     page = finished / "data/register/digits/comparison.html"
     page.parent.mkdir(parents=True)

@@ -177,7 +177,7 @@ def test_push_repair_mends_the_remote_from_a_whole_clone(clone, checkout, monkey
         alter(bad, cut=7 if damage == "cut" else None)
     refused(verify, "storage")
     monkeypatch.chdir(checkout)
-    push()  # DVC's own push takes what is there for whole
+    push()  # DVC's own push takes existing files for whole
     refused(verify, "storage")
     push(repair=True)
     verify("storage")
@@ -265,7 +265,7 @@ def test_objects_of_other_commits_are_read_as_well(checkout):
     assert f"{bad.relative_to(checkout)} was altered: the md5 of its bytes is " in refused(verify)
 
 
-def test_what_is_not_pushed_or_pulled_yet_is_said_and_no_damage(checkout, clone, capsys, monkeypatch):
+def test_outputs_not_pushed_or_pulled_yet_are_reported_and_no_damage(checkout, clone, capsys, monkeypatch):
     verify()
     assert "not in this clone: 2 of 2 outputs, e.g. data/copy (convoy pull brings them)" in capsys.readouterr().out
     monkeypatch.chdir(checkout)
