@@ -1,15 +1,19 @@
 """Kills ``dvc repro`` at its n-th write, at random times and by full disks, runs it again, compares what it leaves.
 
 Usage: ``python benchmarks/kills.py [--points 50] [--random 10] [--full 10] [--seed 0]``; Linux. A copy of the checkout
-in a temporary folder, its params.yaml cut down to the digits and one small LeNet-5, goes the whole road, fetch to
-register, once without a kill. Then, for each point, an equal copy begins it with a ``sitecustomize`` that counts
-what all of its processes - DVC, the stages, who ships to MLflow - open to write, rename, remove, make or sync to
-the disk, and kills all of them at the n-th, for as many n in each stage; for the random ones a clock does. For the
-full disks the copy lies on a tmpfs that is too small, evenly between what the checkout needs and what the road leaves,
-and which is made larger after the road has ended with a message and no traceback; that takes the right to mount. Then
-what ``make repro`` does runs, alone, and has to end well and leave: the same dvc.lock, the same files in data/ byte
-for byte, nothing half-written, no process, one version with the alias champion, and no run that seems to go on. A
-minute a point on 2 cores. Prints Markdown for RESULTS.md, and what was wrong.
+lies in a temporary folder, its params.yaml cut down to the digits and one small LeNet-5. It runs the whole pipeline,
+fetch to register, once without a kill. Then, for each point, an equal copy starts the pipeline with a
+``sitecustomize``. This counts each time one of its processes - DVC, the stages, the uploader to MLflow - opens a file
+to write, or renames, removes, makes or syncs one. It kills all of them at the n-th time, for equally many n in each
+stage. At the random points a clock kills.
+
+For the full disks the copy lies on a tmpfs that is too small. Its sizes are spread evenly between the need of the
+checkout and that of the finished pipeline. The pipeline has to end with a message and no traceback; then the tmpfs
+grows, which takes the right to mount.
+
+After each point the steps of ``make repro`` run alone. They have to succeed and leave the same dvc.lock, the same files
+in data/ byte for byte, nothing half-written, no process, one version with the alias champion, and no open run. A point
+takes a minute on 2 cores. Prints Markdown for RESULTS.md, and the failures.
 """
 
 import argparse

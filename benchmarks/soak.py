@@ -1,13 +1,12 @@
 """Twenty scheduled runs in a row, each of changed data and each killed once: what grows, and what shrinks it again.
 
 Usage: ``python benchmarks/soak.py [--runs 20] [--clean 5] [--seed 0]``; Linux, half an hour on 2 cores. A copy of the
-checkout in a temporary folder has one data set, which ``dvc import-url`` copies from a folder beside it, a small
-LeNet-5, a remote, a Prefect server, and ``convoy schedule`` that lives through all of it. Before each run some
-pictures come and some go. The run's processes are killed at a random time - a run has all its processes under the
-schedule's - and the next one has to end well. Measured after it: its seconds, bytes on the disk by place, the
-databases, open files and memory of the process that lives on. After each ``--clean`` runs ``convoy clean
---keep-last 1 --keep-champions``, whose sizes are what has to level off. Prints Markdown for RESULTS.md; ends with
-1 if a run failed or something is left that should not be.
+checkout in a temporary folder has one data set, which ``dvc import-url`` copies from a folder beside it. It has a small
+LeNet-5, a remote, a Prefect server, and one ``convoy schedule`` for all runs. Before each run some pictures come and
+some go. Each run's processes are children of the schedule's; they are killed at a random time, and the next run has to
+succeed. After it the script measures its seconds, bytes on the disk by place, the databases, and the schedule's open
+files and memory. Once per ``--clean`` runs ``convoy clean --keep-last 1 --keep-champions`` is called; the sizes
+after it have to level off. Prints Markdown for RESULTS.md; exits with 1 if a run failed or left something behind.
 """
 
 import argparse

@@ -1,12 +1,12 @@
 """Texts as numbers: vocabularies of words, characters and subwords, and rows of different length.
 
-A vocabulary is built on training texts alone (by augment, which stores it with the data), a model chooses its unit and
-size (train), and what it chose travels with it, so that prediction cannot read a text in another way.
+augment builds a vocabulary on training texts alone and stores it with the data. A model chooses its unit and size
+(train). The choice travels with the model, so prediction cannot read a text in another way.
 
 Rules, the same for all: a text is normalised to Unicode form NFKC. Words and characters are compared without case,
-unless the model keeps it. A word is a run of letters, their marks and digits, an apostrophe with what follows it, or any other
-sign by itself; where no spaces stand between words, as in Chinese or Thai, characters or subwords serve better. What
-the vocabulary does not have becomes UNKNOWN; texts are cut off at the model's length and filled up with PAD, which no
+unless the model keeps it. A word is a run of letters, their marks and digits, an apostrophe with what follows it, or
+any other sign by itself. In languages without spaces, such as Chinese or Thai, characters or subwords serve better.
+Tokens outside the vocabulary become UNKNOWN. Texts are cut off at the model's length and filled up with PAD, which no
 network sees.
 """
 

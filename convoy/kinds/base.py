@@ -64,11 +64,11 @@ class Kind:
         sent: MLflow's type of a raw example.
         endings: of files that hold one example each; none where examples are lines, or rows of tables.
         reads: what a served model reads, for people; with the fields size, mode or length of input.json.
-        truth: column of predictions.parquet with what would have been right.
+        truth: column of predictions.parquet with the right answer.
         metric: the main one; see ``scores.main``.
         objective: column of history.csv by which a search chooses.
         answers: column -> MLflow's type of what a served model answers.
-        per_class: examples that the gallery of ingest shows of a class: what fills one line or two.
+        per_class: examples that ingest's gallery shows of a class: they fill one line or two.
         errors: wrong answers that the report of evaluate shows; keeps the page small.
         explained: how many right answers, and how many wrong ones, evaluate explains.
     """

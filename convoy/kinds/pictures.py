@@ -92,7 +92,7 @@ def read_frames(data: bytes) -> Iterator[tuple[Image.Image, dict[str, int | str]
 
 
 def content(picture: Image.Image, data: bytes | None, facts: Mapping[str, int | str]) -> bytes:
-    """Returns the SHA-256 digest of what a normalised picture shows, whatever else its file says.
+    """Returns the SHA-256 digest of what a normalised picture shows, regardless of the rest of its file.
 
     Of a JPEG it is taken over the coded pixels and their tables, without EXIF, profiles and comments: no other program
     writes the same, and it is a tenth of the bytes. Of everything else - a PNG and its copy as BMP show the same - over
@@ -116,7 +116,7 @@ def content(picture: Image.Image, data: bytes | None, facts: Mapping[str, int | 
 
 
 def check_pixels(width: int, height: int) -> None:
-    """Raises InputRefusedError for more pixels than Pillow's limit, at which it only warns."""
+    """Raises InputRefusedError for more pixels than Pillow's limit; Pillow itself only warns."""
     if width * height > Image.MAX_IMAGE_PIXELS:
         raise InputRefusedError(f"too many pixels: {width} x {height}; up to {Image.MAX_IMAGE_PIXELS:,} are read")
 
@@ -249,7 +249,7 @@ def _refusing() -> Iterator[None]:
 
 
 def _orientation(picture: Image.Image) -> int:
-    """Returns how the camera was held, 1 to 8 as in EXIF; 1 if that part of the file is damaged."""
+    """Returns the orientation of the camera, 1 to 8 as in EXIF; 1 if that part of the file is damaged."""
     if picture.format != "TIFF" and EXIF_KEYS.isdisjoint(picture.info):
         return 1
     try:

@@ -1,10 +1,10 @@
 """Loads networks in Keras' file format, .keras, and nothing in them that could run code or read other files.
 
-A registry may be shared, and a network of somebody else's be in it. Keras' own ``safe_mode`` forbids lambdas, and was
-bypassed again and again; so a file has to hold the three members that Keras writes and nothing else, and its
-configuration to name only what is listed here: stock layers without code, vocabularies or files of their own, and
-operations that take no function. What passes is loaded first by a process of its own, which has little memory and time,
-may write no file, and does not know the environment: a layer may be listed and want more memory than there is.
+A shared registry may hold other people's networks. Keras' own ``safe_mode`` forbids lambdas, but it was bypassed again
+and again. So a file must hold the three members that Keras writes and nothing else. Its configuration may name only the
+classes that are listed here: stock layers without code, vocabularies or files of their own, and operations that take no
+function. A process of its own loads the file first, because a listed layer may still want too much memory. That process
+has little memory and time, may write no file, and does not know the environment.
 """
 
 import io

@@ -1,9 +1,9 @@
-"""dvc.lock as it is read here: whole, or not at all.
+"""Reads dvc.lock whole, or not at all.
 
 ``check`` reads it before DVC does. DVC rewrites it in place after every stage, so a kill or a full disk leaves it
-cut off or empty. So each stage that begins keeps a copy, and ``check`` takes it back; what else is wrong with the file
-is for people. What was cut off right behind an input or output is not noticed: DVC then runs that stage again, and
-those behind it, or takes their results from its cache.
+cut off or empty. So each stage keeps a copy when it begins, and ``check`` restores it. People mend any other damage.
+A cut right behind an input or output goes unnoticed: DVC then runs that stage and those behind it again, or takes their
+results from its cache.
 """
 
 import re

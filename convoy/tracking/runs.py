@@ -1,4 +1,4 @@
-"""Runs of MLflow: begun, gone on with, nested, ended."""
+"""Begins, continues, nests and ends runs of MLflow."""
 
 import os
 import socket
@@ -96,7 +96,7 @@ class Nested:
         self._client.log_batch(self._run_id, metrics=metrics)
 
     def end(self, state: str, status: str) -> None:
-        """Says how it will have ended: in a word, which becomes the tag ``state``, and in MLflow's."""
+        """Sets how the run will end: a word for the tag ``state``, and MLflow's status."""
         self._client.set_tag(self._run_id, "state", state)
         self.status = status
 

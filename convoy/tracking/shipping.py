@@ -69,9 +69,9 @@ def bring_record(number: str) -> None:
 
 
 def follow(number: str, name: str) -> None:
-    """Ships a record while it is written, and then what else of this checkout waits; see ``outbox.py``.
+    """Ships a record while it is written, and then the other waiting records of this checkout; see ``outbox.py``.
 
-    A store that cannot be reached is tried again every RETRY_SECONDS as long as the work goes on, and once at its end.
+    An unreachable store is tried again every RETRY_SECONDS while the work goes on, and once at its end.
 
     Args:
         number: the record's id.
@@ -164,10 +164,10 @@ class _Shipment:
 
     @contextmanager
     def alone(self, seconds: float = 0.0) -> Iterator[bool]:
-        """Says whether no other process ships this record, after waiting so long; none does until the context ends.
+        """Locks the record until the context ends; yields False if another process still ships it after ``seconds``.
 
         Args:
-            seconds: -1 waits until it is so.
+            seconds: of waiting for the other process; -1 waits until it ends.
         """
         lock = FileLock(outbox.FOLDER / f"{self._number}.shipping")
         try:
@@ -184,7 +184,7 @@ class _Shipment:
             lock.release()
 
     def name(self) -> str | None:
-        """Returns what the record is of, e.g. ``train@lenet5``, once it has a line; sets a damaged one aside."""
+        """Returns the name of the record's run, e.g. ``train@lenet5``, once it has a line; sets a damaged one aside."""
         try:
             with self._path.open("rb") as file:
                 first = file.readline()
@@ -253,7 +253,7 @@ class _Shipment:
             self._note(self._state | {"bytes": self._state["bytes"] + len(line)})
 
     def _noted(self) -> dict[str, Any]:
-        """Returns how far it came, as it was noted."""
+        """Returns the stored progress."""
         with suppress(FileNotFoundError, ValueError, TypeError):
             found = self.NOTHING | json.loads(self._place.read_text(encoding="utf-8"))
             if found["run"] is not None:  # an older convoy noted lines that no run has
@@ -343,7 +343,7 @@ class _Shipment:
         self._state["open"] = False
 
     def _ended(self, client: MlflowClient) -> int:
-        """Returns when the run ended: what came later does not lengthen it."""
+        """Returns when the run ended; later lines do not lengthen it."""
         ended = client.get_run(self._state["run"]).info.end_time if self._state["later"] else None
         return ended or self._state["at"]
 
@@ -377,7 +377,7 @@ def recorded(
 
 
 def _rename_former(client: MlflowClient, number: str, experiment: str, at: int) -> None:
-    """Has a run that began before ``at`` no longer count as that of the record: the same was trained once more."""
+    """Detaches a run that began before ``at`` from the record, because the same entry was trained again."""
     found = _with_record(client, number, experiment)
     if found is not None and found.info.start_time != at:
         client.set_tag(found.info.run_id, RECORD, f"{number}, before")
