@@ -1,13 +1,13 @@
 """Whether cost grows with the examples alone: ``python benchmarks/many.py [texts] [--sizes 10000 100000 1000000]``.
 
 It generates pictures of 32x32, a bright bar at one of ten angles before a grey pattern, as IDX files. With ``texts`` it
-generates sentences of 10 to 40 words as CSV; one word tells the class. They go through ingest, augment (one changed copy
-each), train (LeNet-5 or a small text_cnn, one epoch) and evaluate, each a process of its own, in a clone of HEAD.
+generates sentences of 10 to 40 words as CSV; one word tells the class. They go through ingest, augment (one changed
+copy each), train (LeNet-5 or a small text_cnn, one epoch) and evaluate, each a process of its own, in a clone of HEAD.
 The search for near duplicates (``duplicates.py``) is off, because its cost grows with the square. Seconds are the
 journal's. Memory is the peak of a stage's processes without the shards that they map: the system takes those back when
-it needs the space. A line below the table compares a training's whole memory with the estimate. A
-twentieth is validation, a tenth test. Prints Markdown for RESULTS.md and draws benchmarks/many.png or texts.png. Five
-minutes on 2 cores for a million pictures, and 8 GB of disk.
+it needs the space. A line below the table compares a training's whole memory with the estimate. A twentieth is
+validation, a tenth test. Prints Markdown for RESULTS.md and draws benchmarks/many.png or texts.png. A million pictures
+take five minutes on 2 cores and 8 GB of disk.
 """
 
 import argparse

@@ -5,8 +5,8 @@ checkout in a temporary folder has one data set, which ``dvc import-url`` copies
 LeNet-5, a remote, a Prefect server, and one ``convoy schedule`` for all runs. Before each run some pictures come and
 some go. Each run's processes are children of the schedule's; they are killed at a random time, and the next run has to
 succeed. After it the script measures its seconds, bytes on the disk by place, the databases, and the schedule's open
-files and memory. Once per ``--clean`` runs ``convoy clean --keep-last 1 --keep-champions`` is called; the sizes
-after it have to level off. Prints Markdown for RESULTS.md; exits with 1 if a run failed or left something behind.
+files and memory. After every ``--clean`` runs, ``convoy clean --keep-last 1 --keep-champions`` frees space; the
+sizes after it have to level off. Prints Markdown for RESULTS.md; exits with 1 if a run failed or left something behind.
 """
 
 import argparse
