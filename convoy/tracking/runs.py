@@ -105,7 +105,7 @@ class Nested:
 def reopened(facts: dict[str, Any]) -> Iterator[str]:
     """Continues the run of a training, given its ``run.json``; yields MLflow's id of it. Its end stays the training's.
 
-    The lines of the training that are not in MLflow yet are uploaded first; see ``record.reopened`` for one that this
+    The lines of the training that are not in MLflow yet are uploaded first; see ``outbox.reopened`` for one that this
     store does not know. Records of other trainings keep nobody waiting.
 
     Raises:
