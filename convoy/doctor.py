@@ -1,8 +1,8 @@
 """Checks this machine before work fails on it: ``convoy doctor``.
 
-It finds libraries that do not go together, a clock that is off and a disk without room. It finds a folder in which files cannot
-be written or locked, a silent server, and a GPU without the TensorFlow for it. ``check`` and every command of flows
-check the libraries too, because a wrong mix fails with an error that names none of them.
+It finds libraries that do not go together, a clock that is off and a disk without room. It finds a folder in which
+files cannot be written or locked, a silent server, and a GPU without the TensorFlow for it. ``check`` and every command
+of flows check the libraries too, because a wrong mix fails with an error that names none of them.
 """
 
 import fcntl
