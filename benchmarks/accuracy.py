@@ -27,7 +27,9 @@ def main() -> None:
     """Trains and evaluates; needs hours on 2 cores, 40 minutes of them for multi30k-en-de."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="RECIPE", help=", ".join(RECIPES))
-    parser.add_argument("--seeds", type=int, help="trainings of each; the mean is shown; 3, or as the recipe says")
+    parser.add_argument(
+        "--seeds", type=int, help="trainings of each, of which the mean is shown; 3, or as the recipe says"
+    )
     parser.add_argument("--first", type=int, default=0, help="the first seed, so that a table can be continued")
     arguments = parser.parse_args()
     for name in arguments.names or RECIPES:
