@@ -23,7 +23,8 @@ EXAMPLES = 100  # of the test split that the copy is asked
 CHAIN = ("fetch", "ingest", "augment", "train", "evaluate")  # of stages, from raw files to a version
 LOADER = "stages.register.model"  # the module that MLflow calls
 LIBRARIES = (  # that this code imports, beside Keras' backend
-    "charset-normalizer", "filelock", "keras", "mlflow", "numpy", "pandas", "pillow", "psutil", "scipy", "sentencepiece",
+    "charset-normalizer", "filelock", "keras", "mlflow", "numpy", "pandas", "pillow", "psutil", "scipy",
+    "sentencepiece",
 )  # fmt: skip
 
 
