@@ -34,6 +34,9 @@ from stages.ingest.records import Source, natural
 from stages.ingest.report.report import report
 from stages.ingest.splits import SPLITS, check_counts, check_shares, choose_splits, keep_distinct
 
+# The modules that made what the next run takes over from this one: decoded examples, and pairs of near copies.
+REMEMBERED = (decoding.__name__, find_near.__module__)
+
 
 def ingest(dataset: str, entry: Ingest) -> None:
     """Reads data/raw/<dataset>; writes data/ingest/<dataset>.
@@ -206,11 +209,14 @@ def _describe(
 
 
 def _key(kind: str, options: Mapping[str, Any]) -> str:
-    """Returns a SHA-256 of all that decides what an example decodes to: options, code and libraries."""
+    """Returns a SHA-256 of all that what the last run found depends on: options, code and libraries.
+
+    That is how examples are decoded, and which of them are near copies.
+    """
     facts = {
         "kind": kind,
         "options": options,
-        "code": dependencies.checksums(dependencies.of([decoding.__name__])),
+        "code": dependencies.checksums(dependencies.of(REMEMBERED)),
         "libraries": {name: version(name) for name in ("numpy", "pillow", "scipy", "pyarrow", "charset-normalizer")},
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -86,11 +86,11 @@ def read(
     Raises:
         IntegrityError: a file is not what ``sums`` says.
     """
-    register = Register(folder, known, sums, now)
-    found = register.found
+    gatherer = Gatherer(folder, known, sums, now)
+    found = gatherer.found
     sent: deque[tuple[list[int], list[Task]]] = deque()
     total = len(items) if isinstance(items, list) else None
-    waiting = _blocks(track(items, title, "examples", total), register, options, sent)
+    waiting = _blocks(track(items, title, "examples", total), gatherer, options, sent)
     head = list(islice(waiting, SMALL + 1))
     with workers.executor(len(head) <= SMALL, decode_block.__module__, f"convoy.kinds.{kind}") as pool:
         place = str(folder.absolute())
@@ -99,10 +99,10 @@ def read(
     return found
 
 
-class Register:
+class Gatherer:
     """Adds examples to ``found``, with what the last run found out about them.
 
-    Args: see ``read``.
+    The arguments are those of ``read``.
     """
 
     def __init__(self, folder: Path, known: Known, sums: dict[str, str], now: int) -> None:
@@ -146,14 +146,14 @@ class Register:
 
 
 def _blocks(
-    items: Iterable[Item], register: Register, options: dict, sent: deque[tuple[list[int], list[Task]]]
+    items: Iterable[Item], gatherer: Gatherer, options: dict, sent: deque[tuple[list[int], list[Task]]]
 ) -> Iterator[list[Task]]:
     """Adds every example, and yields those that have to be decoded; ``sent`` holds their numbers."""
     numbers: list[int] = []
     tasks: list[Task] = []
     most, held = _block_rows(options), 0
     for number, item in enumerate(items):
-        if register.add(item):
+        if gatherer.add(item):
             numbers.append(number)
             tasks.append((item.files, item.payload))
             held += _bytes(item.payload)

@@ -1,9 +1,7 @@
-"""What every reader of raw data - a file of this folder, named by ``kind`` - takes from ingest and gives to it.
+"""What every finder of raw data - a file of ``finders/``, named by ``kind`` - takes from ingest and gives to it.
 
-A reader has two functions::
-
-    find(source: Source) -> Iterable[Item]              # in the main process: what there is, without decoding it
-    decode(data: list[bytes] | Payload, **options) -> Example   # in a worker: one example, decoded and checked
+It has one function, ``find(source: Source) -> Iterable[Item]``, which runs in the main process and decodes nothing. The
+file of the same name in ``convoy/kinds`` decodes what it finds, in the workers.
 """
 
 import re

@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from convoy import dependencies
 from stages.augment import augment as augment_module
 from stages.augment.augment import augment
 from stages.augment.entry import Augment
+from stages.ingest import ingest as ingest_module
 from stages.ingest import reading
 from stages.ingest.entry import Ingest
 from stages.ingest.ingest import ingest
@@ -110,6 +112,14 @@ def test_a_group_of_near_copies_that_grows_and_shrinks_has_the_split_of_a_run_fr
         path.unlink()
         assert run() == run(fresh=True)
     assert (pd.read_parquet(manifest)["near"] == "").all()
+
+
+def test_what_is_remembered_depends_on_the_code_that_decodes_and_that_finds_near_copies():
+    code = "\n".join(map(str, map(dependencies.file, dependencies.of(ingest_module.REMEMBERED))))
+    for file in ("ingest/decoding.py", "ingest/near/pictures.py", "ingest/near/texts.py", "ingest/previous.py"):
+        assert f"stages/{file}" in code
+    assert "convoy/kinds/images.py" in code
+    assert "report" not in code
 
 
 def test_nothing_is_decoded_or_changed_twice(bars, monkeypatch):

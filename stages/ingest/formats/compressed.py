@@ -18,7 +18,7 @@ CHUNK = 2**16  # bytes read at a time
 # masks and empty volumes up to 200, a bomb of DEFLATE 1,000, one of bzip2 or xz far more.
 RATIO = 200
 FLOOR_BYTES = 64 * 2**20  # below it no ratio is too high: a small file of equal lines is no bomb; a second's work
-TOTAL_BYTES = 64 * 2**30  # what one archive or file may unpack to; larger data sets are better brought unpacked
+TOTAL_BYTES = 64 * 2**30  # what one archive or file may unpack to; unpack larger data sets yourself
 XZ_MEMORY = 128 * 2**20  # bytes; `xz -9` needs 65 MiB to unpack, a forged header asks for 4 GiB
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from convoy.kinds.fingerprints import SIDE
 from stages.ingest.near.description import blur_matrix, interpolation_matrices, pixel_offsets
 
-# The same at half size, as a multiple of MISFIT: 99 % of the copies pass, and of the candidates 6 % of the digits and
-# 38 % of the clothes.
+# Largest misfit at half size, as a multiple of ``pictures.MISFIT``: 99 % of the copies pass, and of the candidates 6 %
+# of the digits and 38 % of the clothes.
 COARSE = 2.5
 LEAST, MOST = (-0.25, -0.25, -0.35, -0.35), (0.25, 0.25, 0.5, 0.5)  # shift and growth per axis, in half sides
 MAX_GAIN = 3.0  # of contrast

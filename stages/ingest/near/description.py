@@ -13,7 +13,6 @@ from threadpoolctl import threadpool_limits
 from convoy.kinds.fingerprints import SIDE
 from convoy.machine.workers import map_ahead, threads
 
-# Pictures. "Copies" are those that benchmarks/duplicates.py plants among 1,069 photos and the same at 32x32.
 MIN_CONTRAST = 2.0  # standard deviation of a thumbnail, in grey levels; below it the rounding to 8 bits shows
 # Detail that does not count. Photos have 0.5 in the median and all have more than this; digits and clothes at 28x28
 # have 0.31, those that are but a bar have less than this: 0.3 % of MNIST, 2.6 % of Fashion-MNIST.
@@ -24,7 +23,7 @@ BLOCK = 512  # pictures described at a time
 
 
 def describe(fingerprints: np.ndarray) -> np.ndarray:
-    """Returns fingerprints, uint8 (n, 1024), and what ``pairs`` computes of each: uint8 (n, DESCRIBED).
+    """Returns fingerprints, uint8 (n, 1024), and what ``pictures.find_pairs`` computes of each: uint8 (n, DESCRIBED).
 
     Stored in this form they are compared with new ones without computing it again.
     """
