@@ -26,8 +26,9 @@ from convoy.errors import ServiceError
 
 FOLDER = Path("data/runs")
 MEASURED = Path("data/train/.cache/measured")  # outside of DVC's outputs, which are equal bytes for equal input
-HURRY = 3.0  # the same, of a stage that was asked to end
+RUN_IDS = Path("data/train/.cache/mlflow")
 WAIT = 20.0  # seconds that a stage which has ended gives the process that ships its last lines
+HURRY = 3.0  # the same, of a stage that was asked to end
 
 
 class Record:
@@ -118,8 +119,6 @@ def run(
     }
     with _written(number, opening | {"anew": anew}) as record:
         record.open()
-        if anew:
-            note(dataset, name.partition("@")[2], number, run_id=None)  # until it is shipped
         yield record
 
 
@@ -137,28 +136,21 @@ def reopened(facts: Mapping[str, Any]) -> Iterator[Record]:
 
 def keep(facts: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
     """Keeps what a training took here - seconds, memory, speed - beside its ``run.json``; see ``measured``."""
-    note(facts["dataset"], facts["model"], record_id(facts), **measured)
+    _write(MEASURED, facts["dataset"], facts["model"], {"record_id": record_id(facts)} | measured)
 
 
-def note(dataset: str, model: str, number: str, **more: Any) -> None:
-    """Adds to what this checkout alone knows of a training: ``data/train/.cache/measured/<dataset>/<model>.json``.
+def keep_run_id(dataset: str, model: str, number: str, run_id: str) -> None:
+    """Keeps MLflow's own id of the last run of a model that was uploaded: ``data/train/.cache/mlflow/<dataset>/``.
 
-    ``record_id`` stands in ``run.json`` too, and ``run_id`` is MLflow's own id of the run, null until it is shipped.
-    MLflow draws it by chance, each store another one, so that it cannot be in an output of DVC.
+    It is in no output of DVC: MLflow draws it by chance, and each store another one.
 
     Args:
         dataset: of the training.
         model: of the training.
-        number: id of its record; what the file says of another one is dropped.
-        more: what to add.
+        number: id of its record, which stands in ``run.json`` too.
+        run_id: MLflow's.
     """
-    file = _measured(dataset, model)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(file.with_suffix(".lock")):  # a training and its shipper both write
-        content, known = {"record_id": number, "run_id": None}, _read(file)
-        if record_id(known) == number:
-            content |= known if "record_id" in known else {**known, "run_id": None}
-        files.write_json(file, content | more, indent=1)
+    _write(RUN_IDS, dataset, model, {"record_id": number, "run_id": run_id})
 
 
 def record_id(facts: Mapping[str, Any]) -> str | None:
@@ -172,18 +164,19 @@ def measured(facts: Mapping[str, Any], checkout: Path = Path()) -> dict[str, Any
     ``seconds``, ``memory`` and ``device_memory`` in MiB, ``examples_per_second`` in training,
     ``validation_examples_per_second``, and when it ``finished``.
     """
-    found = _read(checkout / _measured(facts["dataset"], facts["model"]))
-    if record_id(found) != record_id(facts):
-        return {}
-    return {key: value for key, value in found.items() if key not in ("record_id", "run_id")}
+    file = checkout / MEASURED / facts["dataset"] / f"{facts['model']}.json"
+    with suppress(FileNotFoundError, ValueError):  # the second: a power cut left it empty
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if record_id(found) == record_id(facts):
+            return {key: value for key, value in found.items() if key not in ("record_id", "run_id")}
+    return {}
 
 
-def _measured(dataset: str, model: str) -> Path:
-    return MEASURED / dataset / f"{model}.json"
-
-
-def _read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+def _write(folder: Path, dataset: str, model: str, content: Mapping[str, Any]) -> None:
+    file = folder / dataset / f"{model}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_suffix(".lock")):  # two processes may upload runs of one model
+        files.write_json(file, content, indent=1)
 
 
 def path(number: str) -> Path:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
@@ -17,10 +17,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from convoy.errors import StageError
 from convoy.secrets import redacted_values
 from convoy.tracking import outbox
-
-if TYPE_CHECKING:
-    pass
-from convoy.tracking.shipping import PATCH, SAMPLE_SECONDS, bring_record, recorded, ship
+from convoy.tracking.shipping import PATCH, SAMPLE_SECONDS, recorded, ship, upload_record
 from convoy.tracking.store import GONE, connect, experiment_id, first_line, transferring, warn
 
 
@@ -112,7 +109,7 @@ def reopened(facts: dict[str, Any]) -> Iterator[str]:
         ServiceError: the store cannot be reached, or another process does not get done with the record.
     """
     number = outbox.record_id(facts)
-    bring_record(number)
+    upload_record(number)
     try:
         ship()
     except StageError as error:

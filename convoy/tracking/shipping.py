@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from filelock import FileLock, Timeout
 from mlflow import MlflowClient
@@ -19,9 +19,6 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from convoy import files
 from convoy.errors import ConfigurationError, ServiceError, StageError
 from convoy.tracking import outbox
-
-if TYPE_CHECKING:
-    pass
 from convoy.tracking.store import (
     GONE,
     REFUSED,
@@ -45,7 +42,7 @@ RETRY_SECONDS = 15.0  # between two tries of a store that could not be reached
 SHIPPER_SECONDS = 300.0  # of waiting for another process that uploads the same record
 
 
-def bring_record(number: str) -> None:
+def upload_record(number: str) -> None:
     """Uploads a record, or waits until the process that follows it has.
 
     Raises:
@@ -305,7 +302,7 @@ class _Shipment:
             _upload_or_warn("parameters", lambda: client.log_batch(run_id, params=parameters))
             if line["patch"]:
                 _upload_or_warn("the patch", lambda: client.log_text(run_id, line["patch"], PATCH))
-        outbox.note(line["dataset"], line["name"].partition("@")[2], self._number, run_id=run_id)
+        outbox.keep_run_id(line["dataset"], line["name"].partition("@")[2], self._number, run_id)
         self._state |= {"run": run_id, "open": True, "later": later}  # last: all of it was uploaded, or none counts
 
     def _upload_metrics(self, client: MlflowClient, line: dict[str, Any]) -> None:

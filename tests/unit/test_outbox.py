@@ -247,20 +247,20 @@ def test_what_a_training_took_is_known_where_it_ran(workspace):
     assert outbox.measured(facts | {"record_id": "1" * 32}) == {}  # of another training
 
 
-def known(model="a"):
-    return json.loads((outbox.MEASURED / f"d/{model}.json").read_text())
-
-
 @pytest.mark.slow
-def test_mlflows_own_id_stands_beside_the_records_as_soon_as_it_is_known(workspace, monkeypatch):
-    monkeypatch.setattr(outbox, "Shipper", lambda number, name: SimpleNamespace(wait=lambda seconds: None))
-    with outbox.run("0" * 32, "train@a", "d", {}, {}):
-        assert known() == {"record_id": "0" * 32, "run_id": None}
-    facts = {"model": "a", "dataset": "d", "record_id": "0" * 32}
+def test_mlflows_own_id_stands_beside_the_records_once_it_is_known_and_an_older_record_costs_no_figures(unshipped):
+    def known():
+        return json.loads((outbox.RUN_IDS / "d/a.json").read_text())
+
+    older, newer = unshipped("0"), unshipped("1")
+    facts = {"model": "a", "dataset": "d", "record_id": "1" * 32}
     outbox.keep(facts, {"seconds": 1.5})
-    assert known()["run_id"] is None  # the store was away
+    assert not outbox.RUN_IDS.exists()  # the store was away
+    os.utime(older, (1, 1))
     shipping.ship()
-    assert known() == {"record_id": "0" * 32, "run_id": run_of(facts), "seconds": 1.5}
+    assert not older.exists()
+    assert not newer.exists()
+    assert known() == {"record_id": "1" * 32, "run_id": run_of(facts)}
     assert store.connect().get_run(known()["run_id"]).info.status == "FINISHED"
     assert outbox.measured(facts) == {"seconds": 1.5}
 
@@ -272,8 +272,14 @@ def test_files_of_an_older_convoy_call_the_record_run_id(workspace):
     assert outbox.record_id(facts) == "0" * 32
     assert outbox.measured(facts) == {"seconds": 1.5}
     assert outbox.measured(facts | {"record_id": "0" * 32}) == {"seconds": 1.5}
-    outbox.note("d", "a", "0" * 32, run_id="9")
-    assert known() == {"record_id": "0" * 32, "run_id": "9", "seconds": 1.5}
+
+
+def test_figures_that_a_power_cut_left_empty_are_unknown(workspace):
+    (outbox.MEASURED / "d").mkdir(parents=True)
+    (outbox.MEASURED / "d/a.json").touch()
+    assert outbox.measured({"model": "a", "dataset": "d", "record_id": "0" * 32}) == {}
+    outbox.keep({"model": "a", "dataset": "d", "record_id": "0" * 32}, {"seconds": 1.5})
+    assert outbox.measured({"model": "a", "dataset": "d", "record_id": "0" * 32}) == {"seconds": 1.5}
 
 
 def test_a_line_is_whole_json_and_on_the_disk_before_the_work_goes_on(workspace, monkeypatch):
