@@ -357,7 +357,7 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(ready, capsys):
 def test_progress_foretells_the_time_of_a_long_training_once(capsys, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("stages.train.running.progress.time.monotonic", lambda: now[0])
-    progress = Progress("t", 10, 4000, 100, lambda *_: None, None)
+    progress = Progress("t", 10, 4000, 100, lambda *_: None, [])
     progress.on_train_begin()
     progress.on_epoch_begin(0)
     for step in range(9):  # the first takes 5 s, for the graph, and the others half a second

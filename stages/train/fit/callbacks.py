@@ -1,14 +1,14 @@
 """What happens between the steps and epochs of a training that its weights depend on."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from convoy.errors import DivergedError
-from stages.train.fit.network import all_layers
+from convoy.model.backend import all_layers
 
 
 class EpochSeeds(keras.callbacks.Callback):
@@ -25,6 +25,29 @@ class EpochSeeds(keras.callbacks.Callback):
             if generator is not None:
                 word = np.random.SeedSequence([self._seed, number, epoch]).generate_state(1)[0] >> 1  # 31 bits
                 generator.state.assign(np.array([word, 0]))
+
+
+class History(keras.callbacks.Callback):
+    """Gathers the history, which history.csv holds.
+
+    Args:
+        rows: of the epochs before a resumed training.
+
+    Attributes:
+        rows: one per finished epoch: epoch, loss, accuracy, val_loss, val_accuracy, learning_rate.
+    """
+
+    def __init__(self, rows: Sequence[dict[str, float]] = ()) -> None:
+        super().__init__()
+        self.rows = list(rows)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+        # Sorted so that the numbers of the main output replace the totals over all outputs.
+        main_last = sorted(logs.items(), key=lambda item: "output_" in item[0])
+        found = {key.replace("output_", ""): float(value) for key, value in main_last}
+        row = {"epoch": epoch + 1} | {key: found[key] for key in ("loss", "accuracy", "val_loss", "val_accuracy")}
+        rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
+        self.rows.append(row | {"learning_rate": float(rate)})
 
 
 class StopAtNaN(keras.callbacks.Callback):

@@ -16,7 +16,7 @@ from stages.train.entry import Policy, Train
 from stages.train.fit import network, resident, vectors
 from stages.train.fit.augmentation import before
 from stages.train.fit.batches import make_batches
-from stages.train.fit.callbacks import EpochSeeds, StopAtNaN
+from stages.train.fit.callbacks import EpochSeeds, History, StopAtNaN
 from stages.train.fit.optimisation import compile_model, doubts
 from stages.train.running.checkpointing import Checkpointing
 from stages.train.running.checkpoints import Checkpoints, State
@@ -89,15 +89,15 @@ def fit(
         fed, checks, reorder = _feeds(data, val, input_spec, model, list(loss_weights), entry)
         for doubt in doubts(entry, steps, _longest_statistics(model)):
             print(f"{title}  warning: {doubt}", flush=True)
-        progress = Progress(title, entry.epochs, len(data), steps, log, model.optimizer)
+        history = History(state.rows if state else ())
+        progress = Progress(title, entry.epochs, len(data), steps, log, history.rows)
         # The averaged weights are in the model first: what follows looks at them.
         callbacks = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)] if entry.ema else []
-        callbacks += [EpochSeeds(reorder, entry.seed), StopAtNaN(), progress, *watch]
+        callbacks += [EpochSeeds(reorder, entry.seed), StopAtNaN(), history, progress, *watch]
         stopping = _stopping(entry, len(loss_weights) > 1)
         callbacks += [] if stopping is None else [stopping]
-        keeping = None if checkpoints is None else Checkpointing(checkpoints, state, progress.rows, stopping)
+        keeping = None if checkpoints is None else Checkpointing(checkpoints, state, history.rows, stopping)
         callbacks += [] if keeping is None else [keeping]
-        progress.rows.extend(state.rows if state else ())
         first, last = state.epochs if state else 0, entry.epochs
         try:
             model.fit(
@@ -111,8 +111,8 @@ def fit(
     if policy.precision != "float32":
         served = network.in_float32(served, entry.architecture, data, input_spec, entry.sizes)
     parameters = sum(math.prod(weight.shape) for weight in served.trainable_weights)
-    history, validated = pd.DataFrame(progress.rows), len(val) / progress.validation_seconds
-    return Result(served, history, parameters, progress.examples_per_second, validated)
+    validated = len(val) / progress.validation_seconds
+    return Result(served, pd.DataFrame(history.rows), parameters, progress.examples_per_second, validated)
 
 
 def _networks(data: Shards, input_spec: dict[str, Any], entry: Train) -> tuple[keras.Model, keras.Model]:
@@ -154,7 +154,7 @@ def _feeds(
 
 def _longest_statistics(model: keras.Model) -> float:
     """Returns the largest momentum of batch normalisation; 0 without any."""
-    found = [one.momentum for one in network.all_layers(model) if isinstance(one, keras.layers.BatchNormalization)]
+    found = [one.momentum for one in backend.all_layers(model) if isinstance(one, keras.layers.BatchNormalization)]
     return max(found, default=0.0)
 
 

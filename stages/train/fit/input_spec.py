@@ -8,9 +8,8 @@ import numpy as np
 from convoy.data.shards import Shards
 from convoy.data.vocabulary import Vocabulary
 from convoy.files import read_sealed
-from stages.train.entry import Train
+from stages.train.entry import ARRAYS, Train
 
-ARRAYS = {"images": "image", "volumes": "volume"}  # kind -> array of the shards
 LONGEST = 4096  # tokens that are read of a text where an entry does not say; bounds memory
 
 

@@ -1,7 +1,6 @@
 """The network of an entry: an architecture, built for the data."""
 
 import inspect
-from collections.abc import Iterator
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -62,12 +61,6 @@ def in_float32(
     plain = keras.Model(plain.input, plain.output, name=plain.name)
     plain.set_weights(weights)
     return plain
-
-
-def all_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    """Yields all layers, also those of models within the model."""
-    for layer in model.layers:
-        yield from all_layers(layer) if isinstance(layer, keras.Model) else [layer]
 
 
 def _module(architecture: str) -> ModuleType:

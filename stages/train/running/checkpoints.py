@@ -1,7 +1,7 @@
 """Checkpoints: a training that was killed goes on from the last one, and ends as if nothing had been.
 
 ``data/train/.cache/checkpoints/<dataset>/<model>/<key>/<epochs>-<digest>.npz``: outside of DVC's outputs, which DVC
-deletes before it runs a stage. A checkpoint is one file, which is written under another name, brought to the disk and
+deletes before it runs a stage. A checkpoint is one file, which is written under another name, synced to the disk and
 then renamed: it is whole or not there. Its name has the SHA-256 of its bytes, and the last two are kept, so that a
 damaged one is noticed and the one before is there. The key is of all that the result depends on.
 """
@@ -50,6 +50,7 @@ class State:
 
 
 ARRAYS = ("weights", "optimizer", "best")
+FORMAT = 1  # of a checkpoint; with another one, which older checkpoints do not have, a training starts over
 
 
 class Checkpoints:
@@ -66,7 +67,8 @@ class Checkpoints:
     """
 
     def __init__(self, dataset: str, model: str, depends: Mapping[str, Any]) -> None:
-        digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode()).hexdigest()
+        decides = json.dumps({**depends, "format": FORMAT}, sort_keys=True, default=str)
+        digest = hashlib.sha256(decides.encode()).hexdigest()
         self.facts: Callable[[], dict[str, Any]] = dict
         self._name, self._place = f"train@{model}", FOLDER / dataset / model
         self.key = digest[:32]

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 from rich.progress import TextColumn
@@ -11,14 +11,21 @@ from convoy.machine.progress import make_bar
 
 PLAIN_SECONDS = 20  # between two plain lines within an epoch
 LIVE_SECONDS = 0.1  # between two changes of the live line, which has to wait for the step whose loss it shows
-MEASURED = 2.0  # seconds of steps after which is said how long the training will take
+MEASURED = 2.0  # seconds of steps after which a line tells how long the training will take
 
 
 class Progress(keras.callbacks.Callback):
-    """Epoch, step, loss, accuracy, examples/s and time left; also gathers the history.
+    """Epoch, step, loss, accuracy, examples/s and time left.
+
+    Args:
+        title: of the training.
+        epochs: of the training.
+        examples: of an epoch.
+        steps: of an epoch.
+        log: is given each row of the history, with the speed.
+        rows: of the history; another callback adds that of an epoch before this one looks.
 
     Attributes:
-        rows: one per finished epoch: epoch, loss, accuracy, val_loss, val_accuracy, learning_rate.
         examples_per_second: over all steps but the first, which builds the graph.
         validation_seconds: that the last validation took.
     """
@@ -30,13 +37,12 @@ class Progress(keras.callbacks.Callback):
         examples: int,
         steps: int,
         log: Callable[[dict[str, float], int], None],
-        optimizer: keras.optimizers.Optimizer,
+        rows: Sequence[dict[str, float]],
     ) -> None:
         super().__init__()
-        self.rows: list[dict[str, float]] = []
         self.validation_seconds = 0.0
         self._title, self._epochs, self._examples, self._steps = title, epochs, examples, steps
-        self._log, self._optimizer = log, optimizer
+        self._log, self._rows = log, rows
         self._bar = make_bar(TextColumn("{task.fields[state]}"))
         self._task = self._bar.add_task(title, total=epochs * steps, state="")
         self._busy, self._done = 0.0, 0  # seconds in training steps, and steps, without the first
@@ -83,16 +89,11 @@ class Progress(keras.callbacks.Callback):
         self.validation_seconds += time.monotonic()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        logs = {key.replace("output_", ""): float(value) for key, value in _main_last(logs)}
-        rate = self._optimizer.learning_rate
-        row = {"epoch": epoch + 1}
-        row |= {key: logs[key] for key in ("loss", "accuracy", "val_loss", "val_accuracy")}
-        row |= {"learning_rate": float(keras.ops.convert_to_numpy(rate))}
-        self.rows.append(row)
+        row = self._rows[-1]
         self._log(row | {"examples_per_second": self.examples_per_second}, epoch + 1)
         self._say(
-            f"epoch {epoch + 1}/{self._epochs}  loss {logs['loss']:.4f}  accuracy {logs['accuracy']:.2%}  "
-            f"val {logs['val_accuracy']:.2%}  {self.examples_per_second:,.0f} examples/s  {self._left()} left"
+            f"epoch {epoch + 1}/{self._epochs}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.2%}  "
+            f"val {row['val_accuracy']:.2%}  {self.examples_per_second:,.0f} examples/s  {self._left()} left"
         )
 
     def close(self) -> None:
@@ -125,8 +126,3 @@ class Progress(keras.callbacks.Callback):
     def _say(self, text: str) -> None:
         self._line_at = time.monotonic()
         self._bar.console.print(f"{self._title}  {text}", highlight=False, soft_wrap=True)
-
-
-def _main_last(logs: dict[str, float]) -> list[tuple[str, float]]:
-    """Sorts so that the numbers of the main output replace the totals over all outputs."""
-    return sorted(logs.items(), key=lambda item: "output_" in item[0])

@@ -67,17 +67,7 @@ class Cost:
 
 
 def estimate(data: Shards, input_spec: dict[str, Any], entry: Train, precision: str) -> Cost:
-    """Returns what a training costs.
-
-    Args:
-        data: training examples.
-        input_spec: the content of the model's input.json.
-        entry: of train.
-        precision: of its layers.
-
-    Raises:
-        ConfigurationError: the architecture refuses the data or its sizes.
-    """
+    """Returns what a training costs. The arguments and what is raised are those of ``count.sketched``."""
     with sketched(data, input_spec, entry, precision) as sketch:
         model, texts = sketch.model, sketch.texts
         found = count(model, sketch.largest)

@@ -6,6 +6,8 @@ from typing import Any
 
 import keras
 
+from convoy.data.shards import Shards
+from stages.train.entry import Policy, Train
 from stages.train.fit import fit
 
 
@@ -53,15 +55,21 @@ class Pace(keras.callbacks.Callback):
             self.start, self._busy, self._done = now - self._began, 0.0, 0
 
 
-def measure_pace(steps: int, *given: Any, title: str) -> tuple[float, float | None]:
+def measure_pace(
+    steps: int, data: Shards, val: Shards, input_spec: dict[str, Any], entry: Train, policy: Policy, *, title: str
+) -> tuple[float, float | None]:
     """Returns the seconds of a training before its steps have their speed, and of one step then.
 
     Args:
         steps: that are measured; the training has to have some more.
-        given: the positional arguments of ``fit``.
+        data: training examples; see ``fit`` for the others.
+        val: validation examples.
+        input_spec: the content of the model's input.json.
+        entry: what is trained.
+        policy: how it computes.
         title: what messages call the training.
     """
     meter = Pace(steps)
     with suppress(Enough):
-        fit.fit(*given, title=title, log=lambda row, epoch: None, watch=[meter])
+        fit.fit(data, val, input_spec, entry, policy, title=title, log=lambda row, epoch: None, watch=[meter])
     return meter.start, meter.step
