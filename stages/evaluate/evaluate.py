@@ -1,5 +1,6 @@
 """Scores one model on data it has not seen: -> data/evaluate/<dataset>/<model>."""
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -17,8 +18,9 @@ from stages.evaluate.report import files, report
 def evaluate(model: str, entry: Evaluate) -> None:
     """Reads data/train/<dataset>/<model> and the val and test splits; writes data/evaluate/<dataset>/<model>.
 
-    ``metrics.json``, ``predictions.parquet`` (one row per test example), ``tables/`` and ``plots/`` (see the file of
-    the kind), and ``report.html`` (all of it as a page). All of it also goes to the MLflow run of the training.
+    ``metrics.json``, ``predictions.parquet`` (one row per test example), ``tables/`` and ``plots/`` (see
+    ``evaluators/classification.py`` and ``translation.py``), and ``report.html`` (all of it as a page). All of it also
+    goes to the MLflow run of the training.
 
     ``metrics.json`` has for every kind of data: ``metric``, the name of the main one, say m; m, m_low, m_high (of the
     test, with its 95 % interval), val_m and val_loss (for the choice between models), baseline (m without a model),
@@ -37,6 +39,7 @@ def evaluate(model: str, entry: Evaluate) -> None:
     with outbox.reopened(facts) as run:
         backend.prepare()
         predictor = Predictor.load(trained)
+        shutil.rmtree(target, ignore_errors=True)  # after a failure nothing old passes for a result
         test, val, manifest = Shards(source / "test"), Shards(source / "val"), _manifest(source)
         if predictor.kind.has_classes:
             from stages.evaluate.evaluators import classification

@@ -17,10 +17,11 @@ from keras import layers, ops
 from convoy.data.shards import Shards, spread
 from convoy.errors import ConfigurationError
 from convoy.model import backend
+from convoy.model.backend import all_layers
 from convoy.model.predictor import Predictor
 from convoy.model.scores import SMALLEST
 from stages.evaluate.evaluators import ngrams
-from stages.evaluate.evaluators.graph import feature_maps, inner_layers, is_softmax, nodes_of, values
+from stages.evaluate.evaluators.graph import feature_maps, is_softmax, nodes_of, values
 from stages.evaluate.evaluators.receptive import Seen, receptive_fields
 from stages.evaluate.results import Results
 
@@ -111,7 +112,7 @@ def filters(network: keras.Model) -> np.ndarray:
     Raises:
         ConfigurationError: it has none, or the first reads something else than the colours of a picture.
     """
-    for layer in inner_layers(network):
+    for layer in all_layers(network):
         if isinstance(layer, layers.Conv2D):
             if layer.kernel.shape[2] not in (1, 3):
                 raise ConfigurationError(f"the first convolution, {layer.name}, reads {layer.kernel.shape[2]} channels")
@@ -186,7 +187,7 @@ def _score(network: keras.Model, maps: keras.KerasTensor) -> Callable[[Any], Any
 
 
 def _spread(heat: np.ndarray, sizes: tuple[int, ...], seen: Seen) -> np.ndarray:
-    """Brings feature maps to the size of what they are of: (n, *units) -> (n, *sizes).
+    """Resizes feature maps to what they are computed from: (n, *units) -> (n, *sizes).
 
     Args:
         heat: the maps.

@@ -1,6 +1,5 @@
 """The graph of layers of a network: its nodes, its feature maps and their values."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -8,17 +7,12 @@ import numpy as np
 from keras import layers, ops
 
 from convoy.errors import ConfigurationError
+from convoy.model.backend import all_layers
 
 CONVOLUTIONS = (
     layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.DepthwiseConv1D, layers.DepthwiseConv2D,
     layers.SeparableConv1D, layers.SeparableConv2D,
 )  # fmt: skip
-
-
-def inner_layers(network: keras.Model) -> Iterator[keras.Layer]:
-    """Yields the layers from the input on, for a model in the model those of it."""
-    for layer in network.layers:
-        yield from inner_layers(layer) if isinstance(layer, keras.Model) else [layer]
 
 
 def values(network: keras.Model, tensors: list[keras.KerasTensor], inputs: np.ndarray) -> list[np.ndarray]:
@@ -79,7 +73,7 @@ def feature_maps(network: keras.Model) -> list[tuple[Any, bool]]:
 
 def _convolves(operation: keras.Operation) -> bool:
     if isinstance(operation, keras.Model):
-        return any(isinstance(layer, CONVOLUTIONS) for layer in inner_layers(operation))
+        return any(isinstance(layer, CONVOLUTIONS) for layer in all_layers(operation))
     return isinstance(operation, CONVOLUTIONS)
 
 

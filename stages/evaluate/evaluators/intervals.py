@@ -1,6 +1,6 @@
 """95 % intervals of a classifier's scores for which no closed formula is in a library.
 
-Of scores without any error they are a point, as neither examples drawn anew nor their influence know what was not seen.
+Of scores without any error they are a point, as neither resampled examples nor their influence know what was not seen.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ RESAMPLES = 1000
 def macro_f1(counts: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """Returns the interval of the mean F1 of all classes, by the bootstrap over examples.
 
-    To draw examples anew is to draw the counts of a confusion matrix from a multinomial distribution. Source: Efron
+    To resample examples is to draw the counts of a confusion matrix from a multinomial distribution. Source: Efron
     and Tibshirani 1993, "An Introduction to the Bootstrap", section 13.3 (percentiles).
 
     Args:

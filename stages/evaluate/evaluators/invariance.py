@@ -1,7 +1,7 @@
 """Whether the answer stays when what is shown stands elsewhere: the feature-location invariance of a classifier.
 
 Pictures, and the frames or slices of volumes, move by whole pixels; what comes into view continues the edge, as in
-``augment``: black would draw a new edge into photos, and wrapping around would bring the other side in. Texts move by
+``augment``: black would draw a new edge into photos, and wrapping around would show the other side. Texts move by
 filling, words or characters that no vocabulary has, before and after them. A further change of texts is the order of
 their phrases.
 
@@ -54,7 +54,7 @@ def shifts(sample: Sample) -> tuple[dict[str, float], pd.DataFrame]:
 def consistency(sample: Sample, farthest: int, rng: np.random.Generator) -> float:
     """Returns the share of equal answers at two shifts of each example, drawn evenly up to ``farthest``.
 
-    In pixels, to all sides; of texts in tokens, the first of which are before the text and the rest after it.
+    In pixels, to all sides; of texts in tokens: some before the text and the rest after it.
     """
     n = len(sample.examples)
     if sample.predictor.kind.is_text:

@@ -75,7 +75,7 @@ Seen = tuple[Axis, ...] | Everything | None  # None: nothing of the example
 def receptive_fields(model: keras.Model) -> dict[str, Seen]:
     """Returns what the units of each layer of ``model`` see of its first input, in the order of the graph.
 
-    A layer that is used several times is listed once, as of its last use. Models within the model are entered.
+    A layer that is used several times is listed once, at its last use. Models within the model are entered.
 
     Raises:
         ConfigurationError: a layer of a kind whose windows are not known; the message names it.

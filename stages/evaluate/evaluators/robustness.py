@@ -53,7 +53,7 @@ def blur(pictures: np.ndarray, level: int) -> np.ndarray:
 
 
 def contrast(pictures: np.ndarray, level: int) -> np.ndarray:
-    """Brings all pixels nearer to the mean of their channel."""
+    """Moves all pixels nearer to the mean of their channel."""
     mean = pictures.mean(axis=(-3, -2), keepdims=True, dtype=np.float32)
     return _pixels((pictures - mean) * CONTRAST[level - 1] + mean)
 

@@ -5,7 +5,7 @@ import pandas as pd
 
 from stages.evaluate.evaluators.changed import share
 
-# Columns of the manifest whose product says how large an example was before it was brought to one size; what a kind
+# Columns of the manifest whose product says how large an example was before it was resized; what a kind
 # has. Depth is the number of frames or slices.
 SIZES = {"voxels": ["depth", "height", "width"], "pixels": ["height", "width"], "characters": ["characters"]}
 THIRDS = 3

@@ -164,7 +164,7 @@ def _tiles(metrics: dict[str, Any], facts: dict[str, Any], trained: Path) -> lis
 
 
 def _sections(target: Path, trained: Path) -> list[Section]:
-    """Returns the parts of which there is a plot or a table, in the order of SECTIONS, then all others."""
+    """Returns the parts that have a plot or a table, in the order of SECTIONS, then all others."""
     plots = {file.stem: file for file in sorted(target.glob("plots/*.png"))}
     tables = {file.stem: file for file in sorted(target.glob("tables/*.csv"))} | {"curves": trained / "history.csv"}
     found = []
