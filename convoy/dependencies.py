@@ -14,7 +14,8 @@ import grimp
 from convoy import CODE
 from convoy.checksums import sha256
 
-# Packages and modules that decide whether, where and how fast work is done, or what people are told of it.
+# Packages and modules that decide whether, where and how fast work is done, or what people are told of it. What
+# stages.train.speed chose for a training, and its count of FLOPs, stand in run.json and hold for that model.
 NEUTRAL = (
     "convoy.dependencies", "convoy.doctor", "convoy.errors", "convoy.journal", "convoy.machine", "convoy.params",
     "convoy.repo", "convoy.schema", "convoy.secrets", "convoy.tracking", "stages.train.running", "stages.train.speed",

@@ -1,8 +1,8 @@
 """Writes files and folders so that a reader finds the old one or the new one, never half of one.
 
 A new file is written under another name and then takes its target's place by a rename, which a kill cannot divide.
-Two names on one file system are needed for that, so the new file lies beside its target, as ``<name>.partial``. A kill
-leaves it there, and the next writer overwrites it. Names are fixed, since a random one would pile up after kills, and
+Two names on one file system are needed for that, so the new file lies beside its target, as ``.<name>.partial``. A kill
+leaves it there, and the next writer removes it. Names are fixed, since a random one would pile up after kills, and
 ``tempfile`` would make the file private to its user. So a file has one writer at a time; its readers need no lock.
 
 ``write_sealed`` puts a file's own SHA-256 into it, by which ``read_sealed`` notices any later change.
@@ -34,7 +34,7 @@ def replacement(target: Path, *, folder: Path | None = None) -> Iterator[Path]:
         target: the file to replace; it need not exist.
         folder: where the new file is written, on the file system of ``target``; beside it by default.
     """
-    partial = (folder or target.parent) / f"{target.name}.partial"
+    partial = (folder or target.parent) / f".{target.name}.partial"
     partial.unlink(missing_ok=True)
     try:
         yield partial

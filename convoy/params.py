@@ -22,6 +22,7 @@ from convoy.errors import ConfigurationError
 PARAMS = Path("params.yaml")
 STAGES = ("fetch", "ingest", "augment", "train", "evaluate", "register")
 
+SECTIONS = tuple(stage for stage in STAGES if stage != "evaluate")  # which has none of its own
 TUNE = "tune"  # the section that may be missing: dvc.yaml has no stage of it
 
 NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -48,12 +49,11 @@ def load(path: Path = PARAMS) -> dict[str, dict[str, dict[str, Any]]]:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         hint = "; indent with spaces" if "'\\t'" in str(error.problem) else ""
         raise ConfigurationError(f"{path}, line {line}: {error.problem}{hint}") from error
-    expected = [stage for stage in STAGES if stage != "evaluate"]
-    if not isinstance(sections, dict) or set(sections) - {TUNE} != set(expected):
+    if not isinstance(sections, dict) or set(sections) - {TUNE} != set(SECTIONS):
         found = ", ".join(map(str, sections)) if isinstance(sections, dict) else type(sections).__name__
         raise ConfigurationError(
             f"{path} has the sections {found}. It needs just these, because dvc.yaml iterates over them: "
-            f"{', '.join(expected)} (one without entries: `fetch: {{}}`)."
+            f"{', '.join(SECTIONS)} (one without entries: `fetch: {{}}`)."
         )
     for section, entries in sections.items():
         if not isinstance(entries, dict):
@@ -70,11 +70,11 @@ def load(path: Path = PARAMS) -> dict[str, dict[str, dict[str, Any]]]:
                 raise ConfigurationError(
                     f"{path}, {section}.{name}: {entry!r} is not a mapping of keys to values (none: {{}})."
                 )
-    return {stage: sections[stage] for stage in expected} | {TUNE: sections.get(TUNE, {})}
+    return {stage: sections[stage] for stage in SECTIONS} | {TUNE: sections.get(TUNE, {})}
 
 
 def read(stage: str, name: str, path: Path = PARAMS) -> dict[str, Any]:
-    """Returns the keyword arguments of one stage run, e.g. ``read("train", "lenet5")``.
+    """Returns the entry of one stage run, as it is written, e.g. ``read("train", "lenet5")``.
 
     Raises:
         ConfigurationError: there is no such stage, or no such entry in its section.
@@ -82,10 +82,15 @@ def read(stage: str, name: str, path: Path = PARAMS) -> dict[str, Any]:
     if stage not in STAGES:
         raise ConfigurationError(f"unknown stage {stage!r}. Stages: {', '.join(STAGES)}.")
     sections = load(path)
-    section = sections["train" if stage == "evaluate" else stage]
+    section = sections[section_of(stage)]
     if name not in section:
         raise ConfigurationError(f"{path} has no {stage} entry {name!r}. Entries: {', '.join(section) or 'none'}.")
     return {"dataset": section[name].get("dataset")} if stage == "evaluate" else section[name]
+
+
+def section_of(stage: str) -> str:
+    """Returns the section whose entries a stage runs for."""
+    return "train" if stage == "evaluate" else stage
 
 
 def models(dataset: str, path: Path = PARAMS) -> list[str]:

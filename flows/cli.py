@@ -61,7 +61,7 @@ def _stages(_: Any) -> Iterable[str]:
     sections = params.load()
     for stage in params.STAGES:
         yield stage
-        yield from (f"{stage}@{name}" for name in sections["train" if stage == "evaluate" else stage])
+        yield from (f"{stage}@{name}" for name in sections[params.section_of(stage)])
 
 
 def _word(name: str, help: str, completer: Callable[[Any], Iterable[str]] | None = None) -> Parameter:  # noqa: A002

@@ -1,6 +1,6 @@
 """Runs one stage: ``python -m stages train lenet5``, as dvc.yaml calls it.
 
-Beside the stages it knows what processes of convoy start by themselves: ``trial`` (``flows/tune/tune.py``), ``pace``
+Beside the stages it knows what processes of convoy start by themselves: ``trial`` (``flows/tune/trials.py``), ``pace``
 (``stages/train/speed/policy.py``) and ``ship ID NAME`` (``convoy/tracking/outbox.py``). People type ``convoy``, see
 ``flows/cli.py``.
 """
@@ -30,7 +30,6 @@ from convoy import command, journal, params
 from convoy.errors import ConfigurationError, InputRefusedError, StageError
 from convoy.machine import interrupt, orphans, room
 from convoy.repo import lockfile
-from stages.check import prepare
 
 
 def main(*words: str) -> int:
@@ -74,7 +73,7 @@ def run(stage: str, name: str) -> None:
     given = params.read(stage, name)
     if stage in ("train", "evaluate"):
         import_module("convoy.model.backend")  # imports Keras first, quietly
-    entry = prepare(stage, name, given)
+    entry = _prepare(stage, name, given)
     function = getattr(import_module(f"stages.{stage}.{stage}"), stage)
     started, status = time.time(), 1
     try:
@@ -95,12 +94,17 @@ def run(stage: str, name: str) -> None:
         journal.add(ended)
 
 
+def _prepare(stage: str, name: str, given: dict[str, Any]) -> Any:
+    # Imported here: its library takes 0.3 s, which the process that uploads a run has no use for.
+    return import_module("stages.check").prepare(stage, name, given)
+
+
 def training(command: str, name: str, *others: Any) -> None:
     """Does something else than a stage with a training of params.yaml, which keeps no model."""
     given = params.read("train", name)
     import_module("convoy.model.backend")  # imports Keras first, quietly
     module = import_module("stages.train.train" if command == "trial" else "stages.train.speed.commands")
-    getattr(module, command)(name, prepare("train", name, given), *others)
+    getattr(module, command)(name, _prepare("train", name, given), *others)
 
 
 def cost(names: Sequence[str]) -> None:
@@ -109,8 +113,8 @@ def cost(names: Sequence[str]) -> None:
     plan = import_module("stages.train.speed.commands").plan
     for name in names:
         try:
-            with redirect_stdout(sys.stderr):  # for what is said while texts are read
-                found = plan(name, prepare("train", name, params.read("train", name)))
+            with redirect_stdout(sys.stderr):  # reading texts prints a line
+                found = plan(name, _prepare("train", name, params.read("train", name)))
         except InputRefusedError:
             found = {"unknown": "its data is not there yet"}
         except StageError as error:

@@ -21,7 +21,7 @@ def check() -> None:
     """Checks every entry of params.yaml against its stage, without running any, and what else keeps stages from it.
 
     Raises:
-        BusyError: another process brings stages of this checkout up to date.
+        BusyError: another process runs stages of this checkout.
         IntegrityError: dvc.lock is not whole.
         ConfigurationError: names the first entry that is wrong, and what is allowed there; or a library.
     """
@@ -34,7 +34,7 @@ def check() -> None:
     lockfile.mend()
     for file in outbox.aside():
         print(
-            f"warning: {file} is a record that MLflow did not take; name it back and run ship, or remove it",
+            f"warning: {file} is a record that MLflow did not take; name it back and run convoy ship, or remove it",
             file=sys.stderr,
         )
     if relocation.is_used():
@@ -84,8 +84,7 @@ def json_schema() -> dict[str, Any]:
     """Returns the JSON schema of params.yaml, by which editors complete and check its keys."""
     from pydantic.json_schema import models_json_schema  # likewise
 
-    stages = [stage for stage in params.STAGES if stage != "evaluate"]  # which has no section
-    classes = {stage: _class(stage) for stage in (*stages, params.TUNE)}
+    classes = {stage: _class(stage) for stage in (*params.SECTIONS, params.TUNE)}
     entries, shared = models_json_schema([(one, "validation") for one in classes.values()])
     sections = {
         stage: {
@@ -101,7 +100,7 @@ def json_schema() -> dict[str, Any]:
         "title": "params.yaml",
         "type": "object",
         "properties": sections,
-        "required": stages,
+        "required": list(params.SECTIONS),
         "additionalProperties": False,
         **shared,
     }

@@ -75,7 +75,7 @@ def rebuild(name: str) -> None:
     """Trains a version once more, in a scratch folder, from the commit and the data it came from; compares the model.
 
     Args:
-        name: as of ``trace``.
+        name: see ``trace``.
 
     Raises:
         ConfigurationError: its commit or its data are nowhere to be found.
@@ -270,7 +270,7 @@ def _training(run: dict[str, Any], tags: dict[str, str]) -> list[str]:
 
 
 def _differences(known: dict[str, str]) -> list[str]:
-    """Returns what of a training's surroundings is otherwise here."""
+    """Returns how a training's surroundings differ from those here."""
     found = []
     for key, value in known.items():
         if key.startswith("libraries."):

@@ -116,7 +116,7 @@ class Search:
         dataset: that it learns.
         objective: column of the history that says how good a trial is.
         ranges: name of a value, as ``learning_rate``, ``sizes.maps.0``, ``augment.shift`` -> where to look for it.
-        own: name -> the value that the entry has, or its architecture's or function's default.
+        own: name -> the value that the entry has, or its architecture's or class's default.
         places: name -> where it stands in params.yaml; the elements of a list have one place.
         train: the entry.
         augment: that of the data set.

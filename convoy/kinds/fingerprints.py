@@ -1,4 +1,4 @@
-"""Fingerprints of examples, by which near duplicates are found (``duplicates.py``).
+"""Fingerprints of examples, by which near duplicates are found (``stages/ingest/near``).
 
 They are apart from the search because they are computed in the workers, which start faster without SciPy.
 """

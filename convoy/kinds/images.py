@@ -1,14 +1,13 @@
 """Pictures: how one is read, and what is stored of it."""
 
 import io
-from collections.abc import Mapping
-from typing import Any
+from functools import partial
 
 import numpy as np
 from PIL import Image
 
 from convoy.kinds import pictures
-from convoy.kinds.base import Example, Kind, Raw, prepare_file
+from convoy.kinds.base import Example, Kind, prepare_file
 from convoy.kinds.fingerprints import SIDE, fingerprint
 
 
@@ -49,11 +48,6 @@ def decode(
     return Example(content, {"image": pictures.to_array(stored)}, facts, thumbnail)
 
 
-def prepare(raw: Raw, takes: Mapping[str, Any]) -> np.ndarray:
-    """Returns what ingest would store of the file ``raw``; see ``base.prepare_file``."""
-    return prepare_file("images", raw, takes)
-
-
 def pack(stored: np.ndarray) -> bytes:
     """Returns a stored picture, (height, width, channels), as a PNG."""
     packed = io.BytesIO()
@@ -66,7 +60,7 @@ KIND = Kind(
     noun="picture",
     arrays=("image",),
     decode=decode,
-    prepare=prepare,
+    prepare=partial(prepare_file, "images"),
     pack=pack,
     axes=2,
     sent="binary",

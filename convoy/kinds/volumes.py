@@ -2,15 +2,15 @@
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 from PIL import Image
 
 from convoy.errors import InputRefusedError
 from convoy.kinds import arrays, pictures
-from convoy.kinds.base import Example, Kind, Raw, prepare_file
+from convoy.kinds.base import Example, Kind, prepare_file
 
 VOXELS = 2**29  # of one volume; bounds the time and memory that a small file full of frames can take
 LEAST = 2**14  # voxels that a frame counts for at least
@@ -92,11 +92,6 @@ def _to_depth(frames: np.ndarray, depth: int, fit: str) -> np.ndarray:
     return np.asarray(lines.resize((lines.width, depth), Image.Resampling.BILINEAR)).reshape(depth, *frames.shape[1:])
 
 
-def prepare(raw: Raw, takes: Mapping[str, Any]) -> np.ndarray:
-    """Returns what ingest would store of the files ``raw``; see ``base.prepare_file``."""
-    return prepare_file("volumes", raw, takes)
-
-
 def pack(stored: np.ndarray) -> bytes:
     """Returns a stored volume, (depth, height, width, channels), as an .npy file."""
     packed = io.BytesIO()
@@ -109,7 +104,7 @@ KIND = Kind(
     noun="volume",
     arrays=("volume",),
     decode=decode,
-    prepare=prepare,
+    prepare=partial(prepare_file, "volumes"),
     pack=pack,
     axes=3,
     sent="binary",

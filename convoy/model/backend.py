@@ -312,6 +312,12 @@ def peak_memory() -> int | None:
     return tf.config.experimental.get_memory_info("GPU:0")["peak"]
 
 
+def all_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """Yields all layers from the input on; for a model within the model, those of it."""
+    for layer in model.layers:
+        yield from all_layers(layer) if isinstance(layer, keras.Model) else [layer]
+
+
 def gradient(function: Callable[[Any], Any], at: Any) -> np.ndarray:
     """Returns the derivative of ``function`` with respect to its argument, of the shape of ``at``.
 

@@ -1,4 +1,4 @@
-"""Reads the graph of dvc.yaml from DVC. The only door to its Python API; these parts of it are not documented.
+"""Reads the graph of dvc.yaml from DVC, by parts of its Python API that are not documented.
 
 ``tests/unit/test_graph.py`` compares it with what ``dvc dag`` prints.
 """
@@ -12,9 +12,8 @@ from dvc.dependency.param import ParamsDependency
 from dvc.utils.serialize import load_yaml, modify_yaml
 
 from convoy.errors import ConfigurationError
+from convoy.repo.lockfile import LOCK
 from convoy.repo.objects import open_repo
-
-LOCK = "dvc.lock"
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def read(targets: Sequence[str] = ()) -> dict[str, Node]:
     """Returns every stage by its name, each behind those that it needs.
 
     Args:
-        targets: names of stages, or of all of a kind (``train``); only these and what they need. None: all.
+        targets: names of stages, or of all of a kind (``train``); only these and what they need. Empty: all.
 
     Raises:
         ConfigurationError: DVC cannot read the graph, or a target is not in it.
@@ -130,7 +129,7 @@ def parameters() -> list[str]:
 def entries(names: Sequence[str]) -> dict[str, dict]:
     """Returns what dvc.lock says of the stages that it knows."""
     with open_repo() as repo:
-        known = load_yaml(str(Path(repo.root_dir, LOCK))) if Path(LOCK).exists() else {}
+        known = load_yaml(str(Path(repo.root_dir, LOCK))) if LOCK.exists() else {}
     return {name: entry for name, entry in known.get("stages", {}).items() if name in names}
 
 

@@ -24,6 +24,7 @@ from dvc_objects.fs.local import LocalFileSystem
 
 from convoy.errors import ConfigurationError, ServiceError
 from convoy.machine.progress import track
+from convoy.machine.room import cores
 from convoy.secrets import redacted
 
 SHOWN = 20  # damages in one message; the rest is counted
@@ -42,7 +43,7 @@ class Output:
     pushed: bool
     files: dict[str, HashInfo] | None  # of a file: itself; of a folder: its listing, None where that is nowhere whole
 
-    @property
+    @cached_property
     def objects(self) -> dict[HashInfo, list[str]]:
         """The objects that it consists of, each with the paths it stands for."""
         objects = {self.info: [self.path]}
@@ -182,7 +183,7 @@ def open_shared(remote: str | None) -> Iterator[tuple[Store, Store, list[Output]
 
 def cache_of(repo: Repo) -> Store:
     """Returns DVC's cache of a checkout."""
-    return Store("cache", repo.cache.local, repo.cache.legacy, os.cpu_count() or 1)
+    return Store("cache", repo.cache.local, repo.cache.legacy, cores())
 
 
 def remote_of(repo: Repo, name: str | None, *, needed: bool = False) -> Store | None:

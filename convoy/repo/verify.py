@@ -19,6 +19,7 @@ from dvc_data.hashfile.hash_info import HashInfo
 
 from convoy.errors import IntegrityError, ServiceError
 from convoy.machine.progress import track
+from convoy.machine.room import cores
 from convoy.repo.objects import (
     MISSING,
     Output,
@@ -149,7 +150,7 @@ def _check_workspace(repo: Repo, outputs: list[Output], bad: dict[HashInfo, str]
         wanted |= {path: (info, output) for path, info in output.files.items()}
         for path in files_of(repo, output.path):
             wanted.setdefault(path, (None, output))
-    with threads(os.cpu_count() or 1) as pool:
+    with threads(cores()) as pool:
         tasks = ((path, info) for path, (info, _) in wanted.items())
         for path, problem in track(pool.map(lambda task: altered(*task), tasks), "workspace", "files", len(wanted)):
             if problem:

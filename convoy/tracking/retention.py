@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import mlflow
 from mlflow import MlflowClient
@@ -15,9 +15,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from convoy.errors import ServiceError
-
-if TYPE_CHECKING:
-    pass
 from convoy.tracking.shipping import RECORD
 from convoy.tracking.store import GONE, connect, experiment_id, local_uri, uri
 

@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import mlflow
 from filelock import FileLock
@@ -18,14 +17,10 @@ from mlflow.exceptions import MlflowException, RestException
 from mlflow.utils.rest_utils import http_request
 from sqlalchemy.exc import SQLAlchemyError
 
-from convoy import CODE, files
+from convoy import CODE, PACKAGES, files
 from convoy.errors import ConfigurationError, ServiceError, StageError
 from convoy.secrets import mask_in, masked
 from convoy.tracking import relocation
-
-if TYPE_CHECKING:
-    pass
-
 
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # its pages are those of trainings, not of chats
 # Of requests to a server; MLflow's own defaults are minutes for each.
@@ -86,13 +81,11 @@ def explained(error: Exception) -> StageError | None:
         return refusal(error) or ServiceError(
             f"{place()} cannot be used now: {first_line(error)}. What was trained is kept; run again when it can."
         )
-    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    frames = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
     theirs = Path(mlflow.__file__).parent
-    if not uri().startswith("http") or not any(file.is_relative_to(theirs) for file in files):
+    if not uri().startswith("http") or not any(file.is_relative_to(theirs) for file in frames):
         return None
-    if any(
-        files[-1].is_relative_to(CODE / package) for package in ("convoy", "stages", "flows")
-    ):  # a defect in what MLflow calls
+    if any(frames[-1].is_relative_to(CODE / package) for package in PACKAGES):  # a defect in what MLflow calls
         return None
     if isinstance(error, OSError):  # as requests has it, of a proxy of files
         return ServiceError(f"{place()} cannot be used now: {first_line(error)}. Run again when it can.")

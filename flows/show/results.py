@@ -49,7 +49,7 @@ def show(since: int | None, targets: Sequence[str] = ()) -> None:
                 )
     if since is not None:
         sections = params.load()
-        stages = sum(len(sections["train" if stage == "evaluate" else stage]) for stage in params.STAGES)
+        stages = sum(len(sections[params.section_of(stage)]) for stage in params.STAGES)
         if ran:
             console.print(
                 f"{len(ran)} of {stages} stages ran, in {time.time() - since:.0f} s: {', '.join(ran)}.",

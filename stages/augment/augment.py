@@ -46,7 +46,7 @@ def augment(dataset: str, entry: Augment) -> None:
 
     Raises:
         ConfigurationError: an option is for another kind of data; ``flip`` names a class that the data set does not
-            have; ``turn`` an axis of which the two others differ; voxels are to ``shift`` by a part of one; there
+            have; ``turn`` an axis whose two others differ; voxels are to ``shift`` by a part of one; there
             cannot be so many ``subwords``.
     """
     copies, seed, flip = entry.copies, entry.seed, entry.flip

@@ -1,4 +1,4 @@
-"""Random numbers for many examples at once, of which each example's depend on nothing but its own key.
+"""Random numbers for many examples at once. Those of an example depend on nothing but its own key.
 
 So a changed copy is the same whichever examples stand beside it, and adding one example changes no other.
 """

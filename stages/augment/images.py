@@ -22,7 +22,7 @@ def change(pictures: np.ndarray, rng: Draws, **options: Any) -> np.ndarray:
     Args:
         pictures: uint8.
         rng: source of the changes.
-        options: OPTIONS, as of ``augment``; but flip says of each picture whether it may be mirrored, shape (n,).
+        options: OPTIONS, see ``augment``; but flip says of each picture whether it may be mirrored, shape (n,).
     """
     grid = identity(*pictures.shape[:3])
     grid = elastic(grid, options["elastic"], options["smoothness"], rng)

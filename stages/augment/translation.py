@@ -1,4 +1,4 @@
-"""Changes of sentence pairs: as of texts, in the source; the target stays, so that it remains its translation."""
+"""Changes of sentence pairs: those of texts, in the source. The target stays, so it remains its translation."""
 
 from stages.augment.text import OPTIONS, SIZED, change
 

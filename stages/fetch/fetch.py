@@ -42,7 +42,7 @@ def fetch(dataset: str, entry: Fetch) -> None:
     entry.check_source(f"fetch.{dataset}", dataset)
     target = Path("data/raw", dataset)
     former: dict[str, str] = {}
-    with suppress(InputRefusedError):  # a damaged list of ours is made anew
+    with suppress(InputRefusedError):  # a damaged list of ours is made again
         former = checksums.read(target)
     folders: set[str] = set()
     with _staging(dataset) as staging:
@@ -104,7 +104,7 @@ def _make(sample: str, folder: Path) -> dict[str, tuple[Path, str]]:
 def _install(
     target: Path, files: Mapping[str, tuple[Path | None, str]], folders: Collection[str], former: Mapping[str, str]
 ) -> int:
-    """Brings ``target`` to hold just these files and folders, and their list.
+    """Makes ``target`` hold just these files and folders, and their list.
 
     Args:
         target: data/raw/<dataset>.

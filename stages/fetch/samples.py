@@ -122,7 +122,7 @@ def clips(target: Path) -> None:
     """Writes 1,797 clips of 8 frames, 16x16 pixels, ``left/0042.npy``: a digit that moves in one of six ways.
 
     It starts anywhere and comes in again where it goes out, so no single frame tells how it moves. Source of the
-    digits: as of ``digits``.
+    digits: see ``digits``.
     """
     rng = np.random.default_rng(0)
     for number, (picture, _) in enumerate(_handwritten()):

@@ -96,10 +96,10 @@ async def _ask(session: aiohttp.ClientSession, url: str, part: Part) -> aiohttp.
 
 
 async def _follow(session: aiohttp.ClientSession, url: str, headers: dict[str, str]) -> aiohttp.ClientResponse:
-    """Returns the answer after all redirects, each of which is checked."""
+    """Returns the answer after all redirects; each of them is checked."""
     address = url
     for _ in range(HOPS + 1):
-        # An address is not quoted anew if it need not be: it may be signed as it is.
+        # An address is not quoted again if it need not be: it may be signed as it is.
         quoted = URL(address, encoded=address.isascii() and " " not in address)
         response = await session.get(quoted, headers=headers, allow_redirects=False)
         if response.status not in (301, 302, 303, 307, 308):

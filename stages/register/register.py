@@ -253,7 +253,7 @@ def answered(metric: str, expected: np.ndarray, answers: np.ndarray) -> gate.Ans
 
 
 def slices(predictions: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Returns the parts of the test examples on which a challenger may not fall behind; of ``evaluate.slices``."""
+    """Returns the parts of the test examples on which a challenger may not fall behind; evaluate's ``slices.py``."""
     return {
         f"{column.removeprefix(scores.PART)} {value}": (values == value).to_numpy()
         for column, values in predictions.items()

@@ -212,7 +212,7 @@ def test_a_served_model_refuses_what_a_reader_raises_with_the_reason(pictures, m
     raising(monkeypatch, [file], TypeError("Cannot handle this data type"))
     takes = {"kind": "images", "array": "image", "size": (12, 12), "mode": "grey", "fit": "stretch"}
     with pytest.raises(InputRefusedError, match=r"cannot be decoded \(TypeError\): Cannot handle this data type"):
-        images.prepare(file.read_bytes(), takes)
+        images.KIND.prepare(file.read_bytes(), takes)
 
 
 def test_split_folders_of_the_raw_data_are_kept_and_val_comes_out_of_train(pictures):

@@ -32,7 +32,7 @@ def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 def test_what_a_kill_left_is_overwritten(tmp_path):
-    (tmp_path / "a.partial").write_text("much longer than what comes now")
+    (tmp_path / ".a.partial").write_text("much longer than what comes now")
     files.write(tmp_path / "a", "new")
     assert (tmp_path / "a").read_text() == "new"
     assert names(tmp_path) == ["a"]
